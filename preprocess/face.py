@@ -1,0 +1,180 @@
+"""Face geometry: how a photo is read, rotated upright and cropped.
+
+Every face in the project, in preparation, training, testing and the demo, passes through
+`load_photo`, `crop_face` and `resize_face`. Coordinates are xyxy pixels, 0-based, x2 and y2
+exclusive; an `aligned_bbox` lies in the rotated, expanded canvas that
+`PIL.Image.rotate(roll_deg, expand=True)` makes of the photo.
+"""
+
+import math
+
+import numpy as np
+from PIL import Image, ImageOps
+
+EXIF_ORIENTATION = 0x0112
+CROP_RESAMPLING = Image.Resampling.BICUBIC  # the original scripts' rotation filter
+RESIZE_RESAMPLING = Image.Resampling.BICUBIC  # antialiased when shrinking
+
+
+def load_photo(source):
+    """Read an image file as upright RGB.
+
+    Args:
+        source: path or binary file object of anything PIL reads; of an animation, the first
+            frame. 16-bit grayscale is scaled to 8 bits, transparency is laid on black.
+    Returns:
+        PIL.Image in mode RGB, EXIF orientation applied.
+    Raises:
+        OSError: the file is missing, is no image, or is truncated.
+    """
+    try:
+        with Image.open(source) as photo:
+            photo.load()
+            return to_rgb(ImageOps.exif_transpose(photo))
+    except (SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
+        raise OSError(f"cannot read image: {error}") from error
+
+
+def to_rgb(photo):
+    """PIL.Image of any mode to mode RGB, 8 bits a channel, transparency on black."""
+    if photo.mode.startswith("I;16") or photo.mode == "I":
+        return Image.fromarray((np.asarray(photo, np.float32) / 257).round().clip(0, 255)
+                               .astype(np.uint8)).convert("RGB")
+    if photo.mode in ("RGBA", "LA", "PA") or "transparency" in photo.info:
+        photo = photo.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", photo.size, (0, 0, 0, 255)),
+                                     photo).convert("RGB")
+    return photo.convert("RGB")
+
+
+def has_exif_rotation(path):
+    """Whether the file's EXIF orientation turns or mirrors it (True) or leaves it (False)."""
+    with Image.open(path) as photo:
+        return photo.getexif().get(EXIF_ORIENTATION, 1) not in (0, 1)
+
+
+def roll_from_landmarks(landmarks):
+    """Angle of the line between the eyes.
+
+    Args:
+        landmarks: (5, 2) xy, or (2, 2): image-left eye first, image-right eye second.
+    Returns:
+        roll_deg in (-180, 180], positive when the image-right eye is lower;
+        `PIL.Image.rotate(roll_deg)` levels the eyes.
+    """
+    (left_x, left_y), (right_x, right_y) = landmarks[0], landmarks[1]
+    return math.degrees(math.atan2(right_y - left_y, right_x - left_x))
+
+
+def rotation_to_canvas(size, roll_deg):
+    """The map that PIL.Image.rotate(roll_deg, expand=True) applies.
+
+    Args:
+        size: (width, height) of the photo.
+        roll_deg: degrees, counter-clockwise.
+    Returns:
+        canvas_size: (width, height) of the rotated, expanded canvas.
+        inverse: (2, 3) float64, canvas xy to photo xy.
+    """
+    width, height = size
+    radians = -math.radians(roll_deg % 360)
+    # PIL rounds to 15 digits so that right angles are exact.
+    cos, sin = round(math.cos(radians), 15), round(math.sin(radians), 15)
+    linear = np.array([[cos, sin], [-sin, cos]])
+    centre = np.array([width / 2, height / 2])
+    corners = np.array([[0, 0], [width, 0], [width, height], [0, height]], dtype=float)
+    # As PIL does, the extent is measured with the inverse map: the two are mirror images.
+    turned = (corners - centre) @ linear.T + centre
+    canvas_w, canvas_h = (np.ceil(turned.max(0)) - np.floor(turned.min(0))).astype(int)
+    if roll_deg % 180 == 0:
+        canvas_w, canvas_h = width, height
+    elif roll_deg % 90 == 0:
+        canvas_w, canvas_h = height, width
+    offset = centre - linear @ np.array([canvas_w / 2, canvas_h / 2])
+    return (int(canvas_w), int(canvas_h)), np.column_stack([linear, offset])
+
+
+def rotate_photo(photo, roll_deg):
+    """The whole photo (PIL.Image) turned upright: the canvas in which aligned boxes lie."""
+    return photo.rotate(roll_deg, expand=True, resample=CROP_RESAMPLING)
+
+
+def expand_bbox(bbox, margin_ratio):
+    """Add margin_ratio of the box's width and height on each of its sides.
+
+    Args:
+        bbox: x1, y1, x2, y2 in pixels.
+        margin_ratio: share of the box, 0 leaves it.
+    Returns:
+        (x1, y1, x2, y2) floats; may overhang the image.
+    """
+    x1, y1, x2, y2 = (float(value) for value in bbox)
+    margin_x, margin_y = (x2 - x1) * margin_ratio, (y2 - y1) * margin_ratio
+    return x1 - margin_x, y1 - margin_y, x2 + margin_x, y2 + margin_y
+
+
+def crop_face(photo, aligned_bbox, roll_deg, margin_ratio):
+    """Cut a face out of the rotated photo without rotating the whole of it.
+
+    The pixels are those of `photo.rotate(roll_deg, expand=True, resample=BICUBIC).crop(box)`,
+    the crop of the original two-pass scripts, at a cost that depends on the box alone.
+
+    Args:
+        photo: PIL.Image, RGB, upright (see load_photo).
+        aligned_bbox: x1, y1, x2, y2 in the rotated, expanded canvas.
+        roll_deg: degrees, see roll_from_landmarks.
+        margin_ratio: share of the box's width and height added on each side.
+    Returns:
+        PIL.Image at the photo's resolution; what overhangs the photo is black.
+    Raises:
+        ValueError: the box is empty once rounded to pixels.
+    """
+    x1, y1, x2, y2 = (round(v) for v in expand_bbox(aligned_bbox, margin_ratio))
+    if x2 <= x1 or y2 <= y1:
+        raise ValueError(f"empty face box {tuple(aligned_bbox)}")
+    if roll_deg % 90 == 0:
+        return rotate_photo(photo, roll_deg).crop((x1, y1, x2, y2))  # a transpose: exact
+    _, inverse = rotation_to_canvas(photo.size, roll_deg)
+    inverse[:, 2] += inverse[:, :2] @ (x1, y1)
+    return photo.transform((x2 - x1, y2 - y1), Image.Transform.AFFINE,
+                           tuple(inverse.ravel()), resample=CROP_RESAMPLING)
+
+
+def resize_face(crop, size):
+    """Square (size, size, 3) uint8 RGB array of a crop, stretched as the original scripts do."""
+    return np.asarray(crop.resize((size, size), RESIZE_RESAMPLING))
+
+
+def canvas_bbox(bbox, size, roll_deg):
+    """Axis-aligned box in the rotated, expanded canvas around a box given in the photo.
+
+    Args:
+        bbox: x1, y1, x2, y2 in the photo.
+        size: (width, height) of the photo.
+        roll_deg: degrees, see roll_from_landmarks.
+    Returns:
+        (4,) float64 aligned_bbox that encloses the turned box.
+    """
+    _, inverse = rotation_to_canvas(size, roll_deg)
+    # The inverse of a rotation is its transpose, so right-multiplying by the map turns back.
+    turned = (_corners(bbox) - inverse[:, 2]) @ inverse[:, :2]
+    return np.concatenate([turned.min(0), turned.max(0)])
+
+
+def photo_quad(aligned_bbox, size, roll_deg):
+    """Corners of an aligned box in the photo's own pixels.
+
+    Args:
+        aligned_bbox: x1, y1, x2, y2 in the rotated, expanded canvas.
+        size: (width, height) of the photo.
+        roll_deg: degrees, see roll_from_landmarks.
+    Returns:
+        (4, 2) float64 xy, clockwise from the face's top left.
+    """
+    _, inverse = rotation_to_canvas(size, roll_deg)
+    return _corners(aligned_bbox) @ inverse[:, :2].T + inverse[:, 2]
+
+
+def _corners(bbox):
+    x1, y1, x2, y2 = (float(value) for value in bbox)
+    return np.array([[x1, y1], [x2, y1], [x2, y2], [x1, y2]])
