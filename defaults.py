@@ -4,7 +4,9 @@ Anything here can be changed after the flags of train.py (`TRAIN.LR 0.01 MODEL.A
 or in a recipe (`--cfg configs/NAME.yaml`); test.py and demo.py read it from the checkpoint.
 """
 
+import contextlib
 import difflib
+import sys
 from pathlib import Path
 
 import yaml
@@ -179,10 +181,8 @@ def _assign(cfg, key, value):
     default = _C[section][name]
     if isinstance(default, float) and isinstance(value, (int, str)) \
             and not isinstance(value, bool):
-        try:
+        with contextlib.suppress(ValueError):
             value = float(value)  # YAML reads 1 as an int and 1e-3 as a string
-        except ValueError:
-            pass
     if isinstance(default, str) and value is False:
         value = "off"  # YAML 1.1 reads a bare off as false
     if isinstance(default, str) and value is None:
@@ -224,3 +224,19 @@ def _checked(cfg):
 def age_bins(cfg):
     """(K,) list of the bins' ages in years, DATA.AGE_MIN..DATA.AGE_MAX."""
     return list(range(cfg.DATA.AGE_MIN, cfg.DATA.AGE_MAX + 1))
+
+
+def run_main(main):
+    """Run a script's main(): bad input ends in one line on stderr and exit code 2.
+
+    Raises:
+        SystemExit: 2 after ValueError or OSError, 130 after Ctrl-C, else main's return value.
+    """
+    try:
+        sys.exit(main())
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("\ninterrupted", file=sys.stderr)
+        sys.exit(130)
