@@ -6,7 +6,6 @@ or in a recipe (`--cfg configs/NAME.yaml`); test.py and demo.py read it from the
 
 import contextlib
 import difflib
-import sys
 from pathlib import Path
 
 import yaml
@@ -224,19 +223,3 @@ def _checked(cfg):
 def age_bins(cfg):
     """(K,) list of the bins' ages in years, DATA.AGE_MIN..DATA.AGE_MAX."""
     return list(range(cfg.DATA.AGE_MIN, cfg.DATA.AGE_MAX + 1))
-
-
-def run_main(main):
-    """Run a script's main(): bad input ends in one line on stderr and exit code 2.
-
-    Raises:
-        SystemExit: 2 after ValueError or OSError, 130 after Ctrl-C, else main's return value.
-    """
-    try:
-        sys.exit(main())
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        print("\ninterrupted", file=sys.stderr)
-        sys.exit(130)
