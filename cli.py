@@ -1,9 +1,12 @@
 """What the command lines of all scripts share: errors, the device, the trailing overrides."""
 
 import argparse
+import re
 import sys
 
 import torch
+
+CONFIG_KEY = re.compile(r"[A-Z]+\.[A-Z0-9_]+")
 
 
 def run_main(main):
@@ -41,18 +44,31 @@ def choose_device(name):
 
 
 def parse_with_overrides(parser, argv=None):
-    """Parse flags and KEY VALUE overrides in any order.
+    """Parse flags and KEY VALUE overrides (`TRAIN.LR 0.1`) in any order.
 
-    A flag after the overrides works, and an unknown one is refused by name: with
-    argparse.REMAINDER it would be swallowed into the overrides.
+    The pairs are taken out first, by the look of their keys: argparse.REMAINDER would swallow
+    a flag that follows them, and a flag with several values would swallow them.
 
     Returns:
         argparse.Namespace with the overrides as the flat list `opts`.
     """
-    parser.add_argument("opts", nargs="*", metavar="KEY VALUE", default=[],
-                        help="config overrides, for example TRAIN.LR 0.01; the keys, with units "
-                             "and choices, are in defaults.py")
-    return parser.parse_intermixed_args(argv)
+    parser.usage = parser.format_usage().removeprefix("usage: ").rstrip() + " [KEY VALUE ...]"
+    parser.epilog = "\n\n".join(filter(None, [
+        parser.epilog, "KEY VALUE: config overrides, for example TRAIN.LR 0.01; the keys, with "
+                       "units, choices and defaults, are in defaults.py."]))
+    flags, opts = [], []
+    tokens = iter(sys.argv[1:] if argv is None else argv)
+    for token in tokens:
+        if CONFIG_KEY.fullmatch(token):
+            value = next(tokens, None)
+            if value is None or value.startswith("--"):
+                parser.error(f"override '{token}' has no value; write {token} VALUE")
+            opts += [token, value]
+        else:
+            flags.append(token)
+    args = parser.parse_args(flags)
+    args.opts = opts
+    return args
 
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter,
