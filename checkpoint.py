@@ -1,0 +1,75 @@
+"""Checkpoints: tensors and plain Python values in one file, read without running any code."""
+
+import os
+import pickle
+import subprocess
+from pathlib import Path
+
+import torch
+
+VERSION = 1
+REQUIRED = ("version", "cfg", "model")
+
+
+def save_checkpoint(path, checkpoint):
+    """Write a checkpoint under a temporary name, then move it into place.
+
+    Args:
+        path: target file; its folder exists.
+        checkpoint: dict of tensors and plain Python values: `cfg` (YAML text), `model` (state
+            dict of the unwrapped model), and as far as they exist `commit`, `epochs_done`,
+            `best`, `metrics`, `optimizer`, `scheduler`, `scaler`, `ema`, `random_state`,
+            `temperature`.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        torch.save({"version": VERSION, **checkpoint}, temporary)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def load_checkpoint(path):
+    """Read a checkpoint of this project.
+
+    Args:
+        path: file written by save_checkpoint.
+    Returns:
+        dict, tensors on the CPU.
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: another kind of file, a truncated one, one that would run code when
+            unpickled, or a newer version.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"checkpoint '{path}' not found; train.py writes best.pth and "
+                                "last.pth into its --checkpoint folder")
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise ValueError(f"checkpoint '{path}' refused: not a file of plain tensors and values, "
+                         "so loading it could run code; use one written by train.py") from error
+    except (RuntimeError, EOFError, KeyError, ValueError) as error:
+        raise ValueError(f"'{path}' is not a checkpoint, or is truncated; use a .pth file "
+                         "written by train.py") from error
+    if not isinstance(checkpoint, dict) or any(key not in checkpoint for key in REQUIRED):
+        raise ValueError(f"'{path}' is not a checkpoint of this project (it lacks one of "
+                         f"{', '.join(REQUIRED)}); use a .pth file written by train.py")
+    if checkpoint["version"] > VERSION:
+        raise ValueError(f"checkpoint '{path}' has version {checkpoint['version']}, this code "
+                         f"reads up to {VERSION}; update the code")
+    return checkpoint
+
+
+def current_commit():
+    """Short hash of the code's git commit, '+' appended where files differ; else 'unknown'."""
+    def git(*words):
+        return subprocess.run(["git", *words], cwd=Path(__file__).parent, check=True, text=True,
+                              capture_output=True).stdout.strip()
+
+    try:
+        return git("rev-parse", "--short", "HEAD") + ("+" if git("status", "--porcelain",
+                                                                 "-uno") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"

@@ -1,0 +1,166 @@
+"""From a label to a target distribution, from a predicted distribution to a loss and an age.
+
+A label is an age, an age with the spread of its votes, a histogram of votes, or an interval of
+whole years; all of them train together. A criterion is a function
+`(log_probs, labels, age_bins, cfg) -> {part: (B,) per-face values}`; the entries of LOSSES are
+all there is to add for a new one.
+"""
+
+import torch
+
+TINY = 1e-30  # keeps a logarithm finite where float32 underflows to zero
+
+
+def gaussian_target(ages, age_bins, sigma):
+    """Discretised Gaussian label distribution, normalised over the bins (DLDL, Gao et al. 2017).
+
+    Normalised by its own sum, so that at ages 0 and 100 no mass is lost beyond the last bin.
+
+    Args:
+        ages: (B,) years, need not be whole.
+        age_bins: (K,) years.
+        sigma: years, a float or (B,).
+    Returns:
+        (B, K) float32, rows sum to 1.
+    """
+    sigma = torch.as_tensor(sigma, dtype=torch.float32, device=ages.device).reshape(-1, 1)
+    distance = (age_bins.float() - ages.float()[:, None]) / sigma
+    return torch.softmax(-0.5 * distance.square(), dim=1)  # (B, K); softmax cannot underflow to 0/0
+
+
+def interval_membership(age_min, age_max, age_bins, sigma):
+    """How much each bin belongs to an interval of whole years, edges softened by sigma.
+
+    The interval covers [age_min - 0.5, age_max + 0.5); its indicator is convolved with a
+    Gaussian. An end at the first or last bin is open, so it is not softened.
+
+    Args:
+        age_min, age_max: (B,) years, both inclusive.
+        age_bins: (K,) years.
+        sigma: years.
+    Returns:
+        (B, K) float32 in [0, 1].
+    """
+    bins = age_bins.float()[None, :]
+    above = torch.special.ndtr((bins - age_min.float()[:, None] + 0.5) / sigma)
+    below = torch.special.ndtr((age_max.float()[:, None] + 0.5 - bins) / sigma)
+    above = torch.where(age_min[:, None] <= age_bins[0], 1.0, above)
+    below = torch.where(age_max[:, None] >= age_bins[-1], 1.0, below)
+    return (above + below - 1).clamp(min=0)
+
+
+def expected_age(logits, age_bins):
+    """Mean of the predicted age distribution (DEX, Rothe et al., IJCV 2018).
+
+    Args:
+        logits: (B, K) float, unnormalised (or log-probabilities).
+        age_bins: (K,) years, increasing.
+    Returns:
+        (B,) years, within [age_bins[0], age_bins[-1]].
+    Raises:
+        ValueError: K differs between the two.
+    """
+    if logits.shape[1] != len(age_bins):
+        raise ValueError(f"{logits.shape[1]} logits for {len(age_bins)} age bins")
+    probs = logits.float().softmax(dim=1)  # (B, K); fp16 steps are 0.06 years near 100
+    return probs @ age_bins.to(probs)  # (B,)
+
+
+def label_distribution(labels, age_bins, cfg):
+    """The target distribution of faces with an exact age, by LOSS.LABEL.
+
+    Args:
+        labels: dict of (B,) tensors, see dataset.FaceDataset; `votes` is (B, K) or absent.
+        age_bins: (K,) years.
+        cfg: the config; LOSS.LABEL, LOSS.STD_FLOOR and TRAIN.AGE_STDDEV are read.
+    Returns:
+        (B, K) float32, rows sum to 1. A face without votes or spread gets the Gaussian of
+        TRAIN.AGE_STDDEV.
+    """
+    sigma = torch.full_like(labels["age"], cfg.TRAIN.AGE_STDDEV)
+    if cfg.LOSS.LABEL == "vote_std":
+        known = labels["age_std"].isfinite()
+        sigma = torch.where(known, labels["age_std"].clamp(min=cfg.LOSS.STD_FLOOR), sigma)
+    target = gaussian_target(labels["age"], age_bins, sigma)
+    if cfg.LOSS.LABEL == "votes" and "votes" in labels:
+        total = labels["votes"].sum(dim=1, keepdim=True)
+        target = torch.where(total > 0, labels["votes"] / total.clamp(min=TINY), target)
+    return target
+
+
+def kl(log_probs, labels, age_bins, cfg):
+    """KL divergence from the label distribution, or minus the log of the mass in the interval."""
+    target = label_distribution(labels, age_bins, cfg)
+    divergence = (torch.xlogy(target, target) - target * log_probs).sum(dim=1)  # (B,)
+    return {"kl": _or_interval(divergence, log_probs, labels, age_bins, cfg)}
+
+
+def kl_l1(log_probs, labels, age_bins, cfg):
+    """KL plus lambda times |expectation - age| (DLDL-v2, Gao et al., IJCAI 2018, eq. 8)."""
+    ages = expected_age(log_probs, age_bins)
+    return kl(log_probs, labels, age_bins, cfg) | {
+        "l1": cfg.LOSS.L1_WEIGHT * interval_distance(ages, labels)}
+
+
+def ce(log_probs, labels, age_bins, cfg):
+    """Cross-entropy with the nearest age bin as the class (DEX, Rothe et al., IJCV 2018)."""
+    return {"ce": _or_interval(_cross_entropy(log_probs, labels, age_bins), log_probs, labels,
+                               age_bins, cfg)}
+
+
+def mean_variance(log_probs, labels, age_bins, cfg):
+    """Cross-entropy, squared error of the mean and variance (Pan et al., CVPR 2018, eq. 7)."""
+    probs, bins = log_probs.exp(), age_bins.to(log_probs)
+    ages = probs @ bins
+    variance = (probs * (bins - ages[:, None]).square()).sum(dim=1)
+    return ce(log_probs, labels, age_bins, cfg) | {
+        "mean": cfg.LOSS.MEAN_WEIGHT * 0.5 * interval_distance(ages, labels).square(),
+        "variance": cfg.LOSS.VARIANCE_WEIGHT * variance}
+
+
+LOSSES = {"kl": kl, "kl_l1": kl_l1, "ce": ce, "mean_variance": mean_variance}
+
+
+def build_criterion(cfg, age_bins):
+    """The loss of LOSS.NAME.
+
+    Args:
+        cfg: the config.
+        age_bins: (K,) tensor of years on the model's device.
+    Returns:
+        Function (logits (B, K), labels) -> {"loss": (B,), part: (B,), ...}; the parts add up to
+        the loss. Faces with an interval count LOSS.INTERVAL_WEIGHT times.
+    """
+    loss = LOSSES[cfg.LOSS.NAME]
+
+    def criterion(logits, labels):
+        log_probs = logits.float().log_softmax(dim=1)
+        parts = loss(log_probs, labels, age_bins, cfg)
+        weight = torch.where(is_interval(labels), cfg.LOSS.INTERVAL_WEIGHT, 1.0)
+        parts = {name: weight * part for name, part in parts.items()}
+        return {"loss": sum(parts.values()), **parts}
+
+    return criterion
+
+
+def is_interval(labels):
+    """(B,) bool: True where only an interval of ages is known."""
+    return labels["age_max"] > labels["age_min"]
+
+
+def interval_distance(ages, labels):
+    """(B,) years from the age to the label: |error|, or the way to the interval, 0 inside."""
+    return (labels["age_min"] - ages).clamp(min=0) + (ages - labels["age_max"]).clamp(min=0)
+
+
+def _or_interval(exact, log_probs, labels, age_bins, cfg):
+    """The exact-age loss, replaced where only an interval is known by -log of its soft mass."""
+    member = interval_membership(labels["age_min"], labels["age_max"], age_bins,
+                                 cfg.TRAIN.AGE_STDDEV)
+    log_mass = torch.logsumexp(log_probs + member.clamp(min=TINY).log(), dim=1)
+    return torch.where(is_interval(labels), -log_mass, exact)
+
+
+def _cross_entropy(log_probs, labels, age_bins):
+    nearest = (labels["age"][:, None] - age_bins.float()).abs().argmin(dim=1)  # (B,)
+    return -log_probs.gather(1, nearest[:, None]).squeeze(1)
