@@ -1,11 +1,22 @@
 """How good ages and age distributions are: plain numpy functions, each with unit and source.
 
-An error is predicted minus true age, in years. A label that is a whole number `a` stands for
-the bin [a - 0.5, a + 0.5): the scale is that of the labels the model was trained on, whether
-those are completed years or rounded ones, and no half year is added or taken away.
+An error is predicted minus true age, in years. Ages are on the scale of the labels: most data
+sets give whole numbers, some of them completed years (a face labelled 17 is 17.0 to 17.99 years
+old), some rounded ones, and a model learns whichever it was shown, so nothing is added or taken
+away. On that scale the bin of age `a` is [a - 0.5, a + 0.5); a label belongs to the bin it rounds
+to, a label beyond the first or last bin to that bin, and a distribution spreads each bin's
+probability evenly over it. Bins are consecutive whole years.
 """
 
+import warnings
+
 import numpy as np
+
+PROB_FLOOR = 1e-12  # least probability whose logarithm is taken
+TEMPERATURES = (0.05, 20.0)  # range searched for the calibration temperature
+NORMAL_975 = 1.959964  # 97.5% quantile of the standard normal
+
+# ---- Errors of predicted ages
 
 
 def mae(ages, pred_ages):
@@ -60,10 +71,10 @@ def epsilon_error(pred_ages, means, stds, std_floor):
         std_floor: years, > 0; smaller stds are raised to it, since at std 0 the formula has
             no value.
     """
-    return float(epsilon_errors(pred_ages, means, stds, std_floor).mean())
+    return float(each_epsilon_error(pred_ages, means, stds, std_floor).mean())
 
 
-def epsilon_errors(pred_ages, means, stds, std_floor):
+def each_epsilon_error(pred_ages, means, stds, std_floor):
     """(B,) epsilon-error of each image (see epsilon_error)."""
     if not std_floor > 0:
         raise ValueError(f"std_floor must be positive, got {std_floor}")
@@ -83,7 +94,7 @@ def interval_accuracy(pred_ages, age_min, age_max, last_age=np.inf):
         last_age: the last age bin; an interval that ends there has no upper end
             ("more than 70").
     """
-    return 100 * float((_interval_distances(pred_ages, age_min, age_max, last_age) == 0).mean())
+    return 100 * float((each_interval_distance(pred_ages, age_min, age_max, last_age) == 0).mean())
 
 
 def interval_distance(pred_ages, age_min, age_max, last_age=np.inf):
@@ -92,16 +103,446 @@ def interval_distance(pred_ages, age_min, age_max, last_age=np.inf):
     The interval is [age_min - 0.5, age_max + 0.5), whose ages round into it, so that the
     distance is zero exactly where interval_accuracy counts a hit (see there).
     """
-    return float(_interval_distances(pred_ages, age_min, age_max, last_age).mean())
+    return float(each_interval_distance(pred_ages, age_min, age_max, last_age).mean())
 
 
-def _interval_distances(pred_ages, age_min, age_max, last_age):
+def each_interval_distance(pred_ages, age_min, age_max, last_age=np.inf):
+    """(B,) years from each predicted age to its interval (see interval_distance)."""
     pred_ages = _filled(pred_ages, "predicted ages")
     low = _same_length(age_min, pred_ages, "age_min") - 0.5
     high = _same_length(age_max, pred_ages, "age_max") + 0.5
     high = np.where(high > last_age, np.inf, high)
     above = np.where(pred_ages >= high, np.nextafter(pred_ages - high, np.inf), 0)  # high is out
     return np.where(pred_ages < low, low - pred_ages, above)
+
+
+# ---- Predicted distributions
+
+
+def distribution_mean(probs, age_bins):
+    """(B,) expectation of each distribution in years (as losses.expected_age)."""
+    probs, age_bins = _distributions(probs, age_bins)
+    return probs @ age_bins
+
+
+def distribution_std(probs, age_bins):
+    """(B,) standard deviation of each distribution in years, >= 0."""
+    probs, age_bins = _distributions(probs, age_bins)
+    squares = probs @ np.square(age_bins) - np.square(probs @ age_bins)
+    return np.sqrt(np.maximum(squares, 0))  # rounding leaves a one-hot slightly below 0
+
+
+def distribution_median(probs, age_bins):
+    """(B,) age at which the interpolated CDF reaches one half (as losses.median_age)."""
+    return quantile(probs, age_bins, 0.5)
+
+
+def quantile(probs, age_bins, level):
+    """(B,) age in years at which the CDF reaches a level, linear within each bin.
+
+    Args:
+        probs: (B, K), rows sum to 1.
+        age_bins: (K,) consecutive whole years.
+        level: in [0, 1].
+    Returns:
+        (B,) years in [age_bins[0] - 0.5, age_bins[-1] + 0.5].
+    """
+    probs, age_bins = _distributions(probs, age_bins)
+    cdf = np.cumsum(probs, axis=1)  # (B, K), at the upper edge of each bin
+    level = np.clip(level * cdf[:, -1], 0, cdf[:, -1])
+    k = np.minimum((cdf < level[:, None]).sum(axis=1), len(age_bins) - 1)
+    rows = np.arange(len(probs))
+    mass = probs[rows, k]
+    share = (level - (cdf[rows, k] - mass)) / np.where(mass > 0, mass, 1)
+    return age_bins[k] - 0.5 + np.clip(share, 0, 1)
+
+
+def central_interval(probs, age_bins, q):
+    """Ages between which the central share q of each distribution lies.
+
+    From the (1 - q)/2 to the (1 + q)/2 quantile, moved inside [age_bins[0], age_bins[-1]].
+
+    Args:
+        probs: (B, K), rows sum to 1.
+        age_bins: (K,) consecutive whole years.
+        q: share in (0, 1), 0.8 for the 80% interval.
+    Returns:
+        (low, high): (B,) years each, not rounded, low <= median <= high.
+    """
+    if not 0 < q < 1:
+        raise ValueError(f"the share of a central interval must lie in 0..1, got {q}")
+    ends = [quantile(probs, age_bins, level) for level in ((1 - q) / 2, (1 + q) / 2)]
+    return tuple(np.clip(end, age_bins[0], age_bins[-1]) for end in ends)
+
+
+def mass_above(probs, age_bins, threshold):
+    """(B,) predicted probability of being at least `threshold` years old, in [0, 1].
+
+    The sum over the bins of that age and above: whole-number labels say whether a birthday
+    has been reached.
+    """
+    probs, age_bins = _distributions(probs, age_bins)
+    return np.clip(probs[:, age_bins >= threshold].sum(axis=1), 0, 1)
+
+
+def nll(probs, ages, age_bins):
+    """Negative log-likelihood, mean -log(probability of the label's bin), in nats, >= 0.
+
+    The logarithmic score (Good, 1952; Gneiting and Raftery, JASA 2007, section 4.1); one bin is
+    one year, so this is the density's as well. Probabilities are raised to PROB_FLOOR.
+    """
+    return float(each_nll(probs, ages, age_bins).mean())
+
+
+def each_nll(probs, ages, age_bins):
+    """(B,) negative log-likelihood of each label in nats (see nll)."""
+    probs, age_bins = _distributions(probs, age_bins)
+    observed = probs[np.arange(len(probs)), label_bins(ages, age_bins)]
+    return -np.log(np.maximum(observed, PROB_FLOOR))
+
+
+def crps(probs, ages, age_bins):
+    """Continuous ranked probability score in years, >= 0, 0 for all mass on the label.
+
+    Mean of E|X - y| - E|X - X'|/2 with X, X' drawn from the prediction as point masses at the
+    bins (Gneiting and Raftery, JASA 2007, eq. 21), the Brier score summed over all thresholds.
+    A prediction without spread scores its absolute error, so it compares with the MAE.
+    """
+    return float(each_crps(probs, ages, age_bins).mean())
+
+
+def each_crps(probs, ages, age_bins):
+    """(B,) continuous ranked probability score of each label in years (see crps)."""
+    probs, age_bins = _distributions(probs, age_bins)
+    ages = _per_row(ages, probs)
+    distance = (probs * np.abs(age_bins - ages[:, None])).sum(axis=1)
+    cdf = np.cumsum(probs, axis=1)
+    return distance - (cdf * (1 - cdf)).sum(axis=1)  # E|X - X'|/2 on bins one year apart
+
+
+def coverage(probs, ages, age_bins, q):
+    """Percent of labels inside the central interval of share q; 100 q where it is true.
+
+    A whole-year label leaves open where in its bin the age is, so that it counts by the share of
+    its bin's probability inside the interval: the expected coverage under the randomised
+    probability integral transform (Smith, 1985; Czado, Gneiting and Held, Biometrics 2009).
+    A count of whole labels between whole-year ends would exceed q for a perfect model, the
+    more so the sharper it is.
+    """
+    return 100 * float(each_coverage(probs, ages, age_bins, q).mean())
+
+
+def each_coverage(probs, ages, age_bins, q):
+    """(B,) share of each label's bin, in [0, 1], inside the central interval (see coverage)."""
+    low, high = pit_bounds(probs, ages, age_bins)
+    return _share_below(low, high, (1 + q) / 2) - _share_below(low, high, (1 - q) / 2)
+
+
+def pit_bounds(probs, ages, age_bins):
+    """The CDF at the lower and upper edge of each label's bin: (B,) and (B,) in [0, 1]."""
+    probs, age_bins = _distributions(probs, age_bins)
+    cdf = np.cumsum(probs, axis=1)
+    cdf = np.pad(cdf / cdf[:, -1:], ((0, 0), (1, 0)))  # (B, K + 1), 0 to 1
+    rows, k = np.arange(len(probs)), label_bins(ages, age_bins)
+    return cdf[rows, k], cdf[rows, k + 1]
+
+
+def pit_histogram(probs, ages, age_bins, num_bars=20):
+    """(num_bars,) shares of the probability integral transform, sum 1; flat when calibrated.
+
+    Each label is spread over its bin's stretch of the CDF: the non-randomised histogram of
+    Czado, Gneiting and Held, Biometrics 2009, eq. 2. A U says too narrow, a hump too wide, a
+    slope biased.
+    """
+    low, high = pit_bounds(probs, ages, age_bins)
+    return np.diff([_share_below(low, high, u).mean() for u in np.linspace(0, 1, num_bars + 1)])
+
+
+def label_bins(ages, age_bins):
+    """(B,) index of the bin each age rounds to, half a year up, ends beyond included."""
+    nearest = np.floor(np.asarray(ages, dtype=np.float64) + 0.5) - age_bins[0]
+    return np.clip(nearest, 0, len(age_bins) - 1).astype(int)
+
+
+def _share_below(low, high, level):
+    """(B,) share of each stretch [low, high] below a level; an empty one is its point."""
+    width = high - low
+    share = np.clip((level - low) / np.where(width > 0, width, 1), 0, 1)
+    point = np.where((level >= low) & (level > 0), 1.0, 0.0)
+    return np.where(width > 0, share, point)
+
+
+# ---- Calibration
+
+
+def fit_temperature(log_probs, ages, age_bins):
+    """Temperature T that makes softmax(log_probs / T) most likely (Guo et al., ICML 2017).
+
+    Minimises the NLL, which is convex in 1/T, by bisecting its slope. T > 1 widens
+    distributions that are too sure. Fit it on images that are not measured on afterwards.
+
+    Args:
+        log_probs: (B, K) logits or log-probabilities of the faces with an exact age.
+        ages: (B,) years.
+        age_bins: (K,) consecutive whole years.
+    Returns:
+        T, float within TEMPERATURES.
+    """
+    log_probs = np.asarray(log_probs, dtype=np.float64)
+    _distributions(log_probs, age_bins)
+    observed = log_probs[np.arange(len(log_probs)), label_bins(_per_row(ages, log_probs), age_bins)]
+
+    def slope(temperature):  # of the NLL in 1/T; falls as T grows
+        probs = _softmax(log_probs / temperature)
+        return ((probs * log_probs).sum(axis=1) - observed).mean()
+
+    low, high = np.log(TEMPERATURES)
+    for _ in range(30):  # to a relative 1e-8
+        middle = (low + high) / 2
+        low, high = (middle, high) if slope(np.exp(middle)) > 0 else (low, middle)
+    return float(np.exp((low + high) / 2))
+
+
+def apply_temperature(probs, temperature):
+    """(B, K) softmax(log(probs) / T): the distributions at temperature T, rows sum to 1.
+
+    The same as dividing the logits by T; T and then 1/T gives probs back.
+    """
+    if not temperature > 0:
+        raise ValueError(f"a temperature must be positive, got {temperature}")
+    return _softmax(np.log(np.maximum(probs, np.finfo(np.float32).tiny)) / temperature)
+
+
+def _softmax(logits):
+    exps = np.exp(logits - logits.max(axis=1, keepdims=True))
+    return exps / exps.sum(axis=1, keepdims=True)
+
+
+# ---- Refusing the uncertain, passing the old enough
+
+
+def risk_coverage(abs_errors, uncertainty):
+    """MAE of the most certain images, as more of them are taken in.
+
+    El-Yaniv and Wiener, JMLR 2010, with the absolute error as the risk. Equally uncertain images
+    enter in no order: each counts with the mean of them all.
+
+    Args:
+        abs_errors: (B,) years.
+        uncertainty: (B,) any scale, larger: refused earlier.
+    Returns:
+        coverage: (B,) shares 1/B .. 1 of the images kept.
+        risk: (B,) their MAE in years; the last is the MAE of all.
+    """
+    order, ties = _certain_first(uncertainty)
+    return (np.arange(1, len(order) + 1) / len(order),
+            _risks(np.ones((1, len(order))), np.asarray(abs_errors)[order], ties)[0])
+
+
+def aurc(abs_errors, uncertainty):
+    """Area under the risk-coverage curve in years (Geifman, Uziel and El-Yaniv, ICLR 2019).
+
+    The mean MAE over all shares kept: equal to the MAE where the uncertainty says nothing,
+    below it where it points at the errors.
+    """
+    return float(risk_coverage(abs_errors, uncertainty)[1].mean())
+
+
+def threshold_errors(is_adult, scores, cutoffs):
+    """How often a rule "let pass when score >= cutoff" errs on either side of an age threshold.
+
+    The two error rates of age verification (NIST IR 8525, 2024). With a safety margin m the score
+    is the predicted age and the cutoff threshold + m ("Challenge 25" is 18 + 7), or the score
+    is the probability of being old enough (see mass_above) and the cutoff how sure to be.
+
+    Args:
+        is_adult: (B,) bool, true age at or above the threshold.
+        scores: (B,).
+        cutoffs: (C,).
+    Returns:
+        minors_passed: (C,) percent of those below the threshold whose score reaches the cutoff.
+        adults_refused: (C,) percent of the others whose score does not. NaN on an empty side.
+    """
+    is_adult, scores = np.asarray(is_adult, dtype=bool), np.asarray(scores, dtype=np.float64)
+    passed = [100 * (1 - np.searchsorted(side, cutoffs, side="left") / len(side)) if len(side)
+              else np.full(len(cutoffs), np.nan)
+              for side in (np.sort(scores[~is_adult]), np.sort(scores[is_adult]))]
+    return passed[0], 100 - passed[1]
+
+
+def share_interval(hits, subjects=None):
+    """95% Wilson interval of a share in percent, also where nothing or everything hits.
+
+    Wilson, JASA 1927. Images of one subject are not independent: the number of images is divided
+    by the design effect (Kish, 1965), or is the number of subjects where the share is 0 or 1.
+
+    Args:
+        hits: (B,) bool.
+        subjects: (B,) whole numbers, equal for one person, or None.
+    Returns:
+        (value, low, high) in percent.
+    """
+    hits = np.asarray(hits, dtype=np.float64)
+    n, share = len(_filled(hits, "decisions")), hits.mean()
+    if subjects is not None:
+        n = _effective_number(hits, share, subjects)
+    z2 = NORMAL_975 ** 2
+    middle = (share + z2 / (2 * n)) / (1 + z2 / n)
+    half = np.sqrt(z2 * share * (1 - share) / n + (z2 / (2 * n)) ** 2) / (1 + z2 / n)
+    return 100 * share, 100 * max(middle - half, 0), 100 * min(middle + half, 1)
+
+
+def _effective_number(hits, share, subjects):
+    _, subjects = np.unique(subjects, return_inverse=True)
+    surplus = np.bincount(subjects, hits - share)  # (S,) hits above expectation a subject
+    if share in (0, 1) or len(surplus) < 2:
+        return len(surplus)
+    variance = np.square(surplus).sum() * len(surplus) / (len(surplus) - 1)
+    return min(len(hits), len(hits) * share * (1 - share) * len(hits) / variance)
+
+
+# ---- Bootstrap
+
+
+def resampled_counts(num_images, samples, subjects=None, seed=0):
+    """How often each image is drawn in each bootstrap sample (Efron, 1979), block by block.
+
+    The same seed draws the same images, which pairs the samples of two models. With subjects,
+    whole persons are drawn (the cluster bootstrap; Davison and Hinkley, 1997, section 3.8).
+
+    Args:
+        num_images: B.
+        samples: number of bootstrap samples R.
+        subjects: (B,) whole numbers, equal for one person, or None.
+    Yields:
+        (r, B) float counts, r adding up to R.
+    """
+    rng = np.random.default_rng(seed)
+    units = num_images
+    if subjects is not None:
+        names, subjects = np.unique(subjects, return_inverse=True)
+        units = len(names)
+    block = max(1, 2 ** 23 // max(num_images, 1))  # 64 MB of counts at a time
+    for start in range(0, samples, block):
+        counts = np.stack([np.bincount(rng.integers(0, units, units), minlength=units)
+                           for _ in range(min(block, samples - start))]).astype(np.float64)
+        yield counts if subjects is None else counts[:, subjects]
+
+
+def bootstrap_means(values, groups, samples=1000, subjects=None, seed=0):
+    """Group means of per-image values in each bootstrap sample, all by matrix products.
+
+    Args:
+        values: (B, M) per-image contributions, NaN where an image has none.
+        groups: list of G index arrays into the images.
+        samples: number of bootstrap samples R.
+        subjects, seed: see resampled_counts.
+    Returns:
+        (R, G, M); NaN where a sample drew no image of the group with that value.
+    """
+    values = np.asarray(values, dtype=np.float64)
+    known = np.isfinite(values)
+    filled = np.where(known, values, 0)
+    blocks = []
+    for counts in resampled_counts(len(values), samples, subjects, seed):
+        sums = np.stack([counts[:, idx] @ filled[idx] for idx in groups], axis=1)
+        numbers = np.stack([counts[:, idx] @ known[idx] for idx in groups], axis=1)
+        blocks.append(np.divide(sums, numbers, where=numbers > 0,
+                                out=np.full(sums.shape, np.nan)))
+    return np.concatenate(blocks)
+
+
+def bootstrap_aurc(abs_errors, uncertainty, samples=1000, subjects=None, seed=0):
+    """(R,) area under the risk-coverage curve in each bootstrap sample (see aurc)."""
+    order, ties = _certain_first(uncertainty)
+    abs_errors = np.asarray(abs_errors, dtype=np.float64)[order]
+    areas = []
+    for counts in resampled_counts(len(order), samples, subjects, seed):
+        counts = counts[:, order]
+        areas.append((counts * _risks(counts, abs_errors, ties)).sum(axis=1) / counts.sum(axis=1))
+    return np.concatenate(areas)
+
+
+def percentile_interval(replicates):
+    """95% percentile interval over the first axis (Efron, 1981): low and high.
+
+    Samples without a value (NaN) are left out; with none at all both ends are NaN.
+    """
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "All-NaN slice encountered")
+        return tuple(np.nanpercentile(replicates, [2.5, 97.5], axis=0))
+
+
+def difference_p_value(replicates):
+    """Two-sided bootstrap p-value of "no difference" from replicates of a difference.
+
+    Twice the smaller share of samples on either side of zero, at least 1/(R + 1): the level at
+    which a percentile interval just touches zero.
+    """
+    replicates = np.asarray(replicates)
+    tail = min((replicates <= 0).sum(), (replicates >= 0).sum())
+    return float(min(1.0, 2 * (tail + 1) / (len(replicates) + 1)))
+
+
+def largest_gap(values, replicates):
+    """The largest difference between any two groups, and how often chance alone makes it.
+
+    Some two of many groups always differ. Each group's bootstrap samples, moved to a common mean,
+    show how wide the widest gap is when nothing differs (Hall and Wilson, Biometrics 1991).
+
+    Args:
+        values: (G,) a mean for each group, G >= 2.
+        replicates: (R, G) its bootstrap samples.
+    Returns:
+        dict of `highest` and `lowest` (indices), `value` (their gap), `low`, `high` (its 95%
+        interval) and `p_value` (share of samples without differences that show such a gap).
+    """
+    values, replicates = np.asarray(values), np.asarray(replicates)
+    highest, lowest = int(np.argmax(values)), int(np.argmin(values))
+    gap = float(values[highest] - values[lowest])
+    low, high = percentile_interval(replicates[:, highest] - replicates[:, lowest])
+    noise = np.nanmax(replicates - values, axis=1) - np.nanmin(replicates - values, axis=1)
+    return {"highest": highest, "lowest": lowest, "value": gap, "low": float(low),
+            "high": float(high), "p_value": float((1 + (noise >= gap).sum()) / (1 + len(noise)))}
+
+
+# ---- Helpers
+
+
+def _certain_first(uncertainty):
+    """Order by rising uncertainty, and for each place the number of its tied stretch or None."""
+    uncertainty = _filled(uncertainty, "uncertainties")
+    order = np.argsort(uncertainty, kind="stable")
+    ties = np.cumsum(np.diff(uncertainty[order], prepend=uncertainty[order[0]]) > 0)
+    return order, ties if ties[-1] < len(ties) - 1 else None
+
+
+def _risks(counts, abs_errors, ties):
+    """(R, B) mean error up to each place, counts (R, B) images weighing in at each."""
+    weighted = counts * abs_errors
+    if ties is not None:
+        starts = np.flatnonzero(np.diff(ties, prepend=-1))
+        sums, numbers = (np.add.reduceat(x, starts, axis=1) for x in (weighted, counts))
+        weighted = counts * (sums / np.maximum(numbers, 1))[:, ties]
+    return np.cumsum(weighted, axis=1) / np.maximum(np.cumsum(counts, axis=1), 1)
+
+
+def _distributions(probs, age_bins):
+    probs = np.asarray(probs, dtype=np.float64)
+    age_bins = np.asarray(age_bins, dtype=np.float64)
+    if probs.ndim != 2 or probs.shape[1] != len(age_bins) or not len(probs):
+        raise ValueError(f"expected (B, {len(age_bins)}) probabilities for {len(age_bins)} "
+                         f"age bins, at least one row, got shape {probs.shape}")
+    if not (np.diff(age_bins) == 1).all():
+        raise ValueError(f"age bins must be consecutive whole years, got {age_bins}")
+    return probs, age_bins
+
+
+def _per_row(ages, probs):
+    ages = np.asarray(ages, dtype=np.float64)
+    if ages.shape != probs.shape[:1]:
+        raise ValueError(f"{len(probs)} distributions for ages of shape {ages.shape}")
+    return ages
 
 
 def _errors(ages, pred_ages):
