@@ -1,0 +1,335 @@
+"""Faces in photos and their upright alignment, with facenet_pytorch's MTCNN weights.
+
+The method is in mtcnn.py; here are the networks, on a CPU through OpenVINO where it is
+installed, and the two passes that every face of the project goes through:
+
+    detector = FaceDetector()
+    [faces] = detector.align([photo], faces="all")
+    crop = crop_face(photo, faces[0].aligned_bbox, faces[0].roll_deg, margin_ratio)
+"""
+
+import warnings
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from preprocess.face import crop_face, roll_from_landmarks, rotation_to_canvas
+from preprocess.mtcnn import (
+    CELL,
+    OUTPUT_SIZE,
+    REFINE_SIZE,
+    Detections,
+    Networks,
+    SummedPhoto,
+    find_faces,
+    photo_part,
+    propose,
+    pyramid,
+    windows,
+)
+
+try:
+    import openvino
+except ImportError:  # the same networks then run in PyTorch, at about half the speed
+    openvino = None
+
+BATCH_PIXELS = 4_000_000  # of the photos that are searched together
+FIRST_SHARE = 0.25  # of a photo's shorter side: the search for the main face starts there
+SPAN = 3.0  # levels down to this fraction of a face's size have a say in where it is found
+SURE = 0.95  # a less probable face does not end the search for the main one
+REACH = 1.0  # times a face's size: how far around its centre the second pass looks
+SAME_FACE_IOU = 0.2  # least overlap of the faces of the two passes
+LARGEST_CHUNK = 64  # inputs a network takes at once on a CPU
+
+
+@dataclass
+class AlignedFace:
+    """One face of a photo after both passes.
+
+    bbox: (4,) xyxy pixels of the photo; landmarks: (5, 2) xy, see Detections. Both from the
+        first pass.
+    roll_deg: degrees; `PIL.Image.rotate(roll_deg, expand=True)` levels the eyes.
+    aligned_bbox: (4,) xyxy pixels of the rotated, expanded canvas, or None where the second
+        pass finds no face.
+    confidence: probability in 0.7..1, of the second pass where it finds the face.
+    """
+
+    bbox: np.ndarray
+    confidence: float
+    landmarks: np.ndarray
+    roll_deg: float
+    aligned_bbox: np.ndarray | None
+
+
+class FaceDetector:
+    """MTCNN for lists of photos of any sizes.
+
+    Args:
+        device: "cpu", "cuda" or a torch.device.
+        min_face_size: pixels, smallest side of a face looked for.
+        min_face_ratio: the same as a share of a photo's shorter side, 0 for no such limit.
+            Speeds up large photos; small faces are then not found.
+        threads: CPU threads of the networks; those of PyTorch by default.
+    """
+
+    def __init__(self, device="cpu", min_face_size=20, min_face_ratio=0.0, threads=None):
+        if min_face_size < 1:
+            raise ValueError(f"min_face_size must be at least 1 pixel, got {min_face_size}")
+        if not 0 <= min_face_ratio <= 1:
+            raise ValueError(f"min_face_ratio must lie in 0..1, got {min_face_ratio}")
+        self.min_face_size = min_face_size
+        self.min_face_ratio = min_face_ratio
+        self.networks = _load_networks(torch.device(device), threads or torch.get_num_threads())
+
+    def detect(self, photos):
+        """All faces of each photo.
+
+        Args:
+            photos: list of PIL.Image, RGB, upright (see face.load_photo).
+        Returns:
+            list of Detections, one a photo, the largest face first, possibly none.
+        """
+        return [faces for batch in _batches(photos) for faces in self._detect_all(batch)]
+
+    def align(self, photos, faces="main", locations=None):
+        """Both passes: find faces, and find each again in the photo turned upright.
+
+        Args:
+            photos: list of PIL.Image, RGB, upright (see face.load_photo).
+            faces: "main" for at most one face a photo, "all" for every one.
+            locations: with "main", for each photo the xyxy pixels of the face wanted, or None
+                for the largest one.
+        Returns:
+            list, one a photo, of lists of AlignedFace, the largest face first.
+        Raises:
+            ValueError: another value for faces, or locations of another length than photos.
+        """
+        if faces not in ("main", "all"):
+            raise ValueError(f"faces must be 'main' or 'all', got '{faces}'")
+        locations = [None] * len(photos) if locations is None else locations
+        if len(locations) != len(photos):
+            raise ValueError(f"{len(locations)} locations for {len(photos)} photos")
+        aligned, done = [], 0
+        for batch in _batches(photos):
+            if faces == "all":
+                found = self._detect_all(batch)
+            else:
+                found = self._detect_main(batch, locations[done:done + len(batch)])
+            aligned += self._second_pass(batch, found)
+            done += len(batch)
+        return aligned
+
+    def _detect_all(self, photos):
+        summed = [SummedPhoto(np.asarray(photo)) for photo in photos]
+        scans = [[window for level in self._levels(photo.size)
+                  for window in windows(level, photo.size)] for photo in photos]
+        return self._find(summed, scans)
+
+    def _detect_main(self, photos, locations):
+        """Of each photo the largest face, or the one at its location: Detections of 0 or 1."""
+        found = [None] * len(photos)
+        given = [i for i, location in enumerate(locations) if location is not None]
+        nearby = self._find_near([(photos[i], locations[i], 0) for i in given])
+        for i, faces in zip(given, nearby, strict=True):
+            found[i] = _best(faces, _closest(faces.bboxes, locations[i], 0))
+        free = [i for i, location in enumerate(locations) if location is None]
+        for i, faces in zip(free, self._find_largest([photos[i] for i in free]), strict=True):
+            found[i] = _best(faces, 0)
+        return found
+
+    def _find_largest(self, photos):
+        """Search from large faces to small until smaller ones cannot matter any more."""
+        searches = [_MainSearch(photo, self._levels(photo.size)) for photo in photos]
+        active = searches
+        while active:
+            scans = [search.next_windows() for search in active]
+            fresh = propose([search.summed for search in active], scans, self.networks)
+            for search, proposals in zip(active, fresh, strict=True):
+                search.proposals.update(proposals)
+            found = find_faces([search.summed for search in active],
+                               [_joined(search.proposals) for search in active], self.networks)
+            active = [search for search, faces in zip(active, found, strict=True)
+                      if not search.settled(faces)]
+        return [search.faces for search in searches]
+
+    def _find_near(self, targets):
+        """Faces about as large as a given one and around it, in the photo turned by roll_deg.
+
+        Args:
+            targets: list of (photo, xyxy pixels of its rotated canvas, roll_deg).
+        """
+        summed, scans = [], []
+        for photo, bbox, roll_deg in targets:
+            size = rotation_to_canvas(photo.size, roll_deg)[0]
+            scan = self._nearby_windows(bbox, size)
+            part = photo_part(scan, size) if scan else (0, 0, 1, 1)
+            pixels = np.asarray(crop_face(photo, part, roll_deg, 0))
+            summed.append(SummedPhoto(pixels, size, part[:2]))
+            scans.append(scan)
+        return self._find(summed, scans)
+
+    def _nearby_windows(self, bbox, size):
+        (x, y), side = _centre(bbox), max(bbox[2] - bbox[0], bbox[3] - bbox[1])
+        reach = REACH * side
+        region = (x - reach, y - reach, x + reach, y + reach)
+        return [window for level in self._levels(size)
+                if side / SPAN <= level.face_size <= 2 * reach
+                for window in windows(level, size, region)]
+
+    def _second_pass(self, photos, found):
+        rolls = [[roll_from_landmarks(points) for points in faces.landmarks] for faces in found]
+        targets = [(photo, _turned(bbox, photo.size, roll_deg), roll_deg)
+                   for photo, faces, angles in zip(photos, found, rolls, strict=True)
+                   for bbox, roll_deg in zip(faces.bboxes, angles, strict=True)]
+        upright = iter(zip(targets, self._find_near(targets), strict=True))
+        return [[_aligned_face(faces, index, *next(upright)) for index in range(len(faces))]
+                for faces in found]
+
+    def _find(self, summed, scans):
+        proposals = propose(summed, scans, self.networks)
+        return find_faces(summed, [_joined(levels) for levels in proposals], self.networks)
+
+    def _levels(self, size):
+        levels = pyramid(size, self.min_face_size)
+        least = self.min_face_ratio * min(size)
+        return [level for level in levels if level.face_size >= least] or levels[-1:]
+
+
+class _MainSearch:
+    """State of the search for the largest face of one photo."""
+
+    def __init__(self, photo, levels):
+        self.summed = SummedPhoto(np.asarray(photo))
+        self.levels = levels  # finest first
+        self.least = FIRST_SHARE * min(photo.size)  # pixels, smallest faces looked for so far
+        self.proposals = {}
+        self.faces = None
+
+    def next_windows(self):
+        return [window for level in self.levels
+                if level.face_size >= self.least and level not in self.proposals
+                for window in windows(level, self.summed.size)]
+
+    def settled(self, faces):
+        """Take the faces found so far; True when finer levels would not change the largest."""
+        self.faces = faces
+        if not self.levels or self.least <= self.levels[0].face_size:
+            return True
+        if not len(faces):
+            self.least /= 2
+            return False
+        enough = max(faces.bboxes[0, 2:] - faces.bboxes[0, :2]) / SPAN
+        if faces.confidences[0] < SURE:
+            enough /= SPAN
+        settled = self.least <= enough
+        self.least = min(self.least, enough)
+        return settled
+
+
+def _aligned_face(faces, index, target, upright):
+    _, expected_bbox, roll_deg = target
+    best = _closest(upright.bboxes, expected_bbox, SAME_FACE_IOU)
+    return AlignedFace(
+        bbox=faces.bboxes[index], landmarks=faces.landmarks[index], roll_deg=roll_deg,
+        confidence=float(faces.confidences[index] if best is None else upright.confidences[best]),
+        aligned_bbox=None if best is None else upright.bboxes[best])
+
+
+def _batches(photos):
+    """Consecutive photos of at most BATCH_PIXELS together, a larger photo on its own."""
+    batch, pixels = [], 0
+    for photo in photos:
+        area = photo.width * photo.height
+        if batch and pixels + area > BATCH_PIXELS:
+            yield batch
+            batch, pixels = [], 0
+        batch.append(photo)
+        pixels += area
+    if batch:
+        yield batch
+
+
+def _best(faces, index):
+    """Detections of that one face, of none where the index is None or there is no face."""
+    kept = slice(0, 0) if index is None else slice(index, index + 1)
+    return Detections(faces.bboxes[kept], faces.confidences[kept], faces.landmarks[kept])
+
+
+def _joined(proposals):
+    """Proposals of all levels, finest first, as one (N, 9) array."""
+    levels = sorted(proposals, key=lambda level: -level.scale)
+    return np.concatenate([np.zeros((0, 9), np.float32), *(proposals[lev] for lev in levels)])
+
+
+def _centre(bbox):
+    return (bbox[0] + bbox[2]) / 2, (bbox[1] + bbox[3]) / 2
+
+
+def _turned(bbox, size, roll_deg):
+    """A box of the same sides around the same point of the face, in the rotated canvas."""
+    _, inverse = rotation_to_canvas(size, roll_deg)
+    centre = (np.array(_centre(bbox)) - inverse[:, 2]) @ inverse[:, :2]
+    half = (bbox[2:] - bbox[:2]) / 2
+    return np.concatenate([centre - half, centre + half])
+
+
+def _closest(bboxes, bbox, least_iou):
+    """Index of the box that overlaps bbox most, None where none does by more than least_iou."""
+    if not len(bboxes):
+        return None
+    bbox = np.asarray(bbox, float)
+    sides = np.minimum(bboxes[:, 2:], bbox[2:]) - np.maximum(bboxes[:, :2], bbox[:2])
+    shared = sides.clip(min=0).prod(1)
+    union = (bboxes[:, 2:] - bboxes[:, :2]).prod(1) + (bbox[2:] - bbox[:2]).prod() - shared
+    iou = shared / union
+    best = int(iou.argmax())
+    return best if iou[best] > least_iou else None
+
+
+def _load_networks(device, threads):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # how the package loads its weights
+        from facenet_pytorch.models.mtcnn import ONet, PNet, RNet
+        networks = [network().eval() for network in (PNet, RNet, ONet)]
+    if device.type == "cpu" and openvino is not None:
+        sides = (CELL, REFINE_SIZE, OUTPUT_SIZE)
+        return Networks(*(_OpenVinoNetwork(network, side, threads)
+                          for network, side in zip(networks, sides, strict=True)))
+    return Networks(*(_TorchNetwork(network.to(device), device) for network in networks))
+
+
+class _TorchNetwork:
+    def __init__(self, network, device):
+        self.network, self.device = network, device
+
+    def __call__(self, images):
+        if not len(images):  # a network cannot run on nothing: its outputs' shapes tell
+            return [output[:0] for output in self(np.zeros((1, *images.shape[1:]), np.float32))]
+        with torch.inference_mode():
+            outputs = self.network(torch.from_numpy(images).to(self.device))
+        return [output.cpu().numpy() for output in outputs]
+
+
+class _OpenVinoNetwork:
+    def __init__(self, network, side, threads):
+        example = torch.zeros(2, 3, side, side)
+        model = openvino.convert_model(network, example_input=example)
+        self.request = openvino.Core().compile_model(model, "CPU", {
+            "INFERENCE_NUM_THREADS": threads, "NUM_STREAMS": 1,
+            "INFERENCE_PRECISION_HINT": "f32",  # bf16, its default on some CPUs, moves boxes
+            "ENABLE_CPU_PINNING": False,  # several processes would share one core
+        }).create_infer_request()
+        self.outputs = [index for index in range(len(model.outputs))]
+
+    def __call__(self, images):
+        if not len(images):
+            return [output[:0] for output in self(np.zeros((1, *images.shape[1:]), np.float32))]
+        parts, done = [], 0
+        while done < len(images):
+            # Powers of two: a new shape is compiled first, in milliseconds.
+            count = min(LARGEST_CHUNK, 1 << (len(images) - done).bit_length() - 1)
+            result = self.request.infer({0: images[done:done + count]}, share_inputs=True)
+            parts.append([result[index] for index in self.outputs])
+            done += count
+        return [np.concatenate(outputs) for outputs in zip(*parts, strict=True)]
