@@ -8,6 +8,7 @@ to, a label beyond the first or last bin to that bin, and a distribution spreads
 probability evenly over it. Bins are consecutive whole years.
 """
 
+import itertools
 import warnings
 
 import numpy as np
@@ -335,8 +336,10 @@ def risk_coverage(abs_errors, uncertainty):
         risk: (B,) their MAE in years; the last is the MAE of all.
     """
     order, ties = _certain_first(uncertainty)
-    return (np.arange(1, len(order) + 1) / len(order),
-            _risks(np.ones((1, len(order))), np.asarray(abs_errors)[order], ties)[0])
+    abs_errors = np.asarray(abs_errors, dtype=np.float64)[order]
+    abs_errors = (np.bincount(ties, abs_errors) / np.bincount(ties))[ties]
+    numbers = np.arange(1, len(order) + 1)
+    return numbers / len(order), np.cumsum(abs_errors) / numbers
 
 
 def aurc(abs_errors, uncertainty):
@@ -424,43 +427,66 @@ def resampled_counts(num_images, samples, subjects=None, seed=0):
         units = len(names)
     block = max(1, 2 ** 23 // max(num_images, 1))  # 64 MB of counts at a time
     for start in range(0, samples, block):
-        counts = np.stack([np.bincount(rng.integers(0, units, units), minlength=units)
+        counts = np.stack([np.bincount(rng.integers(0, units, units, dtype=np.uint32),
+                                       minlength=units)
                            for _ in range(min(block, samples - start))]).astype(np.float64)
         yield counts if subjects is None else counts[:, subjects]
 
 
-def bootstrap_means(values, groups, samples=1000, subjects=None, seed=0):
-    """Group means of per-image values in each bootstrap sample, all by matrix products.
+def bootstrap_sums(values, cells, num_cells, samples=1000, subjects=None, seed=0):
+    """Sums of per-image values over each cell of a partition, in each bootstrap sample.
+
+    A matrix product a cell instead of a re-evaluation a sample: any mean, over any union of
+    cells, is a quotient of these sums (see pooled_means).
 
     Args:
         values: (B, M) per-image contributions, NaN where an image has none.
-        groups: list of G index arrays into the images.
+        cells: (B,) whole numbers in 0..num_cells - 1, the cell of each image.
+        num_cells: C.
         samples: number of bootstrap samples R.
         subjects, seed: see resampled_counts.
     Returns:
-        (R, G, M); NaN where a sample drew no image of the group with that value.
+        sums: (R, C, M) of the values.
+        numbers: (R, C, M) of how many values each sum has.
     """
-    values = np.asarray(values, dtype=np.float64)
+    order = np.argsort(cells, kind="stable")
+    edges = np.searchsorted(np.asarray(cells)[order], np.arange(num_cells + 1))
+    values = np.asarray(values, dtype=np.float64)[order]
     known = np.isfinite(values)
-    filled = np.where(known, values, 0)
+    columns = np.hstack([np.where(known, values, 0), known])  # (B, 2 M)
     blocks = []
     for counts in resampled_counts(len(values), samples, subjects, seed):
-        sums = np.stack([counts[:, idx] @ filled[idx] for idx in groups], axis=1)
-        numbers = np.stack([counts[:, idx] @ known[idx] for idx in groups], axis=1)
-        blocks.append(np.divide(sums, numbers, where=numbers > 0,
-                                out=np.full(sums.shape, np.nan)))
-    return np.concatenate(blocks)
-
-
-def bootstrap_aurc(abs_errors, uncertainty, samples=1000, subjects=None, seed=0):
-    """(R,) area under the risk-coverage curve in each bootstrap sample (see aurc)."""
-    order, ties = _certain_first(uncertainty)
-    abs_errors = np.asarray(abs_errors, dtype=np.float64)[order]
-    areas = []
-    for counts in resampled_counts(len(order), samples, subjects, seed):
         counts = counts[:, order]
-        areas.append((counts * _risks(counts, abs_errors, ties)).sum(axis=1) / counts.sum(axis=1))
-    return np.concatenate(areas)
+        blocks.append(np.stack([counts[:, start:end] @ columns[start:end]
+                                for start, end in itertools.pairwise(edges)], axis=1))
+    sums = np.concatenate(blocks)
+    return sums[..., :values.shape[1]], sums[..., values.shape[1]:]
+
+
+def pooled_means(sums, numbers, cells):
+    """(R, M) means over the union of cells (a list of indices), NaN where it has no value."""
+    total, number = sums[:, cells].sum(axis=1), numbers[:, cells].sum(axis=1)
+    return np.divide(total, number, where=number > 0, out=np.full(total.shape, np.nan))
+
+
+def bootstrap_aurc(abs_errors, uncertainty, samples=1000, subjects=None, seed=0,
+                   num_stretches=2000):
+    """(R,) area under the risk-coverage curve in each bootstrap sample (see aurc).
+
+    More than num_stretches images are taken in by stretches of that number, and an image drawn
+    twice enters as one stretch: within each the error is its mean, as among ties.
+    """
+    order, ties = _certain_first(uncertainty)
+    cells = np.empty(len(order), dtype=int)
+    cells[order] = ties * min(num_stretches, ties[-1] + 1) // (ties[-1] + 1)
+    sums, numbers = bootstrap_sums(np.asarray(abs_errors)[:, None], cells, cells.max() + 1,
+                                   samples, subjects, seed)
+    sums, numbers = sums[..., 0], numbers[..., 0]  # (R, C)
+    mean = sums / np.maximum(numbers, 1)
+    sums_before, before = np.cumsum(sums, axis=1) - sums, np.cumsum(numbers, axis=1) - numbers
+    harmonic = np.log((before + numbers + 0.5) / (before + 0.5))  # sum of 1/(before + j)
+    areas = numbers * mean + (sums_before - before * mean) * harmonic
+    return areas.sum(axis=1) / numbers.sum(axis=1)
 
 
 def percentile_interval(replicates):
@@ -510,21 +536,10 @@ def largest_gap(values, replicates):
 
 
 def _certain_first(uncertainty):
-    """Order by rising uncertainty, and for each place the number of its tied stretch or None."""
+    """Order by rising uncertainty, and for each place the number of its tied stretch."""
     uncertainty = _filled(uncertainty, "uncertainties")
     order = np.argsort(uncertainty, kind="stable")
-    ties = np.cumsum(np.diff(uncertainty[order], prepend=uncertainty[order[0]]) > 0)
-    return order, ties if ties[-1] < len(ties) - 1 else None
-
-
-def _risks(counts, abs_errors, ties):
-    """(R, B) mean error up to each place, counts (R, B) images weighing in at each."""
-    weighted = counts * abs_errors
-    if ties is not None:
-        starts = np.flatnonzero(np.diff(ties, prepend=-1))
-        sums, numbers = (np.add.reduceat(x, starts, axis=1) for x in (weighted, counts))
-        weighted = counts * (sums / np.maximum(numbers, 1))[:, ties]
-    return np.cumsum(weighted, axis=1) / np.maximum(np.cumsum(counts, axis=1), 1)
+    return order, np.cumsum(np.diff(uncertainty[order], prepend=uncertainty[order[0]]) > 0)
 
 
 def _distributions(probs, age_bins):

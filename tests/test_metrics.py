@@ -314,25 +314,37 @@ def test_share_interval_of_repeated_subjects_is_that_of_the_subjects():
 # ---- Bootstrap
 
 
-def test_bootstrap_means_are_resampled_means(rng):
-    values = rng.random((30, 2))
+def group_replicates(values, groups, samples, seed=0):
+    """(R, G) group means in each bootstrap sample."""
+    num_groups = groups.max() + 1
+    sums, numbers = metrics.bootstrap_sums(values[:, None], groups, num_groups, samples, seed=seed)
+    return np.hstack([metrics.pooled_means(sums, numbers, [g]) for g in range(num_groups)])
+
+
+def test_bootstrap_sums_are_those_of_the_drawn_images(rng):
+    values, cells = rng.random((30, 2)), rng.permutation(np.arange(30) % 3)
     values[3, 1] = np.nan
-    groups = [np.arange(30), np.arange(0, 30, 2)]
-    means = metrics.bootstrap_means(values, groups, samples=5, seed=3)
+    sums, numbers = metrics.bootstrap_sums(values, cells, 4, samples=5, seed=3)
+    means = metrics.pooled_means(sums, numbers, [0, 2])
     counts = np.concatenate(list(metrics.resampled_counts(30, 5, seed=3))).astype(int)
     assert (counts.sum(axis=1) == 30).all()
     for r, count in enumerate(counts):
-        for g, group in enumerate(groups):
-            drawn = np.repeat(values[group], count[group], axis=0)
-            assert means[r, g] == pytest.approx(np.nanmean(drawn, axis=0))
+        drawn = np.repeat(np.arange(30), count)
+        for cell in range(4):
+            of_cell = values[drawn[cells[drawn] == cell]]
+            assert sums[r, cell] == pytest.approx(np.nansum(of_cell, axis=0))
+            assert numbers[r, cell].tolist() == np.isfinite(of_cell).sum(axis=0).tolist()
+        expected = np.nanmean(values[drawn[cells[drawn] != 1]], axis=0)
+        assert means[r] == pytest.approx(expected)
 
 
 def test_bootstrap_interval_agrees_with_scipy(rng):
     errors = rng.gamma(2, 3, 400)
-    replicates = metrics.bootstrap_means(errors[:, None], [np.arange(400)], 4000)[:, 0, 0]
+    replicates = group_replicates(errors, np.zeros(400, dtype=int), 4000)
     expected = stats.bootstrap((errors,), np.mean, n_resamples=4000, method="percentile",
                                rng=np.random.default_rng(1)).confidence_interval
-    assert metrics.percentile_interval(replicates) == pytest.approx(expected, abs=0.05)
+    assert np.ravel(metrics.percentile_interval(replicates)) == pytest.approx(
+        expected, abs=0.05)
 
 
 def test_subjects_are_drawn_whole():
@@ -349,13 +361,29 @@ def test_bootstrap_aurc_is_the_aurc_of_the_drawn_images(rng):
     counts = np.concatenate(list(metrics.resampled_counts(40, 6, seed=2))).astype(int)
     for area, count in zip(areas, counts, strict=True):
         drawn = metrics.aurc(np.repeat(errors, count), np.repeat(uncertainty, count))
-        assert area == pytest.approx(drawn, rel=0.03)  # copies enter together, not one by one
+        assert area == pytest.approx(drawn, rel=2e-3)
+
+
+def test_bootstrap_aurc_in_few_stretches_is_close_to_the_exact_one(rng):
+    uncertainty = rng.random(5000)
+    errors = rng.gamma(2, 3, 5000) * uncertainty
+    assert metrics.bootstrap_aurc(errors, uncertainty, 20, num_stretches=500) == pytest.approx(
+        metrics.bootstrap_aurc(errors, uncertainty, 20, num_stretches=5000), rel=1e-3)
+    assert metrics.bootstrap_aurc(errors, np.ones(5000), 20) == pytest.approx(
+        group_replicates(errors, np.zeros(5000, dtype=int), 20)[:, 0])
 
 
 def test_bootstrap_of_an_empty_group_is_nan_without_a_warning(recwarn):
-    means = metrics.bootstrap_means(np.ones((3, 1)), [np.array([], dtype=int)], 10)
+    sums, numbers = metrics.bootstrap_sums(np.ones((3, 1)), [0, 0, 2], 3, samples=10)
+    means = metrics.pooled_means(sums, numbers, [1])
     assert np.isnan(means).all() and np.isnan(metrics.percentile_interval(means)).all()
     assert not recwarn
+
+
+def test_one_image_bootstraps_to_itself():
+    sums, numbers = metrics.bootstrap_sums([[4.0]], [0], 1, samples=10)
+    assert (metrics.pooled_means(sums, numbers, [0]) == 4).all()
+    assert metrics.bootstrap_aurc([4.0], [1.0], samples=10) == pytest.approx(4)
 
 
 def test_p_value_of_a_difference():
@@ -368,7 +396,7 @@ def test_largest_gap_finds_a_real_one_and_not_chance(rng):
     errors, groups = np.tile(rng.gamma(2, 3, 100), 9), np.split(np.arange(900), 9)
 
     def gap(errors):
-        replicates = metrics.bootstrap_means(errors[:, None], groups, 500)[:, :, 0]
+        replicates = group_replicates(errors, np.arange(900) // 100, 500)
         return metrics.largest_gap([errors[idx].mean() for idx in groups], replicates)
 
     assert gap(errors)["p_value"] > 0.05
@@ -383,7 +411,7 @@ def test_chance_gaps_are_called_real_about_one_time_in_twenty(rng):
     p_values = []
     for seed in range(200):
         errors = rng.gamma(2, 3, 300)
-        replicates = metrics.bootstrap_means(errors[:, None], groups, 200, seed=seed)[:, :, 0]
+        replicates = group_replicates(errors, np.arange(300) // 60, 200, seed)
         p_values.append(metrics.largest_gap([errors[idx].mean() for idx in groups],
                                             replicates)["p_value"])
     assert 0.01 < np.mean(np.array(p_values) < 0.05) < 0.12
