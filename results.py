@@ -1,0 +1,122 @@
+"""What is known about a face: an object, a line of results.csv, a line of results.jsonl."""
+
+import csv
+import json
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import numpy as np
+
+import metrics
+
+INTERVAL_SHARE = 0.8  # of the distribution that lies within low..high
+FACE_FIELDS = ("x1", "y1", "x2", "y2", "confidence", "roll_deg", "age", "median", "std", "low",
+               "high")
+FIELDS = ("file", "face", *FACE_FIELDS, "status")
+VIDEO_FIELDS = ("file", "frame", "time_s", *FIELDS[1:])
+DECIMALS = {"confidence": 4, "time_s": 3}  # of all other numbers 2
+OK, NO_FACE = "ok", "no face"
+
+
+@dataclass(frozen=True, eq=False)
+class Face:
+    """A face and its predicted age; `dict(face)` and `face["age"]` work too.
+
+    x1, y1, x2, y2: box in pixels of the upright photo, x2 and y2 exclusive; may overhang it.
+    confidence: the detector's, 0..1.
+    roll_deg: of the line between the eyes, positive when the image-right eye is lower.
+    age, median, std: mean, median and standard deviation of the distribution, years.
+    low, high: its central 80% interval, years.
+    probs: (K,) float32, the distribution over the age bins.
+    """
+
+    x1: float
+    y1: float
+    x2: float
+    y2: float
+    confidence: float
+    roll_deg: float
+    age: float
+    median: float
+    std: float
+    low: float
+    high: float
+    probs: np.ndarray
+
+    def keys(self):
+        return [field.name for field in fields(self)]
+
+    def __getitem__(self, name):
+        if name not in self.keys():
+            raise KeyError(name)
+        return getattr(self, name)
+
+
+def face_from_probs(bbox, confidence, roll_deg, probs, age_bins):
+    """A Face from where it is and how its age is distributed.
+
+    Args:
+        bbox: (4,) xyxy pixels.
+        confidence, roll_deg: see Face.
+        probs: (K,), sums to 1.
+        age_bins: (K,) years.
+    """
+    rows = np.asarray(probs, np.float32)[None]
+    low, high = metrics.central_interval(rows, age_bins, INTERVAL_SHARE)
+    numbers = (*bbox, confidence, roll_deg, metrics.distribution_mean(rows, age_bins)[0],
+               metrics.distribution_median(rows, age_bins)[0],
+               metrics.distribution_std(rows, age_bins)[0], low[0], high[0])
+    return Face(*(float(number) for number in numbers), probs=rows[0])
+
+
+class ResultFiles:
+    """results.csv and results.jsonl, written as the results come; a context manager.
+
+    Args:
+        folder: existing folder; older results in it are replaced.
+        fields: FIELDS, or VIDEO_FIELDS for frames of a clip.
+    """
+
+    def __init__(self, folder, fields=FIELDS):
+        self.fields = fields
+        # A file name need not be valid UTF-8; its bytes come out as they went in.
+        options = {"encoding": "utf-8", "errors": "surrogateescape", "newline": ""}
+        self.csv_path, self.jsonl_path = Path(folder, "results.csv"), Path(folder, "results.jsonl")
+        self._csv = self.csv_path.open("w", **options)
+        self._jsonl = self.jsonl_path.open("w", **options)
+        self._writer = csv.DictWriter(self._csv, fields, lineterminator="\n")
+        self._writer.writeheader()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self._csv.close()
+        self._jsonl.close()
+
+    def write(self, origin, faces, status=OK):
+        """One row a face, or one row that says why there is none.
+
+        Args:
+            origin: dict of the fields before `face`: file and, for a clip, frame and time_s.
+            faces: list of (number, Face).
+            status: of an image without faces; OK becomes NO_FACE.
+        """
+        rows = [{**origin, "face": number, **dict(face), "status": OK} for number, face in faces]
+        if not rows:
+            rows = [{**origin, "status": NO_FACE if status == OK else status}]
+        for row in rows:
+            self._write_row(row)
+        self._csv.flush()
+        self._jsonl.flush()
+
+    def _write_row(self, row):
+        values = {name: _rounded(name, row.get(name)) for name in self.fields}
+        self._writer.writerow(values)
+        probs = row.get("probs")
+        values["probs"] = None if probs is None else [round(float(p), 6) for p in probs]
+        self._jsonl.write(json.dumps(values, ensure_ascii=False) + "\n")
+
+
+def _rounded(name, value):
+    return round(value, DECIMALS.get(name, 2)) if isinstance(value, float) else value

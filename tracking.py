@@ -1,0 +1,243 @@
+"""Faces followed through a video: detected every few frames, moved by optical flow in between.
+
+Detection runs in a thread of its own, so that frames flow on while the next one is in work.
+Motion is measured, and boxes are kept, in a reduced gray picture of the frame.
+"""
+
+import itertools
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+
+from results import Face, face_from_probs
+
+FLOW_SIDE = 640  # pixels, the longer side of the picture in which motion is measured
+CORNERS = 40  # followed in a face
+MIN_CORNERS = 6  # fewer that agree on one motion: the face is lost
+MIN_AGREEMENT = 0.4  # share of the corners that must agree
+MATCH_IOU = 0.3  # of a detected box with a track's, to be the same face
+PATIENCE = 4  # detections in a row that miss a face before its track ends
+FORGETTING = 0.1  # least weight of the newest distribution in a track's average
+SMOOTHING = 0.6  # weight of a detected box against the followed one
+
+
+@dataclass
+class Track:
+    """One face through time.
+
+    `bbox` (4,) xyxy is where it is now, `bbox_then` where it was when the detection in work
+    began; `detected` is the Face last found, `turned_deg` how far it has rolled since; `probs`
+    (K,) is the average of its distributions, in which older ones fade.
+    """
+
+    number: int
+    bbox: np.ndarray
+    detected: Face
+    probs: np.ndarray
+    bbox_then: np.ndarray | None = None
+    estimates: int = 1
+    misses: int = 0
+    visible: bool = True
+    turned_deg: float = 0.0
+
+    def add(self, face, bbox):
+        """Take in a new detection that by now lies at bbox."""
+        self.estimates += 1
+        newest = max(1 / self.estimates, FORGETTING)
+        self.probs = self.probs + newest * (np.asarray(face.probs) - self.probs)
+        self.bbox = bbox + (1 - SMOOTHING) * (self.bbox - bbox) if self.visible else bbox
+        self.detected, self.misses, self.visible, self.turned_deg = face, 0, True, 0.0
+
+
+class FaceTracker:
+    """Follows the faces of a stream of frames.
+
+    Args:
+        find_faces: function (frame) -> list of Face in the frame's pixels; the slow part.
+        age_bins: (K,) years.
+        every: frames from one detection to the next.
+        wait: True: a detection is taken in `every` frames after it began, so that the result
+            depends on the frames alone; False, for a camera: at the first frame from then on at
+            which it is ready.
+
+    Use it as a context manager, which ends its thread.
+    """
+
+    def __init__(self, find_faces, age_bins, every=5, wait=True):
+        self.find_faces, self.age_bins = find_faces, age_bins
+        self.every, self.wait = every, wait
+        self.tracks, self.track_count = [], 0
+        self.scale = 1.0  # of the reduced picture
+        self.pictures = deque()  # reduced frames since the detection in work began
+        self.job, self.job_age = None, 0  # age in frames
+        self.thread = ThreadPoolExecutor(1, thread_name_prefix="detection")
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.thread.shutdown(wait=True, cancel_futures=True)
+
+    def update(self, frame):
+        """Take the next frame.
+
+        Args:
+            frame: (H, W, 3) uint8 RGB, all of one size.
+        Returns:
+            list of (track number, Face in the frame's pixels), in order of appearance.
+        """
+        self.scale = min(1.0, FLOW_SIDE / max(frame.shape[:2]))
+        self.pictures.append(_flow_picture(frame, self.scale))
+        self.job_age += 1
+        if self.job is None:  # the first frame: nothing could be shown without waiting
+            self._start_detection(frame)
+            self._take_detection()
+            self._start_detection(frame)
+        self._follow()
+        if self.job_age >= self.every and (self.wait or self.job.done()):
+            self._take_detection()
+            self._start_detection(frame)
+        return [(track.number, self._face(track)) for track in self.tracks if track.visible]
+
+    def _face(self, track):
+        found = track.detected
+        return face_from_probs(track.bbox / self.scale, found.confidence,
+                               found.roll_deg + track.turned_deg, track.probs, self.age_bins)
+
+    def _start_detection(self, frame):
+        self.job, self.job_age = self.thread.submit(self.find_faces, frame), 0
+        while len(self.pictures) > 1:
+            self.pictures.popleft()
+        for track in self.tracks:
+            track.bbox_then = track.bbox
+
+    def _follow(self):
+        if len(self.pictures) < 2:
+            return
+        seen = [track for track in self.tracks if track.visible]
+        moves = move_boxes(self.pictures[-2], self.pictures[-1], [track.bbox for track in seen])
+        for track, move in zip(seen, moves, strict=True):
+            track.visible = move is not None
+            if move is not None:
+                track.bbox = move[0]
+                track.turned_deg += move[1]
+
+    def _take_detection(self):
+        """Match the faces of an earlier frame with the tracks as they were in that frame."""
+        faces = self.job.result()
+        boxes = [self.scale * np.array([f.x1, f.y1, f.x2, f.y2]) for f in faces]
+        matches = match_boxes([track.bbox_then for track in self.tracks], boxes)
+        for track in self.tracks:
+            track.misses += 1  # back to 0 where it is matched
+        now = self._followed(boxes)
+        for i, face in enumerate(faces):
+            if i in matches:
+                self.tracks[matches[i]].add(face, now.get(i, boxes[i]))
+            elif i in now:
+                self.track_count += 1
+                self.tracks.append(Track(self.track_count, now[i], face, np.asarray(face.probs)))
+        self.tracks = [track for track in self.tracks if track.misses < PATIENCE]
+
+    def _followed(self, boxes):
+        """{index: box now} of boxes in the detection's frame, without those lost on the way."""
+        boxes = dict(enumerate(boxes))
+        for previous, current in itertools.pairwise(self.pictures):
+            moves = move_boxes(previous, current, list(boxes.values()))
+            boxes = {i: move[0] for i, move in zip(boxes, moves, strict=True) if move is not None}
+        return boxes
+
+
+def move_boxes(previous, current, boxes):
+    """Carry boxes from one frame to the next by the motion of the corners inside them.
+
+    Pyramidal Lucas-Kanade (Bouguet, 2001), then the similarity that most corners follow.
+
+    Args:
+        previous, current: (H, W) uint8, reduced as _flow_picture does.
+        boxes: list of (4,) xyxy in these pictures.
+    Returns:
+        list of ((4,) moved box, degrees by which it rolled, counted as roll_deg is), or None
+        for a box whose corners do not move together or that leaves the picture.
+    """
+    corners = [_corners_in(previous, box) for box in boxes]
+    if not any(len(points) for points in corners):
+        return [None] * len(boxes)
+    moved, found, _ = cv2.calcOpticalFlowPyrLK(previous, current, np.concatenate(corners), None,
+                                               winSize=(15, 15), maxLevel=3)
+    ends = np.cumsum([len(points) for points in corners])[:-1]
+    moves = []
+    for box, points, targets, kept in zip(boxes, corners, np.split(moved, ends),
+                                          np.split(found.ravel() == 1, ends), strict=True):
+        motion = _common_motion(points[kept], targets[kept])
+        moves.append(None if motion is None else _moved(box, motion, current.shape))
+    return moves
+
+
+def _corners_in(picture, box):
+    """(N, 2) float32 corners in the middle of a box, where there is less background."""
+    x1, y1, x2, y2 = box
+    inset_x, inset_y = 0.1 * (x2 - x1), 0.1 * (y2 - y1)
+    left, top = max(0, round(x1 + inset_x)), max(0, round(y1 + inset_y))
+    region = picture[top:max(0, round(y2 - inset_y)), left:max(0, round(x2 - inset_x))]
+    if min(region.shape) < 8:
+        return np.empty((0, 2), np.float32)
+    spacing = max(2, min(region.shape) // 16)
+    corners = cv2.goodFeaturesToTrack(region, CORNERS, 0.01, spacing)
+    if corners is None:
+        return np.empty((0, 2), np.float32)
+    return corners.reshape(-1, 2) + np.float32([left, top])
+
+
+def _common_motion(points, targets):
+    """(2, 3) similarity that most of the points follow, or None."""
+    if len(points) < MIN_CORNERS:
+        return None
+    motion, inliers = cv2.estimateAffinePartial2D(points, targets, ransacReprojThreshold=2.0)
+    if motion is None or inliers.sum() < max(MIN_CORNERS, MIN_AGREEMENT * len(points)):
+        return None
+    return motion
+
+
+def _moved(box, motion, shape):
+    """(box, degrees) after a similarity; None when it grows or shrinks wildly or leaves."""
+    growth = float(np.hypot(motion[0, 0], motion[1, 0]))
+    centre = motion[:, :2] @ (box[:2] + box[2:]) / 2 + motion[:, 2]
+    if not 0.5 < growth < 2 or not (0 <= centre[0] < shape[1] and 0 <= centre[1] < shape[0]):
+        return None
+    half = (box[2:] - box[:2]) / 2 * growth
+    turned = float(np.degrees(np.arctan2(motion[1, 0], motion[0, 0])))
+    return np.concatenate([centre - half, centre + half]), turned
+
+
+def match_boxes(tracked, detected):
+    """Pairs of boxes with IoU of at least MATCH_IOU, best first, each box once.
+
+    Args:
+        tracked, detected: lists of (4,) xyxy.
+    Returns:
+        dict, index of a detected box -> index of its tracked box.
+    """
+    pairs = sorted(((iou(t, d), i, j) for i, t in enumerate(tracked)
+                    for j, d in enumerate(detected)), reverse=True)
+    matches = {}
+    for overlap, i, j in pairs:
+        if overlap >= MATCH_IOU and j not in matches and i not in matches.values():
+            matches[j] = i
+    return matches
+
+
+def iou(box, other):
+    """Intersection over union of two (4,) xyxy boxes, in [0, 1]."""
+    sides = np.minimum(box[2:], other[2:]) - np.maximum(box[:2], other[:2])
+    shared = np.prod(np.clip(sides, 0, None))
+    return float(shared / (np.prod(box[2:] - box[:2]) + np.prod(other[2:] - other[:2]) - shared))
+
+
+def _flow_picture(frame, scale):
+    gray = cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY)
+    if scale == 1:
+        return gray
+    return cv2.resize(gray, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
