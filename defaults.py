@@ -125,12 +125,13 @@ def parse_cfg(text):
     return _checked(cfg)
 
 
-def override_cfg(cfg, opts, section):
-    """A copy of cfg with KEY VALUE pairs merged, all of them in one section ('TEST')."""
-    outside = [key for key in opts[::2] if not key.startswith(section + ".")]
+def override_cfg(cfg, opts, *sections):
+    """A copy of a checkpoint's cfg with KEY VALUE pairs merged, all of them in some sections."""
+    outside = [key for key in opts[::2] if key.split(".")[0] not in sections]
     if outside:
-        raise ValueError(f"'{outside[0]}' is fixed by the checkpoint; only {section}.* keys "
-                         "can be overridden here")
+        allowed = " and ".join(f"{section}.*" for section in sections)
+        raise ValueError(f"'{outside[0]}' is fixed by the checkpoint; only {allowed} keys can "
+                         "be overridden here")
     merged = _C.clone()
     _merge_yaml(merged, cfg.dump(), "the checkpoint's config")
     _merge_pairs(merged, opts)

@@ -66,6 +66,26 @@ def expected_age(logits, age_bins):
     return probs @ age_bins.to(probs)  # (B,)
 
 
+def median_age(logits, age_bins):
+    """Median of the predicted age distribution, which minimises the expected absolute error.
+
+    A bin `a` spreads its probability evenly over [a - 0.5, a + 0.5).
+
+    Args, Returns, Raises: as expected_age; within half a bin of the ends.
+    """
+    if logits.shape[1] != len(age_bins):
+        raise ValueError(f"{logits.shape[1]} logits for {len(age_bins)} age bins")
+    probs = logits.double().softmax(dim=1)
+    upto = probs.cumsum(dim=1)  # (B, K), mass up to each bin's upper edge
+    middle = (upto < 0.5).sum(dim=1, keepdim=True).clamp(max=len(age_bins) - 1)  # (B, 1)
+    mass = probs.gather(1, middle)
+    share = (0.5 - (upto.gather(1, middle) - mass)) / mass  # of the middle bin, 0..1
+    return (age_bins.to(probs)[middle] - 0.5 + share).squeeze(1).float()
+
+
+DECODES = {"mean": expected_age, "median": median_age}
+
+
 def label_distribution(labels, age_bins, cfg):
     """The target distribution of faces with an exact age, by LOSS.LABEL.
 
@@ -86,6 +106,15 @@ def label_distribution(labels, age_bins, cfg):
         total = labels["votes"].sum(dim=1, keepdim=True)
         target = torch.where(total > 0, labels["votes"] / total.clamp(min=TINY), target)
     return target
+
+
+def drawn_target(labels, age_bins, cfg):
+    """(B, K) what is aimed at, to look at: the label distribution, or the interval, sum 1."""
+    member = interval_membership(labels["age_min"], labels["age_max"], age_bins,
+                                 cfg.TRAIN.AGE_STDDEV)
+    member = member / member.sum(dim=1, keepdim=True)
+    return torch.where(is_interval(labels)[:, None], member,
+                       label_distribution(labels, age_bins, cfg))
 
 
 def kl(log_probs, labels, age_bins, cfg):
@@ -135,7 +164,7 @@ def build_criterion(cfg, age_bins):
 
     def criterion(logits, labels):
         log_probs = logits.float().log_softmax(dim=1)
-        parts = loss(log_probs, labels, age_bins, cfg)
+        parts = loss(log_probs, labels, age_bins.to(log_probs.device), cfg)
         weight = torch.where(is_interval(labels), cfg.LOSS.INTERVAL_WEIGHT, 1.0)
         parts = {name: weight * part for name, part in parts.items()}
         return {"loss": sum(parts.values()), **parts}

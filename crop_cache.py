@@ -1,0 +1,188 @@
+"""Face crops made once and kept in a memory-mapped file: one file a list, margin and size."""
+
+import hashlib
+import os
+import shutil
+import warnings
+from pathlib import Path
+
+import numpy as np
+import torch
+from filelock import FileLock
+from PIL import Image
+from tqdm import tqdm
+
+from lists import BOX, LISTED
+from preprocess.face import (
+    crop_face,
+    has_exif_rotation,
+    load_photo,
+    resize_face,
+    rotation_to_canvas,
+)
+
+CACHE_VERSION = 1  # raise when the pixels of a crop change
+
+
+def default_cache_dir():
+    """The user's cache folder: $XDG_CACHE_HOME or ~/.cache, then age-estimation-ldl/crops."""
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base, "age-estimation-ldl", "crops")
+
+
+class FaceCrops(torch.utils.data.Dataset):
+    """Crops cut from their photos on access: crops[i] is (size, size, 3) uint8 RGB.
+
+    Args:
+        faces: table of lists.read_faces.
+        margin: share of the box's width and height added on each side.
+        size: pixels, side of the result.
+    """
+
+    def __init__(self, faces, margin, size):
+        self.margin, self.size = margin, size
+        self.roots, self.photos = faces["root"].to_numpy(), faces["photo"].to_numpy()
+        self.roll_degs = faces["deg"].to_numpy(float)
+        self.bboxes = faces[BOX].to_numpy(float)
+        self.ignores_exif = faces["confidence"].isna().to_numpy()  # made by the original scripts
+
+    def __len__(self):
+        return len(self.photos)
+
+    def path(self, index):
+        return Path(self.roots[index], self.photos[index])
+
+    def __getitem__(self, index):
+        path = self.path(index)
+        try:
+            photo = load_photo(path)
+        except OSError as error:
+            raise ValueError(f"{path}: {error}") from error
+        if np.isnan(self.roll_degs[index]):  # no list: the image is the crop
+            return resize_face(crop_face(photo, (0, 0, *photo.size), 0, self.margin), self.size)
+        problem = self.check_box(index, photo.size)
+        if problem:
+            raise ValueError(problem)
+        if self.ignores_exif[index] and has_exif_rotation(path):
+            warnings.warn(f"{path} has an EXIF rotation, which the scripts that wrote this list "
+                          "ignored; align again with python -m preprocess.face_align",
+                          stacklevel=2)
+        crop = crop_face(photo, self.bboxes[index], self.roll_degs[index], self.margin)
+        return resize_face(crop, self.size)
+
+    def check_box(self, index, photo_size):
+        """What is wrong with a box in a photo of (width, height), or ''."""
+        (width, height), _ = rotation_to_canvas(photo_size, self.roll_degs[index])
+        x1, y1, x2, y2 = self.bboxes[index]
+        if x2 <= 0 or y2 <= 0 or x1 >= width or y1 >= height:
+            return (f"{self.path(index)}: box {x1:g} {y1:g} {x2:g} {y2:g} lies outside the "
+                    f"{width}x{height} image")
+        return ""
+
+
+def check_photos(crops):
+    """Open every photo's header and hold its box against it, without decoding.
+
+    Raises:
+        ValueError: photos that cannot be read and boxes outside; twenty are named.
+    """
+    problems = []
+    for index in tqdm(range(len(crops)), desc="checking photos", leave=False):
+        try:
+            with Image.open(crops.path(index)) as photo:
+                size = photo.size
+            if not np.isnan(crops.roll_degs[index]):
+                problems.append(crops.check_box(index, size))
+        except OSError as error:
+            problems.append(f"{crops.path(index)}: {error}")
+    _refuse([p for p in problems if p], len(crops))
+
+
+def cached_crops(crops, cache_dir, workers):
+    """The crops as a memory-mapped array, made now if they are not there yet.
+
+    An interrupted build goes on where it stopped; processes that want the same file wait for
+    the one that makes it.
+
+    Args:
+        crops: FaceCrops.
+        cache_dir: folder, created when missing.
+        workers: loader processes for the build.
+    Returns:
+        (N, size, size, 3) uint8 numpy.memmap, read-only.
+    Raises:
+        ValueError: photos that cannot be read and boxes outside; twenty are named.
+        OSError: the folder cannot be written, or the disk is too small.
+    """
+    cache_dir = Path(cache_dir)
+    shape = (len(crops), crops.size, crops.size, 3)
+    path = cache_dir / f"{_key(crops)}.u8"
+    if not path.is_file():
+        try:
+            cache_dir.mkdir(parents=True, exist_ok=True)
+            lock = FileLock(path.with_suffix(".lock"))
+            with lock:
+                if not path.is_file():
+                    _build(crops, path, shape, workers)
+        except PermissionError as error:
+            raise OSError(f"cache folder '{cache_dir}' cannot be written; name another with "
+                          "--cache_dir, or set DATA.CACHE False") from error
+    return np.memmap(path, np.uint8, mode="r", shape=shape)
+
+
+def _key(crops):
+    """Hash of everything the pixels depend on: photos as files, boxes, angles, settings."""
+    digest = hashlib.sha256(repr((CACHE_VERSION, crops.margin, crops.size)).encode())
+    for array in (crops.roll_degs, crops.bboxes):
+        digest.update(array.tobytes())
+    for index in range(len(crops)):
+        stat = crops.path(index).stat()
+        digest.update(f"{crops.path(index).resolve()}\0{stat.st_size}\0{stat.st_mtime_ns}\0"
+                      .encode())
+    return digest.hexdigest()[:32]
+
+
+def _build(crops, path, shape, workers):
+    partial = path.with_suffix(".partial")
+    face_bytes = int(np.prod(shape[1:]))
+    done = partial.stat().st_size // face_bytes if partial.is_file() else 0
+    needed = (len(crops) - done) * face_bytes
+    free = shutil.disk_usage(path.parent).free
+    if needed > free:
+        raise OSError(f"the crops need {needed / 1e9:.1f} GB, '{path.parent}' has "
+                      f"{free / 1e9:.1f} GB free; name another folder with --cache_dir, or set "
+                      "DATA.CACHE False")
+    loader = torch.utils.data.DataLoader(_Tried(crops), batch_size=None, num_workers=workers,
+                                         sampler=range(done, len(crops)))
+    problems = []
+    with open(partial, "r+b" if done else "wb") as file:  # noqa: PTH123
+        file.seek(done * face_bytes)
+        file.truncate()
+        for pixels, problem in tqdm(loader, desc="cutting faces", total=len(crops), initial=done,
+                                    unit="face", leave=False):
+            if problem:
+                problems.append(problem)
+            elif not problems:
+                file.write(pixels.numpy().data)
+    _refuse(problems, len(crops))
+    partial.replace(path)
+
+
+class _Tried(torch.utils.data.Dataset):
+    """Crops with what went wrong as text, so that one bad photo does not hide the others."""
+
+    def __init__(self, crops):
+        self.crops = crops
+
+    def __getitem__(self, index):
+        try:
+            return torch.from_numpy(self.crops[index].copy()), ""
+        except ValueError as error:
+            return torch.empty(0, dtype=torch.uint8), str(error)
+
+
+def _refuse(problems, count):
+    if problems:
+        more = f"; and {len(problems) - LISTED} more" if len(problems) > LISTED else ""
+        raise ValueError(f"{len(problems)} of {count} photos cannot be used (DATA.EXCLUDE leaves "
+                         "photos out): " + "; ".join(problems[:LISTED]) + more)

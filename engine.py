@@ -1,0 +1,352 @@
+"""The only loops over batches: training an epoch, and predicting a data set."""
+
+import contextlib
+import copy
+import math
+import time
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch.optim.swa_utils import AveragedModel
+from tqdm import tqdm
+
+import distributed
+import metrics
+
+AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16, "off": None}
+TRIAL_STEPS = 3  # timed training steps each way when TRAIN.AMP is auto on a CPU
+
+
+@dataclass
+class Trainer:
+    """What changes while a network trains, and how a step is made.
+
+    Args:
+        model: AgeModel, possibly wrapped for several processes.
+        criterion: of losses.build_criterion.
+        decode: function (logits (B, K)) -> (B,) years, for the training metrics.
+        optimizer, scheduler: stepped once a batch.
+        device: torch.device of the model.
+        batch_faces: faces of a step, over all processes.
+        amp: bf16 | fp16 | off.
+        clip_norm: largest gradient norm, 0: not clipped.
+        ema: AveragedModel or None.
+    """
+
+    model: torch.nn.Module
+    criterion: callable
+    decode: callable
+    optimizer: torch.optim.Optimizer
+    scheduler: torch.optim.lr_scheduler.LRScheduler
+    device: torch.device
+    batch_faces: int
+    amp: str = "off"
+    clip_norm: float = 0.0
+    ema: AveragedModel | None = None
+    scaler: torch.amp.GradScaler = field(init=False)
+
+    def __post_init__(self):
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.amp == "fp16")
+
+    def step(self, batch):
+        """Train on one batch.
+
+        Returns:
+            parts: dict of (B,) loss values, and pred_ages (B,), both detached.
+        """
+        batch = to_device(batch, self.device)
+        with autocast(self.device, self.amp):
+            logits = self.model(batch["pixels"])
+        parts = self.criterion(logits, batch)
+        self.optimizer.zero_grad(set_to_none=True)
+        # The mean over the batch of all processes, whose gradients DDP averages.
+        loss = parts["loss"].sum() * distributed.world_size() / self.batch_faces
+        self.scaler.scale(loss).backward()
+        if self.clip_norm > 0:
+            self.scaler.unscale_(self.optimizer)
+            torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.clip_norm)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.scheduler.step()
+        if self.ema is not None:
+            self.ema.update_parameters(unwrap(self.model))
+        with torch.no_grad():
+            return {name: part.detach() for name, part in parts.items()}, self.decode(logits)
+
+    def evaluated_model(self):
+        """The model that is validated and kept: the averaged one when there is one."""
+        return unwrap(self.model) if self.ema is None else self.ema.module
+
+    def state_dict(self):
+        """Everything that a continued run needs, as tensors and plain values."""
+        state = {
+            "model": self.evaluated_model().state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scheduler": self.scheduler.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "random_state": {"cpu": torch.get_rng_state()},
+        }
+        if self.ema is not None:
+            state["ema"] = {"steps": int(self.ema.n_averaged),
+                            "trained_model": unwrap(self.model).state_dict()}
+        if self.device.type == "cuda":
+            state["random_state"]["cuda"] = torch.cuda.get_rng_state(self.device)
+        return state
+
+    def load_state_dict(self, state):
+        """Continue where the run that wrote the state stood."""
+        self.evaluated_model().load_state_dict(state["model"])
+        if self.ema is not None:
+            self.ema.n_averaged.fill_(state["ema"]["steps"])
+            unwrap(self.model).load_state_dict(state["ema"]["trained_model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scheduler.load_state_dict(state["scheduler"])
+        self.scaler.load_state_dict(state["scaler"])
+        torch.set_rng_state(state["random_state"]["cpu"])
+        if self.device.type == "cuda" and "cuda" in state["random_state"]:
+            torch.cuda.set_rng_state(state["random_state"]["cuda"], self.device)
+
+
+@dataclass
+class EpochProgress:
+    """What an epoch has done so far; saved when it is interrupted, so that it can go on.
+
+    `sums` are the loss parts summed over the faces; `index` and `pred_ages` hold each face's
+    place and the age predicted for it as it was trained.
+    """
+
+    steps: int = 0
+    seconds: float = 0.0
+    sums: dict = field(default_factory=dict)
+    index: torch.Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.long))
+    pred_ages: torch.Tensor = field(default_factory=lambda: torch.empty(0))
+
+    def gather(self):
+        """The progress of all processes together, as a dict of tensors and plain values."""
+        return {"steps": self.steps, "seconds": self.seconds,
+                "sums": distributed.total(self.sums),
+                "index": distributed.concatenate(self.index),
+                "pred_ages": distributed.concatenate(self.pred_ages)}
+
+    @classmethod
+    def restore(cls, gathered):
+        """What gather returned, held by the main process; the others know the steps alone."""
+        return cls(**gathered) if distributed.is_main() else cls(steps=gathered["steps"])
+
+
+def train_one_epoch(trainer, loader, progress, should_stop, description):
+    """Train on the batches of one epoch.
+
+    Args:
+        trainer: Trainer.
+        loader: of dataset.build_loader; starts where progress stands.
+        progress: EpochProgress, updated in place.
+        should_stop: function () -> bool, asked after each step.
+        description: text before the progress bar.
+    Returns:
+        Whether the epoch is complete.
+    """
+    trainer.model.train()
+    index, pred_ages, parts_seen = [progress.index], [progress.pred_ages], []
+    started = time.perf_counter()
+    stopped = False
+    bar = tqdm(loader, desc=description, total=progress.steps + len(loader),
+               initial=progress.steps, leave=False, unit="batch",
+               disable=None if distributed.is_main() else True)
+    for batch in bar:
+        parts, ages = trainer.step(batch)
+        parts_seen.append({name: part.sum() for name, part in parts.items()})
+        index.append(batch["index"])
+        pred_ages.append(ages)  # stays on the device: copying would wait for the GPU each step
+        progress.steps += 1
+        if progress.steps % 20 == 0:
+            bar.set_postfix(loss=f"{parts['loss'].mean().item():.3f}")
+        if distributed.any_true(should_stop(), trainer.device):
+            stopped = progress.steps < bar.total
+            break
+    bar.close()
+    progress.index = torch.cat(index)
+    progress.pred_ages = torch.cat([ages.float().cpu() for ages in pred_ages])
+    for parts in parts_seen:
+        for name, value in parts.items():
+            progress.sums[name] = progress.sums.get(name, 0.0) + value.item()
+    progress.seconds += time.perf_counter() - started
+    return not stopped
+
+
+@torch.inference_mode()
+def log_probs_of(model, pixels, tta=False):
+    """Predicted log-probabilities of a batch.
+
+    Args:
+        model: AgeModel in eval mode.
+        pixels: (B, 3, S, S) uint8 on the model's device.
+        tta: average with the distribution of the mirror image.
+    Returns:
+        (B, K) float32.
+    """
+    log_probs = model(pixels).float().log_softmax(dim=1)
+    if tta:
+        mirrored = model(pixels.flip(-1)).float().log_softmax(dim=1)
+        log_probs = torch.logaddexp(log_probs, mirrored) - math.log(2)
+    return log_probs
+
+
+def predict(model, loader, device, tta=False, description="predicting"):
+    """Predict every face of a data set once, over all processes.
+
+    Args:
+        model: AgeModel on the device, unwrapped.
+        loader: of dataset.build_loader over OrderedBatches.
+        device: torch.device.
+        tta: average each face with its mirror image.
+        description: text before the progress bar.
+    Returns:
+        (N, K) float32 log-probabilities on the CPU, in the data set's order.
+    """
+    model.eval()
+    log_probs, index = [], []
+    for batch in tqdm(loader, desc=description, leave=False, unit="batch",
+                      disable=None if distributed.is_main() else True):
+        pixels = batch["pixels"].to(device, non_blocking=True)
+        log_probs.append(log_probs_of(model, pixels, tta).cpu())
+        index.append(batch["index"])
+    places = distributed.concatenate(torch.cat(index))
+    ordered = torch.empty(len(places), log_probs[0].shape[1])
+    ordered[places] = distributed.concatenate(torch.cat(log_probs))
+    return ordered
+
+
+def score(labels, pred_ages, last_age):
+    """Point metrics of predicted ages, for exact ages and for intervals apart.
+
+    Args:
+        labels: dict of (N,) arrays or tensors `age`, `age_min`, `age_max`.
+        pred_ages: (N,) years.
+        last_age: years, the last bin; an interval that ends there is open.
+    Returns:
+        dict: mae (years), ca3, ca5, ca7 (%, error strictly below) where exact ages are known,
+        interval_accuracy (%), interval_distance (years) where only intervals are.
+    """
+    age, low, high = (np.asarray(labels[name], float) for name in ("age", "age_min", "age_max"))
+    pred_ages = np.asarray(pred_ages, float)
+    exact = low == high
+    scores = {}
+    if exact.any():
+        scores["mae"] = metrics.mae(age[exact], pred_ages[exact])
+        scores |= {f"ca{n}": metrics.ca(age[exact], pred_ages[exact], n) for n in (3, 5, 7)}
+    if not exact.all():
+        interval = pred_ages[~exact], low[~exact], high[~exact], last_age
+        scores["interval_accuracy"] = metrics.interval_accuracy(*interval)
+        scores["interval_distance"] = metrics.interval_distance(*interval)
+    return scores
+
+
+def to_device(batch, device):
+    """The batch's tensors on the device."""
+    return {name: values.to(device, non_blocking=True) for name, values in batch.items()}
+
+
+def autocast(device, amp):
+    """Context in which the forward pass runs in bf16, fp16 or, with off, full precision."""
+    if AUTOCAST[amp] is None:
+        return contextlib.nullcontext()
+    return torch.autocast(device.type, AUTOCAST[amp])
+
+
+def unwrap(model):
+    """The AgeModel inside a DistributedDataParallel."""
+    return model.module if isinstance(model, torch.nn.parallel.DistributedDataParallel) else model
+
+
+def choose_amp(amp, deterministic, device, model, criterion, batch):
+    """Resolve TRAIN.AMP auto.
+
+    On a GPU bf16 where it has it, else fp16. On a CPU a few steps are timed both ways, since
+    bf16 doubles a ResNet's speed and slows depthwise networks down; with deterministic, off.
+
+    Args:
+        amp: auto | bf16 | fp16 | off.
+        deterministic: whether the choice must not depend on a clock.
+        device, model, criterion: of the run; model and random state are left as they are.
+        batch: a training batch.
+    Returns:
+        bf16 | fp16 | off.
+    """
+    if amp != "auto":
+        return amp
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported() else "fp16"
+    if deterministic:
+        return "off"
+    with torch.random.fork_rng(devices=[]):
+        seconds = {name: _seconds_a_step(name, device, model, criterion, batch)
+                   for name in ("off", "bf16")}
+    return min(seconds, key=seconds.get)
+
+
+def _seconds_a_step(amp, device, model, criterion, batch):
+    trial = copy.deepcopy(model).train()
+    batch = to_device(batch, device)
+    times = []
+    for _ in range(TRIAL_STEPS + 1):
+        started = time.perf_counter()
+        with autocast(device, amp):
+            logits = trial(batch["pixels"])
+        criterion(logits, batch)["loss"].mean().backward()
+        times.append(time.perf_counter() - started)
+    return float(np.median(times[1:]))  # the first pays for allocation
+
+
+def averaged_model(model, decay):
+    """Exponential moving average of weights and buffers, with a short memory at the start.
+
+    The decay of step t is min(decay, (1 + t) / (10 + t)), so that the random first weights are
+    soon forgotten.
+    """
+    def lerp(averaged, current, steps):
+        now = min(decay, (1 + int(steps)) / (10 + int(steps)))
+        if torch.is_floating_point(averaged[0]):
+            torch._foreach_lerp_(averaged, current, 1 - now)
+        else:
+            for mine, theirs in zip(averaged, current, strict=True):
+                mine.copy_(theirs)  # counters
+
+    return AveragedModel(model, multi_avg_fn=lerp, use_buffers=True)
+
+
+def lr_factor(step, steps_per_epoch, cfg):
+    """Learning rate relative to TRAIN.LR at a step of the run.
+
+    step: times LR_DECAY_RATE every LR_DECAY_STEP epochs. cosine: half a cosine to 0 at the last
+    step. Either starts with a linear warm-up over WARMUP_EPOCHS.
+    """
+    epoch = step / steps_per_epoch
+    warmup = min(1.0, (step + 1) / max(cfg.TRAIN.WARMUP_EPOCHS * steps_per_epoch, 1))
+    if cfg.TRAIN.SCHEDULE == "step":
+        return warmup * cfg.TRAIN.LR_DECAY_RATE ** (int(epoch) // cfg.TRAIN.LR_DECAY_STEP)
+    length = max(cfg.TRAIN.EPOCHS - cfg.TRAIN.WARMUP_EPOCHS, 1e-9)
+    done = min(max(epoch - cfg.TRAIN.WARMUP_EPOCHS, 0) / length, 1)
+    return warmup * 0.5 * (1 + math.cos(math.pi * done))
+
+
+def build_optimizer(model, cfg):
+    """Adam, AdamW or SGD over the head and the backbone with their learning rates."""
+    decays = cfg.TRAIN.WEIGHT_DECAY
+    groups = []
+    for parameters, scale in ((model.head_parameters(), 1.0),
+                              (model.backbone_parameters(), cfg.TRAIN.BACKBONE_LR_SCALE)):
+        parameters = list(parameters)
+        if cfg.TRAIN.OPT != "adamw":
+            groups.append({"params": parameters, "lr": scale * cfg.TRAIN.LR})
+            continue
+        for is_kernel in (True, False):  # no decay on biases and normalisation
+            chosen = [p for p in parameters if (p.ndim > 1) == is_kernel]
+            groups.append({"params": chosen, "lr": scale * cfg.TRAIN.LR,
+                           "weight_decay": decays if is_kernel else 0.0})
+    if cfg.TRAIN.OPT == "sgd":
+        return torch.optim.SGD(groups, lr=cfg.TRAIN.LR, momentum=cfg.TRAIN.MOMENTUM,
+                               weight_decay=decays)
+    optimizer = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[cfg.TRAIN.OPT]
+    return optimizer(groups, lr=cfg.TRAIN.LR, weight_decay=decays)

@@ -1,0 +1,301 @@
+"""Lists of faces: which data sets a folder holds, and one checked table a split.
+
+A list is `NAME_{train,valid,test}_align.csv` with the columns photo, age, deg, box1..box4 (x1 y1
+x2 y2 in the rotated, expanded photo), or an APPA-REAL folder as released. What else a data set
+knows stands in OPTIONAL columns.
+"""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+SPLITS = ("train", "valid", "test")
+BOX = ["box1", "box2", "box3", "box4"]
+REQUIRED = ["photo", "age", "deg", *BOX]
+NUMBERS = ["age_std", "age_min", "age_max", "confidence"]
+OPTIONAL = [*NUMBERS, "gender", "race", "subject", "votes"]
+LISTED = 20  # bad rows shown before the rest is only counted
+
+
+def pair_folders(data_dirs, datasets, list_dirs):
+    """Match what the command line names: (data_dir, dataset, list_dir) for each data set.
+
+    One folder serves several data sets; several folders need as many data sets, or none, which
+    takes the only one in each.
+
+    Raises:
+        ValueError: the counts do not match, or a folder holds none or several data sets.
+        FileNotFoundError: no such folder.
+    """
+    count = max(len(data_dirs), len(datasets or []))
+    if len(data_dirs) not in (1, count) or (datasets and len(datasets) != count):
+        raise ValueError(f"{len(data_dirs)} folders after --data_dir but {len(datasets)} names "
+                         "after --dataset; give one name a folder, or one folder for all")
+    data_dirs = list(data_dirs) * (count if len(data_dirs) == 1 else 1)
+    list_dirs = list(list_dirs or data_dirs)
+    if len(list_dirs) not in (1, count):
+        raise ValueError(f"{len(list_dirs)} folders after --list_dir for {count} data sets")
+    list_dirs *= count if len(list_dirs) == 1 else 1
+    for folder in (*data_dirs, *list_dirs):
+        if not Path(folder).is_dir():
+            raise FileNotFoundError(f"folder '{folder}' not found")
+    names = datasets or [_only_dataset(folder) for folder in list_dirs]
+    return list(zip(data_dirs, names, list_dirs, strict=True))
+
+
+def find_datasets(list_dir):
+    """Names of the data sets in a folder; aligned lists win over a raw APPA-REAL folder."""
+    names = {path.name.removesuffix(f"_{split}_align.csv")
+             for split in SPLITS for path in Path(list_dir).glob(f"*_{split}_align.csv")}
+    if not names and any(Path(list_dir, f"gt_avg_{split}.csv").is_file() for split in SPLITS):
+        names = {"appa_real"}
+    return sorted(names)
+
+
+def _only_dataset(list_dir):
+    names = find_datasets(list_dir)
+    if not names:
+        raise ValueError(f"'{list_dir}' holds no data set: no NAME_train_align.csv and no "
+                         "gt_avg_train.csv; see the README, 'Prepare'")
+    if len(names) > 1:
+        raise ValueError(f"'{list_dir}' holds {len(names)} data sets; choose with --dataset: "
+                         f"{', '.join(names)}")
+    return names[0]
+
+
+def read_faces(data_dir, dataset, split, cfg, list_dir=None, protocol=None):
+    """One split of one data set as a checked table.
+
+    Args:
+        data_dir: folder the photo column is relative to.
+        dataset: the NAME in the list's file name.
+        split: train, valid or test.
+        cfg: the config; the DATA section is read.
+        list_dir: folder of the lists, data_dir by default.
+        protocol: name of a split file `NAME_split_PROTOCOL.csv` that overrides the lists' split.
+    Returns:
+        DataFrame with the columns root, dataset, REQUIRED and OPTIONAL; missing optional values
+        are NaN or None; deg and box are NaN where the whole image is the crop; age_min and
+        age_max equal age where the age is exact.
+    Raises:
+        FileNotFoundError: no such list; names the splits there are.
+        ValueError: a missing column, or bad rows (all of them checked, twenty shown).
+    """
+    list_dir = Path(list_dir or data_dir)
+    if protocol:
+        faces = _read_protocol(list_dir, dataset, split, protocol, cfg)
+    else:
+        faces = _read_split(list_dir, dataset, split, cfg)
+    faces = _exclude(faces, cfg.DATA.EXCLUDE)
+    faces.insert(0, "root", str(data_dir))
+    faces.insert(1, "dataset", dataset)
+    _check_rows(faces, cfg)
+    return faces
+
+
+def source_of(list_dir, dataset, split):
+    """Path of the file that read_faces reads: the aligned list, else APPA-REAL's own labels.
+
+    Raises:
+        FileNotFoundError: neither exists; names the splits that do.
+    """
+    for candidate in _sources(list_dir, dataset, split):
+        if candidate.is_file():
+            return candidate
+    there = [s for s in SPLITS if any(p.is_file() for p in _sources(list_dir, dataset, s))]
+    if there:
+        raise FileNotFoundError(f"data set '{dataset}' in '{list_dir}' has no {split} split; "
+                                f"it has {', '.join(there)}: choose with --split")
+    found = find_datasets(list_dir)
+    raise FileNotFoundError(f"'{list_dir}' holds no {dataset}_{split}_align.csv; it holds "
+                            f"{', '.join(found) or 'no data set'}: choose with --dataset, or "
+                            f"align one with python -m preprocess.face_align")
+
+
+def _sources(list_dir, dataset, split):
+    yield Path(list_dir, f"{dataset}_{split}_align.csv")
+    if dataset == "appa_real":
+        yield Path(list_dir, f"gt_avg_{split}.csv")
+
+
+def _read_split(list_dir, dataset, split, cfg):
+    source = source_of(list_dir, dataset, split)
+    if source.name.startswith("gt_avg_"):
+        return read_appa_real(source, split, cfg)
+    return _read_align(source)
+
+
+def _read_protocol(list_dir, dataset, split, protocol, cfg):
+    path = list_dir / f"{dataset}_split_{protocol}.csv"
+    if not path.is_file():
+        names = sorted(p.stem.removeprefix(f"{dataset}_split_")
+                       for p in list_dir.glob(f"{dataset}_split_*.csv"))
+        raise FileNotFoundError(f"protocol file '{path}' not found; protocols there: "
+                                f"{', '.join(names) or 'none'}")
+    chosen = read_csv(path, ["photo", "split"])
+    unknown = sorted(set(chosen["split"]) - set(SPLITS))
+    if unknown:
+        raise ValueError(f"{path}: split '{unknown[0]}' is none of {', '.join(SPLITS)}")
+    if split not in set(chosen["split"]):
+        raise FileNotFoundError(f"protocol '{protocol}' has no {split} split; it has "
+                                f"{', '.join(sorted(set(chosen['split'])))}: choose with --split")
+    lists = [_read_split(list_dir, dataset, s, cfg) for s in SPLITS
+             if any(p.is_file() for p in _sources(list_dir, dataset, s))]
+    faces = pd.concat(lists, ignore_index=True).drop_duplicates("photo")
+    faces = faces[faces["photo"].isin(chosen.loc[chosen["split"] == split, "photo"])]
+    if faces.empty:
+        raise ValueError(f"{path}: none of its {split} photos stands in the lists of '{dataset}'")
+    return faces.reset_index(drop=True)
+
+
+def read_csv(path, required):
+    """A CSV as text columns.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: not a CSV, or a required column is missing.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"list '{path}' not found")
+    try:
+        table = pd.read_csv(path, dtype=str, keep_default_na=False, skipinitialspace=True)
+    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: not a CSV file: {' '.join(str(error).split())}") from error
+    table.columns = [name.strip() for name in table.columns]
+    missing = [name for name in required if name not in table.columns]
+    if missing:
+        raise ValueError(f"{path}: column {', '.join(missing)} missing; it has "
+                         f"{', '.join(table.columns)}")
+    return table
+
+
+def _read_align(path):
+    table = read_csv(path, REQUIRED)
+    faces = pd.DataFrame({"photo": table["photo"]})
+    for name in [*REQUIRED[1:], *NUMBERS]:
+        faces[name] = _numbers(table, name, path)
+    for name in OPTIONAL[len(NUMBERS):]:
+        faces[name] = table[name].replace("", None) if name in table else None
+    boxless = faces[["deg", *BOX]].isna().any(axis=1)
+    bad = boxless | ~(faces["box3"] > faces["box1"]) | ~(faces["box4"] > faces["box2"])
+    _refuse(faces, bad, f"{path}: deg is no number, or the box is empty",
+            ["photo", "deg", *BOX])
+    return _complete_interval(faces)
+
+
+def read_appa_real(path, split, cfg):
+    """APPA-REAL's released face crops with the labels of gt_avg_{split}.csv.
+
+    The votes of gt_{split}.csv, where it is there, become the votes column.
+    """
+    label = {"apparent": "apparent_age_avg", "real": "real_age"}[cfg.DATA.APPA_REAL_LABEL]
+    table = read_csv(path, ["file_name", label])
+    faces = pd.DataFrame({"photo": split + "/" + table["file_name"] + "_face.jpg",
+                          "age": _numbers(table, label, path)})
+    if faces["age"].isna().all():
+        raise ValueError(f"{path}: column {label} is empty; choose the other label with "
+                         "DATA.APPA_REAL_LABEL apparent|real")
+    for name in ["deg", *BOX, *NUMBERS]:
+        faces[name] = np.nan
+    if cfg.DATA.APPA_REAL_LABEL == "apparent":
+        faces["age_std"] = _numbers(table, "apparent_age_std", path)
+    for name in OPTIONAL[len(NUMBERS):]:
+        faces[name] = None
+    votes_path = path.with_name(f"gt_{split}.csv")
+    if votes_path.is_file() and cfg.DATA.APPA_REAL_LABEL == "apparent":
+        faces["votes"] = table["file_name"].map(_count_votes(votes_path)).to_numpy()
+    return _complete_interval(faces)
+
+
+def _count_votes(path):
+    """APPA-REAL's one row a vote -> {file_name: '23:3 24:7'}."""
+    table = read_csv(path, ["file_name"])
+    age_columns = [name for name in table.columns
+                   if "age" in name.lower() and "real" not in name.lower()]
+    if len(age_columns) != 1:
+        raise ValueError(f"{path}: expected one column of voted ages beside real_age, found "
+                         f"{', '.join(table.columns)}")
+    votes = table.assign(age=_numbers(table, age_columns[0], path)).dropna(subset=["age"])
+    counts = votes.groupby(["file_name", "age"]).size()
+    return {name: " ".join(f"{age:g}:{count}" for (_, age), count in group.items())
+            for name, group in counts.groupby(level=0)}
+
+
+def parse_votes(text, age_bins):
+    """A histogram of votes on the bins.
+
+    Args:
+        text: '23:3 24:7', age:weight pairs in any order.
+        age_bins: (K,) whole years, step 1; ages outside count for the nearest end.
+    Returns:
+        (K,) float32 weights, not normalised.
+    Raises:
+        ValueError: a pair is malformed or a weight negative.
+    """
+    histogram = np.zeros(len(age_bins), np.float32)
+    for pair in text.split():
+        age, _, weight = pair.partition(":")
+        position = np.clip(round(float(age)) - age_bins[0], 0, len(age_bins) - 1)
+        histogram[position] += float(weight)
+    if (histogram < 0).any():
+        raise ValueError(f"negative weight in votes '{text}'")
+    return histogram
+
+
+def _numbers(table, name, path):
+    """A text column as floats; empty or absent is NaN, anything else must be a number."""
+    if name not in table:
+        return np.full(len(table), np.nan)
+    text = table[name].str.strip()
+    values = pd.to_numeric(text, errors="coerce")
+    _refuse(table, values.isna() & ~text.isin(["", "nan", "NaN"]), f"{path}: {name} is no number",
+            [table.columns[0], name])
+    return values.to_numpy(float)
+
+
+def _complete_interval(faces):
+    """Exact ages are intervals of one point; an interval without an age gets its middle."""
+    for name in ("age_min", "age_max"):
+        faces[name] = faces[name].fillna(faces["age"])
+    faces["age"] = faces["age"].fillna((faces["age_min"] + faces["age_max"]) / 2)
+    return faces
+
+
+def _exclude(faces, path):
+    """Drop the photos named in the first column of an exclusion list, by path or file name."""
+    if not path:
+        return faces
+    table = read_csv(path, [])
+    names = {*table.iloc[:, 0], table.columns[0]}  # a list without a header row loses no photo
+    file_names = faces["photo"].str.rsplit("/", n=1).str[-1]
+    dropped = (faces["photo"].isin(names) | file_names.isin(names)
+               | file_names.str.removesuffix("_face.jpg").isin(names))
+    return faces[~dropped].reset_index(drop=True)
+
+
+def _check_rows(faces, cfg):
+    name = faces["dataset"].iloc[0] if len(faces) else "list"
+    if faces.empty:
+        raise ValueError("the list holds no faces")
+    low, high = cfg.DATA.AGE_MIN, cfg.DATA.AGE_MAX
+    _refuse(faces, faces["age"].isna(), f"{name}: age is no number", ["photo", "age"])
+    outside = ~faces["age"].between(low, high)
+    _refuse(faces, outside, f"{name}: age outside the bins {low}..{high} "
+            "(DATA.AGE_MIN, DATA.AGE_MAX)", ["photo", "age"])
+    _refuse(faces, faces["age_min"] > faces["age_max"], f"{name}: age_min exceeds age_max",
+            ["photo", "age_min", "age_max"])
+    missing = [not Path(root, photo).is_file()
+               for root, photo in zip(faces["root"], faces["photo"], strict=True)]
+    _refuse(faces, pd.Series(missing, index=faces.index), f"{name}: image not found in "
+            f"'{faces['root'].iloc[0]}' (DATA.EXCLUDE leaves photos out)", ["photo"])
+
+
+def _refuse(table, bad, problem, columns):
+    """Raise a ValueError that lists the bad rows, up to LISTED of them."""
+    if not bad.any():
+        return
+    rows = table.loc[bad, columns].head(LISTED).astype(str).agg(" ".join, axis=1)
+    more = int(bad.sum()) - len(rows)
+    raise ValueError(f"{problem}: {int(bad.sum())} of {len(table)} rows: " + "; ".join(rows)
+                     + (f"; and {more} more" if more > 0 else ""))

@@ -1,0 +1,142 @@
+"""What a training run tells: the epoch's line, log.jsonl, TensorBoard's curves and pictures."""
+
+import json
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import numpy as np
+from torch.utils.tensorboard import SummaryWriter
+
+SHOWN_FACES = 8  # validation faces drawn with their distributions
+
+
+class Monitor:
+    """Writes one run's progress; does nothing in processes other than the main one.
+
+    Args:
+        folder: of the run; log.jsonl is appended there.
+        tensorboard: log folder of TensorBoard, or None.
+        name: of the run, a sub-folder of the log folder.
+        first_epoch: a resumed run hides TensorBoard's points from here on.
+    """
+
+    def __init__(self, folder, tensorboard, name, first_epoch):
+        self.log = Path(folder, "log.jsonl")
+        self.writers = {}
+        if tensorboard:
+            self.writers = {part: SummaryWriter(str(Path(tensorboard, name, part)),
+                                                purge_step=first_epoch or None)
+                            for part in ("train", "valid")}
+
+    def epoch(self, record, is_best):
+        """Print the epoch's line, append it to log.jsonl, draw the curves.
+
+        Args:
+            record: dict with epoch, lr, seconds, images_per_s, and the dicts train and valid
+                of metric names to numbers.
+            is_best: marks the line.
+        """
+        print(_epoch_line(record, is_best), flush=True)
+        with self.log.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(record) + "\n")
+        for part, writer in self.writers.items():
+            for name, value in record[part].items():
+                writer.add_scalar(name, value, record["epoch"])
+            if part == "train":
+                writer.add_scalar("lr", record["lr"], record["epoch"])
+                writer.add_scalar("images_per_s", record["images_per_s"], record["epoch"])
+            writer.flush()
+
+    def augmented_faces(self, faces):
+        """Show what the network trains on: (n, S, S, 3) uint8 faces in a grid."""
+        if self.writers:
+            self.writers["train"].add_image("augmented_faces", face_grid(faces), 0,
+                                            dataformats="HWC")
+
+    def figure(self, name, figure, epoch):
+        """Show a matplotlib figure of the validation, and close it."""
+        if self.writers:
+            self.writers["valid"].add_figure(name, figure, epoch)
+            self.writers["valid"].flush()
+        plt.close(figure)
+
+    def close(self):
+        for writer in self.writers.values():
+            writer.close()
+
+
+class SilentMonitor(Monitor):
+    """The monitor of the processes that are not the main one."""
+
+    def __init__(self):
+        self.writers = {}
+
+    def epoch(self, record, is_best):
+        pass
+
+
+def _epoch_line(record, is_best):
+    train, valid = record["train"], record["valid"]
+    parts = [f"epoch {record['epoch']:02d}", f"train loss {train['loss']:.3f}"]
+    if "mae" in valid:
+        parts += [f"val MAE {valid['mae']:.2f}", f"CA(5) {valid['ca5']:.1f}"]
+    if "interval_accuracy" in valid:
+        parts += [f"in interval {valid['interval_accuracy']:.1f}%",
+                  f"distance {valid['interval_distance']:.2f}"]
+    parts += [f"lr {record['lr']:.1e}", f"{record['images_per_s']:.0f} images/s",
+              f"{record['seconds']:.0f} s"]
+    return "  ".join(parts) + ("  *best" if is_best else "")
+
+
+def face_grid(faces, columns=4):
+    """(rows * S, columns * S, 3) uint8 picture of (n, S, S, 3) faces, black where none is left."""
+    count, size = len(faces), faces.shape[1]
+    rows = -(-count // columns)
+    cells = np.zeros((rows * columns, size, size, 3), np.uint8)
+    cells[:count] = faces
+    return cells.reshape(rows, columns, size, size, 3).swapaxes(1, 2).reshape(
+        rows * size, columns * size, 3)
+
+
+def draw_scatter(ages, pred_ages):
+    """Figure of predicted against true age with the line of no error and the 5-year band."""
+    figure, axes = plt.subplots(figsize=(5, 5), layout="constrained")
+    top = max(np.max(ages), np.max(pred_ages)) + 3
+    axes.plot([0, top], [0, top], color="black", linewidth=1)
+    axes.fill_between([0, top], [-5, top - 5], [5, top + 5], color="black", alpha=0.08,
+                      label="within 5 years", linewidth=0)
+    axes.scatter(ages, pred_ages, s=6, alpha=0.35, linewidths=0)
+    axes.set(xlim=(0, top), ylim=(0, top), xlabel="true age (years)",
+             ylabel="predicted age (years)", aspect="equal")
+    axes.legend(loc="upper left", frameon=False)
+    return figure
+
+
+def draw_distributions(faces, target_dist, probs, age_bins, pred_ages):
+    """Figure of faces beside their label and predicted distributions.
+
+    Args:
+        faces: (n, S, S, 3) uint8.
+        target_dist, probs: (n, K), rows sum to 1.
+        age_bins: (K,) years.
+        pred_ages: (n,) years.
+    """
+    rows = -(-len(faces) // 2)
+    figure, axes = plt.subplots(rows, 4, figsize=(10, 2 * rows), squeeze=False,
+                                width_ratios=(1, 2.4, 1, 2.4), layout="constrained")
+    for cell in axes.flat:
+        cell.set_axis_off()
+    for number, face in enumerate(faces):
+        picture, plot = axes[number // 2, 2 * (number % 2):2 * (number % 2) + 2]
+        picture.imshow(face)
+        plot.set_axis_on()
+        plot.fill_between(age_bins, target_dist[number], alpha=0.35, linewidth=0, label="label")
+        plot.plot(age_bins, probs[number], color="tab:orange", label="predicted")
+        plot.axvline(pred_ages[number], color="tab:orange", linestyle=":", linewidth=1)
+        plot.set(yticks=[], xlim=(age_bins[0], age_bins[-1]))
+        plot.set_title(f"predicted {pred_ages[number]:.1f} years", fontsize=9)
+    axes[0, 1].legend(fontsize=8, frameon=False)
+    return figure
