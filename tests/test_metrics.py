@@ -230,6 +230,17 @@ def test_temperature_undoes_a_distortion(predictions, wrong):
     assert metrics.coverage(restored, ages, BINS, 0.8) == pytest.approx(80, abs=2)
 
 
+@pytest.mark.parametrize("wrong", [0.4, 2.5])
+def test_temperature_by_coverage_undoes_a_distortion_as_well(predictions, wrong):
+    probs, ages = predictions
+    distorted = metrics.apply_temperature(probs, wrong)
+    temperature = metrics.fit_temperature(np.log(distorted + 1e-30), ages, BINS, (0.8, 0.9))
+    assert temperature == pytest.approx(1 / wrong, rel=0.1)
+    restored = metrics.apply_temperature(distorted, temperature)
+    covered = [metrics.coverage(restored, ages, BINS, q) for q in (0.8, 0.9)]
+    assert sum(covered) == pytest.approx(170, abs=1e-3)
+
+
 def test_temperature_agrees_with_scipy(predictions):
     probs, ages = predictions
     logits = np.log(probs + 1e-30) * 3 + 17  # a constant in the logits changes nothing
