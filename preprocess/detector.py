@@ -320,7 +320,7 @@ class _OpenVinoNetwork:
             "INFERENCE_PRECISION_HINT": "f32",  # bf16, its default on some CPUs, moves boxes
             "ENABLE_CPU_PINNING": False,  # several processes would share one core
         }).create_infer_request()
-        self.outputs = [index for index in range(len(model.outputs))]
+        self.output_count = len(model.outputs)
 
     def __call__(self, images):
         if not len(images):
@@ -330,6 +330,6 @@ class _OpenVinoNetwork:
             # Powers of two: a new shape is compiled first, in milliseconds.
             count = min(LARGEST_CHUNK, 1 << (len(images) - done).bit_length() - 1)
             result = self.request.infer({0: images[done:done + count]}, share_inputs=True)
-            parts.append([result[index] for index in self.outputs])
+            parts.append([result[index] for index in range(self.output_count)])
             done += count
         return [np.concatenate(outputs) for outputs in zip(*parts, strict=True)]

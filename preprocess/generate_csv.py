@@ -1,0 +1,171 @@
+"""A data set as released -> NAME_train.csv, NAME_valid.csv, NAME_test.csv.
+
+    python -m preprocess.generate_csv --dataset utkface --data_dir DIR
+
+Each list has the columns photo (relative to --data_dir) and age (years), and what else the data
+set knows. Published alternatives to its split become NAME_split_PROTOCOL.csv with the columns
+photo and split. Photos that cannot be used are listed with the reason in NAME_skipped.csv.
+"""
+
+import argparse
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pandas as pd
+from PIL import Image
+from tqdm import tqdm
+
+from cli import HelpFormatter, run_main
+from defaults import age_bins, load_cfg
+from preprocess.readers import COLUMNS, DATASETS, LOCATION, SPLITS, Options, Skipped
+
+
+def parse_args():
+    parser = argparse.ArgumentParser(prog="python -m preprocess.generate_csv",
+                                     description=__doc__, formatter_class=HelpFormatter)
+    parser.add_argument("--dataset", required=True, choices=sorted(DATASETS), metavar="NAME",
+                        help=f"one of {', '.join(sorted(DATASETS))}")
+    parser.add_argument("--data_dir", required=True, metavar="DIR",
+                        help="folder of the data set as released")
+    parser.add_argument("--list_dir", metavar="DIR",
+                        help="folder the lists are written to, --data_dir without it")
+    parser.add_argument("--drop_older", action="store_true",
+                        help="leave out faces older than the last age bin instead of taking "
+                        "them for that age")
+    options = Options()
+    parser.add_argument("--appa_real_label", default=options.appa_real_label,
+                        choices=("apparent", "real"), help="appa_real: which age")
+    parser.add_argument("--min_face_score", type=float, default=options.min_face_score,
+                        help="imdb, wiki: least face_score")
+    parser.add_argument("--max_second_face_score", type=float,
+                        help="imdb, wiki: highest second_face_score; without it a photo with a "
+                        "second face is left out")
+    return parser.parse_args()
+
+
+def main():
+    args = parse_args()
+    data_dir = Path(args.data_dir)
+    if not data_dir.is_dir():
+        raise FileNotFoundError(f"folder '{data_dir}' not found; --data_dir is the folder of the "
+                                "data set as released")
+    list_dir = writable_folder(args.list_dir or data_dir)
+    options = Options(args.appa_real_label, args.min_face_score, args.max_second_face_score)
+    dataset = DATASETS[args.dataset]
+    rows, skipped, clipped = read_rows(dataset.read(data_dir, options), data_dir,
+                                       oldest=age_bins(load_cfg())[-1], drop=args.drop_older)
+    if not rows:
+        reasons = Counter(reason for _, reason in skipped).most_common(1)
+        raise ValueError(f"no usable photo of {args.dataset} in '{data_dir}': {len(skipped)} "
+                         f"skipped, most often because: {reasons[0][0] if reasons else 'none'}")
+    write_lists(rows, list_dir, args.dataset)
+    protocols = dataset.protocols(rows, data_dir)
+    for name, splits in protocols.items():
+        table = pd.DataFrame({"photo": list(splits), "split": list(splits.values())})
+        table.to_csv(list_dir / f"{args.dataset}_split_{name}.csv", index=False)
+    report(args.dataset, list_dir, rows, skipped, clipped, protocols)
+
+
+def writable_folder(path):
+    """The folder, created where it is missing.
+
+    Raises:
+        OSError: it cannot be written to; names --list_dir.
+    """
+    path = Path(path)
+    probe = path / ".writable"
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise OSError(f"folder '{path}' cannot be written to ({error.strerror}); choose another "
+                      "for the lists with --list_dir") from error
+    return path
+
+
+def read_rows(records, data_dir, oldest, drop):
+    """Sort a reader's records into rows to write and photos skipped.
+
+    Args:
+        records: iterable of dict and Skipped (see readers.py).
+        data_dir: folder of the photos.
+        oldest: years, the last age bin.
+        drop: leave older faces out instead of taking them for that age.
+    Returns:
+        rows, list of Skipped, number of ages clipped.
+    """
+    rows, skipped, clipped, checked = [], [], 0, {}
+    for record in tqdm(records, unit=" photos", file=sys.stderr):
+        if isinstance(record, Skipped):
+            skipped.append(record)
+            continue
+        photo = record["photo"]
+        if photo not in checked:  # MegaAge's test photos stand in two lists
+            checked[photo] = _image_size(Path(data_dir, photo))
+        size = checked[photo]
+        if isinstance(size, str):
+            skipped.append(Skipped(photo, size))
+        elif record["age"] < 0:
+            skipped.append(Skipped(photo, "negative age"))
+        elif record["age"] > oldest and drop:
+            skipped.append(Skipped(photo, f"older than {oldest}"))
+        else:
+            clipped += record["age"] > oldest
+            record["age"] = min(record["age"], oldest)
+            rows.append(_located(record, size))
+    return rows, skipped, clipped
+
+
+def _image_size(path):
+    """(width, height) from the header, or the reason why the photo cannot be used."""
+    try:
+        with Image.open(path) as photo:
+            return photo.size
+    except FileNotFoundError:
+        return "file missing"
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+        return "not an image"
+
+
+def _located(row, size):
+    """Turn a location given as shares of the photo to pixels."""
+    if "location_ratio" in row:
+        shares = row.pop("location_ratio")
+        pixels = [round(share * size[i % 2], 1) for i, share in enumerate(shares)]
+        row |= dict(zip(LOCATION, pixels, strict=True))
+    return row
+
+
+def write_lists(rows, list_dir, name):
+    """NAME_{split}.csv for each split that has rows, with the columns that any row fills."""
+    used = [column for column in COLUMNS
+            if any(row.get(column) not in (None, "") for row in rows)]
+    for split in SPLITS:
+        members = [row for row in rows if row["split"] == split]
+        if members:
+            table = pd.DataFrame(members).reindex(columns=used)
+            table.to_csv(list_dir / f"{name}_{split}.csv", index=False, float_format="%g")
+
+
+def report(name, list_dir, rows, skipped, clipped, protocols):
+    counts = Counter(row["split"] for row in rows)
+    print(f"{name}: " + ", ".join(f"{counts[split]:,} {split}" for split in SPLITS
+                                  if counts[split]) + f" -> {list_dir}")
+    ages = [row["age"] for row in rows]
+    print(f"ages {min(ages):g} to {max(ages):g} years"
+          + (f"; {clipped} older than the last bin were clipped to it" if clipped else ""))
+    if protocols:
+        print(f"protocols: {', '.join(protocols)}")
+    path = list_dir / f"{name}_skipped.csv"
+    path.unlink(missing_ok=True)
+    if skipped:
+        pd.DataFrame(skipped, columns=["photo", "reason"]).to_csv(path, index=False)
+        reasons = Counter(reason for _, reason in skipped).most_common()
+        print(f"{len(skipped)} skipped, listed in {path}: "
+              + ", ".join(f"{count} {reason}" for reason, count in reasons))
+
+
+if __name__ == "__main__":
+    run_main(main)

@@ -1,0 +1,499 @@
+"""One small reader a data set: from its released files to photos, ages and splits.
+
+A reader is a generator `read(data_dir, options)` of rows and of `Skipped`. A row is a dict with
+`photo` (path relative to data_dir, '/' between folders), `age` in years and whatever else the
+data set knows of COLUMNS; `split` is train, valid or test, or a key such as a person's name that
+`share_by_hash` gives to a split as a whole. To add a data set, write a reader and a line in
+DATASETS.
+
+Layouts were checked against released files where these were at hand. A reader that does not find
+what it expects raises an error that names what it looked for.
+"""
+
+import hashlib
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import date
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from lists import read_csv
+
+SPLITS = ("train", "valid", "test")
+LOCATION = ["face_x1", "face_y1", "face_x2", "face_y2"]  # pixels of the photo
+COLUMNS = ["photo", "age", "age_std", "age_min", "age_max", "gender", "race", "subject", "votes",
+           *LOCATION]
+IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp"}
+OLDEST = 100  # years, closes an open interval such as "more than 70"
+SHARES = (("train", 0.8), ("valid", 0.1), ("test", 0.1))  # where nothing official exists
+VALID_FROM_TRAIN = (("train", 0.9), ("valid", 0.1))  # where only a test part is published
+MATLAB_EPOCH = 366  # days from Matlab's day 0 to Python's
+
+
+class Skipped(NamedTuple):
+    """A photo that cannot be used, and why."""
+
+    photo: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a reader may be told.
+
+    appa_real_label: "apparent" or "real", the age of APPA-REAL.
+    min_face_score: IMDB-WIKI, least score of its own detector.
+    max_second_face_score: IMDB-WIKI, highest score of a second face; None allows no second face.
+    """
+
+    appa_real_label: str = "apparent"
+    min_face_score: float = 1.0
+    max_second_face_score: float | None = None
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """A line of DATASETS.
+
+    read: the reader.
+    protocols: function(rows, data_dir) -> {PROTOCOL: {photo: split}}, published alternatives
+        to the split in the rows.
+    """
+
+    read: Callable
+    protocols: Callable = field(default=lambda rows, data_dir: {})
+
+
+def share_by_hash(key, shares=SHARES):
+    """Split of a key: the same on every machine and whatever else the data set holds.
+
+    Args:
+        key: file name, person or other text that must stay in one split.
+        shares: (split, share of all keys) pairs that sum to 1.
+    Returns:
+        One of the splits.
+    """
+    digest = hashlib.sha256(key.encode("utf-8", "surrogatepass")).digest()
+    position = int.from_bytes(digest[:8], "big") / 2**64
+    for split, share in shares:
+        if position < share:
+            return split
+        position -= share
+    return shares[-1][0]
+
+
+# ------------------------------------------------------------------------- ages in tables
+
+
+def read_appa_real(data_dir, options):
+    """APPA-REAL: apparent ages with their spread and votes, official splits."""
+    found = False
+    for split in SPLITS:
+        table_path = Path(data_dir, f"gt_avg_{split}.csv")
+        if not table_path.is_file():
+            continue
+        found = True
+        label = {"apparent": "apparent_age_avg", "real": "real_age"}[options.appa_real_label]
+        table = read_csv(table_path, ["file_name", "apparent_age_std", label])
+        votes = _appa_real_votes(Path(data_dir, f"gt_{split}.csv"))
+        for record in table.to_dict("records"):
+            name, age = record["file_name"], record[label]
+            photo = f"{split}/{name}"
+            if not Path(data_dir, photo).is_file():
+                photo += "_face.jpg"  # a release without the uncropped photos
+            if not age:
+                yield Skipped(photo, f"no {label}")
+                continue
+            row = {"photo": photo, "age": float(age), "split": split}
+            if options.appa_real_label == "apparent":
+                row |= {"age_std": record["apparent_age_std"], "votes": votes.get(name, "")}
+            yield row
+    if not found:
+        raise _not_found(data_dir, "gt_avg_train.csv, gt_avg_valid.csv or gt_avg_test.csv")
+
+
+def _appa_real_votes(path):
+    """{file_name: "23:3 24:7"}, empty where the file with the single votes is not there."""
+    if not path.is_file():
+        return {}
+    table = read_csv(path, ["file_name", "apparent_age"])
+    ages = pd.to_numeric(table["apparent_age"], errors="coerce")
+    counts = table.assign(age=ages).dropna(subset="age").groupby(["file_name", "age"]).size()
+    return {name: " ".join(f"{age:g}:{count}" for (_, age), count in votes.items())
+            for name, votes in counts.groupby(level=0)}
+
+
+def read_megaage(data_dir, options):
+    """MegaAge and MegaAge-Asian: the official test list is written as valid and as test."""
+    for part, splits in (("train", ("train",)), ("test", ("valid", "test"))):
+        names = _lines(data_dir, f"list/{part}_name.txt")
+        ages = _lines(data_dir, f"list/{part}_age.txt")
+        if len(names) != len(ages):
+            raise ValueError(f"'{data_dir}': list/{part}_name.txt has {len(names)} lines but "
+                             f"list/{part}_age.txt has {len(ages)}")
+        votes = _megaage_votes(data_dir, part, ages)
+        for split in splits:
+            for name, age, histogram in zip(names, ages, votes, strict=True):
+                yield {"photo": f"{part}/{name}", "age": float(age), "split": split,
+                       "votes": histogram}
+
+
+def _megaage_votes(data_dir, part, ages):
+    """Posterior of each photo's age where the release has it, else empty texts."""
+    path = Path(data_dir, f"list/{part}_age_dis.txt")
+    if not path.is_file():
+        return [""] * len(ages)
+    weights = np.loadtxt(path, ndmin=2)
+    if len(weights) != len(ages):
+        raise ValueError(f"'{path}' has {len(weights)} lines for {len(ages)} photos")
+    totals = weights.sum(1)
+    if (weights < 0).any() or not (totals > 0).all():
+        raise ValueError(f"'{path}': every line must hold weights of which one is positive")
+    means = weights @ np.arange(weights.shape[1]) / totals
+    gap = float(np.median(np.array(ages, float) - means))  # 0 or 1: the first column's age
+    if round(gap) not in (0, 1):
+        raise ValueError(f"'{path}': the distributions are {gap:.1f} years off the ages of "
+                         f"list/{part}_age.txt; expected columns for the ages from 0 or from 1")
+    return [" ".join(f"{i + round(gap)}:{line[i]:g}" for i in np.flatnonzero(line))
+            for line in weights]
+
+
+def read_morph(data_dir, options):
+    """MORPH II: split by person, so that nobody is in two splits."""
+    table = read_csv(Path(data_dir, "morph_2008_nonCommercial.csv"), ["id_num", "photo", "age"])
+    for record in table.to_dict("records"):
+        age = _number(record["age"])
+        if age is None:
+            yield Skipped(record["photo"], f"age '{record['age']}' is no number")
+            continue
+        yield {"photo": record["photo"].replace("\\", "/"), "age": age,
+               "gender": _gender(record.get("gender", "")),
+               "race": record.get("race", "").lower(), "subject": record["id_num"],
+               "split": share_by_hash(record["id_num"])}
+
+
+def _morph_protocols(rows, data_dir):
+    shares = (("train", 0.72), ("valid", 0.08), ("test", 0.2))
+    return {"random": {row["photo"]: share_by_hash(row["photo"], shares) for row in rows},
+            "subject": {row["photo"]: share_by_hash(row["subject"], shares) for row in rows}}
+
+
+def read_fairface(data_dir, options):
+    """FairFace: an interval of ages, official splits; the folder val is the split valid."""
+    for part, split in (("train", "train"), ("val", "valid")):
+        path = Path(data_dir, f"fairface_label_{part}.csv")
+        for record in read_csv(path, ["file", "age", "gender", "race"]).to_dict("records"):
+            interval = _interval(record["age"])
+            if interval is None:
+                yield Skipped(record["file"], f"age '{record['age']}' is no interval")
+                continue
+            yield {"photo": record["file"], **interval, "gender": _gender(record["gender"]),
+                   "race": record["race"].lower(), "split": split}
+
+
+def read_adience(data_dir, options):
+    """Adience: an interval of ages; fold 4 is the test, fold 3 the validation split."""
+    folders = {"faces": "coarse_tilt_aligned_face", "aligned": "landmark_aligned_face"}
+    folder = next((name for name in folders if Path(data_dir, name).is_dir()), None)
+    if folder is None:
+        raise _not_found(data_dir, "a folder faces/ or aligned/")
+    for fold in range(5):
+        path = Path(data_dir, f"fold_{fold}_data.txt")
+        if not path.is_file():
+            raise _not_found(data_dir, path.name)
+        table = pd.read_csv(path, sep="\t", dtype=str, keep_default_na=False)
+        missing = {"user_id", "original_image", "face_id", "age"} - set(table.columns)
+        if missing:
+            raise ValueError(f"'{path}': column {', '.join(sorted(missing))} missing")
+        for record in table.to_dict("records"):
+            name = f"{folders[folder]}.{record['face_id']}.{record['original_image']}"
+            photo = f"{folder}/{record['user_id']}/{name}"
+            interval = _interval(record["age"])
+            if interval is None:
+                yield Skipped(photo, f"age '{record['age']}' is neither number nor interval")
+                continue
+            yield {"photo": photo, **interval, "gender": _gender(record.get("gender", "")),
+                   "subject": record["user_id"], "fold": fold, "split": _fold_split(fold, 4)}
+
+
+def _fold_split(fold, test_fold):
+    return {test_fold: "test", (test_fold - 1) % 5: "valid"}.get(fold, "train")
+
+
+def _adience_protocols(rows, data_dir):
+    return {f"fold{test}": {row["photo"]: _fold_split(row["fold"], test) for row in rows}
+            for test in range(5)}
+
+
+def read_imdb(data_dir, options):
+    yield from _read_imdb_wiki(data_dir, "imdb", "celeb_id", options)
+
+
+def read_wiki(data_dir, options):
+    yield from _read_imdb_wiki(data_dir, "wiki", "name", options)
+
+
+def _read_imdb_wiki(data_dir, name, person_field, options):
+    """IMDB-WIKI: age on 1 July of the photo's year, filtered by the scores of its detector."""
+    folders = [folder for folder in (f"{name}_crop", name, ".") if Path(data_dir, folder).is_dir()]
+    places = [Path(data_dir, folder, f"{name}.mat") for folder in [*folders, "."]]
+    path = next((place for place in places if place.is_file()), None)
+    if path is None:
+        raise _not_found(data_dir, f"{name}.mat or {name}_crop/{name}.mat")
+    faces = _load_mat(path, name)
+    folder = folders[0]
+    for index, full_path in enumerate(faces["full_path"]):
+        photo = f"{folder}/{full_path}".removeprefix("./")
+        age = _age_in_july(faces["dob"][index], faces["photo_taken"][index])
+        reason = _imdb_wiki_reason(faces, index, options)
+        if reason is None and (age is None or not 0 <= age <= OLDEST):
+            reason = "age outside 0..100"  # of the person, from a wrong date
+        if reason is not None:
+            yield Skipped(photo, reason)
+            continue
+        person = str(faces.get(person_field, faces["full_path"])[index])
+        row = {"photo": photo, "age": age, "subject": person, "split": share_by_hash(person),
+               "gender": {0: "female", 1: "male"}.get(faces["gender"][index], "")}
+        if folder.endswith("_crop"):
+            row["location_ratio"] = (0.4 / 1.8, 0.4 / 1.8, 1.4 / 1.8, 1.4 / 1.8)  # 40% margins
+        else:
+            row |= dict(zip(LOCATION, np.ravel(faces["face_location"][index]), strict=True))
+        yield row
+
+
+def _load_mat(path, name):
+    from scipy.io import loadmat
+
+    try:
+        struct = loadmat(path, squeeze_me=True)[name]
+        faces = {key: np.atleast_1d(struct[key].item()) for key in struct.dtype.names}
+    except (KeyError, ValueError, TypeError, NotImplementedError) as error:
+        raise ValueError(f"'{path}': expected a struct '{name}': {error}") from error
+    needed = {"full_path", "dob", "photo_taken", "gender", "face_score", "second_face_score",
+              "face_location"}
+    if needed - set(faces):
+        raise ValueError(f"'{path}': field {', '.join(sorted(needed - set(faces)))} missing; it "
+                         f"has {', '.join(faces)}")
+    return faces
+
+
+def _age_in_july(day_number, year):
+    """Whole years on 1 July of the year, of someone born on a Matlab day; None: no such day."""
+    try:
+        born = date.fromordinal(int(day_number) - MATLAB_EPOCH)
+    except (ValueError, OverflowError):
+        return None
+    return int(year) - born.year - ((born.month, born.day) > (7, 1))
+
+
+def _imdb_wiki_reason(faces, index, options):
+    score, second = faces["face_score"][index], faces["second_face_score"][index]
+    if not np.isfinite(score):
+        return "no face by its own detector"
+    if score < options.min_face_score:
+        return f"face_score below {options.min_face_score:g}"
+    if options.max_second_face_score is None and not np.isnan(second):
+        return "a second face"
+    if options.max_second_face_score is not None and second > options.max_second_face_score:
+        return f"second_face_score above {options.max_second_face_score:g}"
+    return None
+
+
+# ---------------------------------------------------------------- ages in file names
+
+UTKFACE_NAME = re.compile(r"(\d{1,3})_(\d_){0,2}\d{13,18}", re.ASCII)
+UTKFACE_RACES = ("white", "black", "asian", "indian", "others")
+
+
+def read_utkface(data_dir, options):
+    """UTKFace chips or in-the-wild parts; some names miss a field or a dot."""
+    for photo in _photos(data_dir):
+        name = photo.rsplit("/", 1)[-1]
+        match = UTKFACE_NAME.match(name)
+        if match is None:
+            yield Skipped(photo, "name is not age_gender_race_date")
+            continue
+        age, *codes = match[0].split("_")[:-1]
+        row = {"photo": photo, "age": int(age), "split": share_by_hash(_utkface_key(photo))}
+        if codes and codes[0] in "01":
+            row["gender"] = ("male", "female")[int(codes[0])]
+        if len(codes) == 2 and int(codes[1]) < len(UTKFACE_RACES):
+            row["race"] = UTKFACE_RACES[int(codes[1])]
+        yield row
+
+
+def _utkface_key(photo):
+    """The same for a chip and for its in-the-wild photo."""
+    return photo.rsplit("/", 1)[-1].split(".")[0].strip()
+
+
+def _utkface_protocols(rows, data_dir):
+    """Full range 60/20/20 in five rotations of ten folds, and ages 21 to 60."""
+    tenths = [(fold, 0.1) for fold in range(10)]
+    folds = {row["photo"]: share_by_hash("fold " + _utkface_key(row["photo"]), tenths)
+             for row in rows}
+    rotations = {f"rotation{i}": {photo: _rotated(fold, i) for photo, fold in folds.items()}
+                 for i in range(5)}
+    return rotations | {"21-60": _utkface_21_60(rows, data_dir)}
+
+
+def _rotated(fold, rotation):
+    place = (fold - 2 * rotation) % 10
+    return "train" if place < 6 else "valid" if place < 8 else "test"
+
+
+def _utkface_21_60(rows, data_dir):
+    """The published lists where utk_train.csv and utk_test.csv are there, else an 80/20 split.
+
+    The lists are those of Cao et al., "Rank consistent ordinal regression for neural networks",
+    2020. Either way a tenth of the training photos is set aside as valid.
+    """
+    def trained(row):
+        return share_by_hash("21-60 " + _utkface_key(row["photo"]), VALID_FROM_TRAIN)
+
+    paths = {part: Path(data_dir, f"utk_{part}.csv") for part in ("train", "test")}
+    if all(path.is_file() for path in paths.values()):
+        listed = {_utkface_key(name): part for part, path in paths.items()
+                  for name in read_csv(path, ["file"])["file"]}
+        parts = {row["photo"]: listed.get(_utkface_key(row["photo"])) for row in rows}
+    else:
+        parts = {row["photo"]: share_by_hash(_utkface_key(row["photo"]),
+                                             (("train", 0.8), ("test", 0.2)))
+                 for row in rows if 21 <= row["age"] <= 60}
+    return {row["photo"]: "test" if parts[row["photo"]] == "test" else trained(row)
+            for row in rows if parts.get(row["photo"])}
+
+
+def read_fgnet(data_dir, options):
+    """FG-NET: person and age in the name; a tenth of the persons each for valid and test."""
+    for photo, match in _matched(data_dir, r"(\d{3})A(\d{2})[A-Z]?\.\w+", "NNNAYY.JPG"):
+        if match is None:
+            yield Skipped(photo, "name is not NNNAYY.JPG")
+            continue
+        yield {"photo": photo, "age": int(match[2]), "subject": match[1],
+               "split": share_by_hash(match[1])}
+
+
+def _fgnet_protocols(rows, data_dir):
+    """Leave one person out: of the others, a tenth of the persons validates."""
+    def split(subject, person):
+        return "test" if subject == person else share_by_hash(subject, VALID_FROM_TRAIN)
+
+    return {f"without{person}": {row["photo"]: split(row["subject"], person) for row in rows}
+            for person in sorted({row["subject"] for row in rows})}
+
+
+def read_agedb(data_dir, options):
+    """AgeDB: person, age and gender in the name; split by person."""
+    pattern = r"\d+_(.+)_(\d{1,3})_([mf])\.\w+"
+    for photo, match in _matched(data_dir, pattern, "number_Name_age_m.jpg"):
+        if match is None:
+            yield Skipped(photo, "name is not number_Name_age_m.jpg")
+            continue
+        yield {"photo": photo, "age": int(match[2]), "gender": _gender(match[3]),
+               "subject": match[1], "split": share_by_hash(match[1])}
+
+
+def read_cacd(data_dir, options):
+    """CACD: age and celebrity in the name; split by celebrity."""
+    for photo, match in _matched(data_dir, r"(\d{1,3})_(.+)_\d+\.\w+", "age_Name_number.jpg"):
+        if match is None:
+            yield Skipped(photo, "name is not age_Name_number.jpg")
+            continue
+        yield {"photo": photo, "age": int(match[1]), "subject": match[2],
+               "split": share_by_hash(match[2])}
+
+
+def read_afad(data_dir, options):
+    """AFAD: age and gender as folders, no identities: split by file."""
+    genders = {"111": "male", "112": "female"}
+    known = False
+    for photo in _photos(data_dir):
+        *_, age, code, _ = ("", "", *photo.split("/"))
+        if not age.isdecimal() or code not in genders:
+            yield Skipped(photo, "not in a folder age/111 or age/112")
+            continue
+        known = True
+        yield {"photo": photo, "age": int(age), "gender": genders[code],
+               "split": share_by_hash(photo.rsplit("/", 1)[-1])}
+    if not known:
+        raise _not_found(data_dir, "folders such as 25/111/ (age, then 111 male or 112 female)")
+
+
+DATASETS = {
+    "adience": DataSet(read_adience, _adience_protocols),
+    "afad": DataSet(read_afad),
+    "agedb": DataSet(read_agedb),
+    "appa_real": DataSet(read_appa_real),
+    "cacd": DataSet(read_cacd),
+    "fairface": DataSet(read_fairface),
+    "fgnet": DataSet(read_fgnet, _fgnet_protocols),
+    "imdb": DataSet(read_imdb),
+    "megaage": DataSet(read_megaage),
+    "megaage_asian": DataSet(read_megaage),
+    "morph": DataSet(read_morph, _morph_protocols),
+    "utkface": DataSet(read_utkface, _utkface_protocols),
+    "wiki": DataSet(read_wiki),
+}
+
+
+# ------------------------------------------------------------------------- shared by readers
+
+
+def _not_found(data_dir, what):
+    return FileNotFoundError(f"'{data_dir}' holds no {what}; is --data_dir the data set's folder?")
+
+
+def _lines(data_dir, name):
+    path = Path(data_dir, name)
+    if not path.is_file():
+        raise _not_found(data_dir, name)
+    text = path.read_text(encoding="utf-8-sig").rstrip()
+    return [line.strip() for line in text.split("\n")]
+
+
+def _photos(data_dir):
+    """Relative paths of all images below a folder, in the order of their names."""
+    photos = sorted(path.relative_to(data_dir).as_posix() for path in Path(data_dir).rglob("*")
+                    if path.suffix.lower() in IMAGE_SUFFIXES)
+    if not photos:
+        raise _not_found(data_dir, f"image ({', '.join(sorted(IMAGE_SUFFIXES))})")
+    return photos
+
+
+def _matched(data_dir, pattern, example):
+    """(photo, match of its file name or None) for all images; an error where none matches."""
+    compiled = re.compile(pattern, re.IGNORECASE)
+    matches = [(photo, compiled.fullmatch(photo.rsplit("/", 1)[-1]))
+               for photo in _photos(data_dir)]
+    if not any(match for _, match in matches):
+        raise _not_found(data_dir, f"image named like {example}")
+    return matches
+
+
+def _number(text):
+    try:
+        return float(text)
+    except ValueError:
+        return None
+
+
+def _gender(text):
+    return {"m": "male", "male": "male", "f": "female", "female": "female"}.get(
+        text.strip().lower(), "")
+
+
+def _interval(text):
+    """age, age_min and age_max of "3-9", "(4, 6)", "more than 70" or a single age; else None."""
+    numbers = [int(number) for number in re.findall(r"\d+", text)]
+    if text.startswith("more than") and len(numbers) == 1:
+        numbers.append(OLDEST)
+    if len(numbers) == 1:
+        return {"age": numbers[0], "age_min": numbers[0], "age_max": numbers[0]}
+    if len(numbers) != 2 or numbers[0] > numbers[1]:
+        return None
+    return {"age": sum(numbers) / 2, "age_min": numbers[0], "age_max": numbers[1]}
