@@ -90,7 +90,7 @@ class FaceDetector:
         Returns:
             list of Detections, one a photo, the largest face first, possibly none.
         """
-        return [faces for batch in _batches(photos) for faces in self._detect_all(batch)]
+        return [faces for batch in batches(photos) for faces in self._detect_all(batch)]
 
     def align(self, photos, faces="main", locations=None):
         """Both passes: find faces, and find each again in the photo turned upright.
@@ -111,7 +111,7 @@ class FaceDetector:
         if len(locations) != len(photos):
             raise ValueError(f"{len(locations)} locations for {len(photos)} photos")
         aligned, done = [], 0
-        for batch in _batches(photos):
+        for batch in batches(photos):
             if faces == "all":
                 found = self._detect_all(batch)
             else:
@@ -236,16 +236,23 @@ def _aligned_face(faces, index, target, upright):
         aligned_bbox=None if best is None else upright.bboxes[best])
 
 
-def _batches(photos):
-    """Consecutive photos of at most BATCH_PIXELS together, a larger photo on its own."""
+def batches(photos, photo_of=lambda photo: photo):
+    """Consecutive photos of at most BATCH_PIXELS together, a larger photo on its own.
+
+    Args:
+        photos: iterable, read as far as the current batch needs.
+        photo_of: from an element to its PIL.Image.
+    Yields:
+        lists of elements.
+    """
     batch, pixels = [], 0
-    for photo in photos:
-        area = photo.width * photo.height
-        if batch and pixels + area > BATCH_PIXELS:
+    for element in photos:
+        width, height = photo_of(element).size
+        if batch and pixels + width * height > BATCH_PIXELS:
             yield batch
             batch, pixels = [], 0
-        batch.append(photo)
-        pixels += area
+        batch.append(element)
+        pixels += width * height
     if batch:
         yield batch
 

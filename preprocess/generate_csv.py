@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from cli import HelpFormatter, run_main
 from defaults import age_bins, load_cfg
+from preprocess.journal import writable_folder
 from preprocess.readers import COLUMNS, DATASETS, LOCATION, SPLITS, Options, Skipped
 
 
@@ -65,24 +66,6 @@ def main():
         table = pd.DataFrame({"photo": list(splits), "split": list(splits.values())})
         table.to_csv(list_dir / f"{args.dataset}_split_{name}.csv", index=False)
     report(args.dataset, list_dir, rows, skipped, clipped, protocols)
-
-
-def writable_folder(path):
-    """The folder, created where it is missing.
-
-    Raises:
-        OSError: it cannot be written to; names --list_dir.
-    """
-    path = Path(path)
-    probe = path / ".writable"
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise OSError(f"folder '{path}' cannot be written to ({error.strerror}); choose another "
-                      "for the lists with --list_dir") from error
-    return path
 
 
 def read_rows(records, data_dir, oldest, drop):

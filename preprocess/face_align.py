@@ -1,0 +1,300 @@
+"""Lists of photos -> NAME_{train,valid,test}_align.csv: find each face and how it is turned.
+
+    python -m preprocess.face_align --dataset utkface --data_dir DIR
+
+Works on every NAME_train.csv, NAME_valid.csv and NAME_test.csv with the columns photo and age,
+written by preprocess.generate_csv or by hand. Adds the columns deg (degrees, the roll of the
+first pass), box1..box4 (x1 y1 x2 y2, pixels of the photo turned by deg) and confidence (0.7..1).
+Rows without a face go to NAME_rejected.csv with the reason. A run that was stopped continues
+where it was when started again. Several processes, GPUs or machines share the work with
+`torchrun --nproc_per_node=N -m preprocess.face_align ...`.
+"""
+
+import argparse
+import collections
+import contextlib
+import csv
+import hashlib
+import itertools
+import multiprocessing
+import operator
+import os
+import signal
+from collections import Counter
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from functools import partial
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from cli import HelpFormatter, add_device_flag, choose_device, run_main
+from preprocess.detector import FaceDetector, batches
+from preprocess.face import load_photo
+from preprocess.journal import (
+    CHUNK,
+    Journal,
+    chunks,
+    merge,
+    read_rows,
+    replaced,
+    writable_folder,
+)
+from preprocess.readers import LOCATION, SPLITS
+
+RESULT = ["deg", "box1", "box2", "box3", "box4", "confidence"]
+AHEAD = 3  # chunks a worker process finds waiting
+
+
+def parse_args():
+    parser = argparse.ArgumentParser(prog="python -m preprocess.face_align",
+                                     description=__doc__, formatter_class=HelpFormatter)
+    parser.add_argument("--data_dir", required=True, metavar="DIR", help="folder of the photos")
+    parser.add_argument("--dataset", required=True, metavar="NAME",
+                        help="the NAME in NAME_train.csv")
+    parser.add_argument("--list_dir", metavar="DIR",
+                        help="folder of the lists, read and written; --data_dir without it")
+    parser.add_argument("--min_face_size", type=int, default=20, help="pixels")
+    parser.add_argument("--min_face_ratio", type=float, default=0.0,
+                        help="smallest face as a share of the photo's shorter side; above 0 "
+                        "large photos are faster and small faces are not found")
+    parser.add_argument("--workers", type=int, metavar="N",
+                        help="processes, each on one CPU core; as many as there are cores")
+    parser.add_argument("--restart", action="store_true",
+                        help="begin again instead of continuing or keeping what is there")
+    add_device_flag(parser)
+    return parser.parse_args()
+
+
+def main():
+    args = parse_args()
+    data_dir, list_dir = Path(args.data_dir), Path(args.list_dir or args.data_dir)
+    if not data_dir.is_dir():
+        raise FileNotFoundError(f"folder '{data_dir}' not found; --data_dir is the folder of the "
+                                "photos")
+    lists = {split: path for split in SPLITS
+             if (path := list_dir / f"{args.dataset}_{split}.csv").is_file()}
+    if not lists:
+        raise FileNotFoundError(f"no list {args.dataset}_train.csv, {args.dataset}_valid.csv or "
+                                f"{args.dataset}_test.csv in '{list_dir}'; write them with "
+                                "python -m preprocess.generate_csv, or by hand with the columns "
+                                "photo and age")
+    writable_folder(list_dir)
+    rank, world_size, local_size = (int(os.environ.get(name, default)) for name, default in (
+        ("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_WORLD_SIZE", 1)))
+    workers = args.workers or max(1, available_cores() // local_size)
+    if workers < 1:
+        raise ValueError(f"--workers must be at least 1, got {workers}")
+    settings = {"device": rank_device(args.device), "min_face_size": args.min_face_size,
+                "min_face_ratio": args.min_face_ratio}
+    FaceDetector(**settings)  # bad values end here, not in a worker
+    with worker_pool(workers, data_dir, settings) as submit:
+        for split, path in lists.items():
+            align_list(path, split, args, settings, submit, workers, rank, world_size)
+
+
+def rank_device(name):
+    """Name of the device of this process: with torchrun, each one has a GPU of its own."""
+    device = choose_device(name)
+    if device.type == "cuda":
+        return f"cuda:{int(os.environ.get('LOCAL_RANK', 0)) % torch.cuda.device_count()}"
+    return str(device)
+
+
+def available_cores():
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+
+
+# ------------------------------------------------------------------------------- workers
+
+
+@contextlib.contextmanager
+def worker_pool(workers, data_dir, settings):
+    """A function that sends rows to a worker process and returns a future of their results."""
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, context, start_worker, (str(data_dir), settings)) as pool:
+        try:
+            yield partial(pool.submit, align_in_worker)
+        except BrokenProcessPool as error:
+            raise OSError("a worker process died, perhaps out of memory; start again, if need be "
+                          f"with fewer than {workers} --workers: nothing done is lost") from error
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def start_worker(data_dir, settings):
+    """Each process detects on one core: that is faster than one process on several."""
+    global worker
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the main process's to handle
+    torch.set_num_threads(1)
+    cv2.setNumThreads(1)
+    worker = partial(align_rows, FaceDetector(**settings, threads=1), Path(data_dir))
+
+
+def align_in_worker(rows):
+    return worker(rows)
+
+
+def align_rows(detector, data_dir, rows):
+    """Results of a few rows of a list.
+
+    Args:
+        detector: FaceDetector.
+        data_dir: folder of the photos.
+        rows: list of dicts with photo and age, and perhaps the columns of LOCATION.
+    Returns:
+        list, one a row, of fields as text: a reason why there is no face, or "" and RESULT.
+    """
+    results = [None] * len(rows)
+
+    def photos():  # read as the detector takes them, so that few are in memory
+        for index, row in enumerate(rows):
+            results[index] = row_problem(row)
+            if results[index] is None:
+                try:
+                    yield index, load_photo(data_dir / row["photo"])
+                except FileNotFoundError:
+                    results[index] = ["file missing"]
+                except OSError:
+                    results[index] = ["unreadable image"]
+
+    for batch in batches(photos(), photo_of=operator.itemgetter(1)):
+        indices, images = zip(*batch, strict=True)
+        locations = [row_location(rows[index]) for index in indices]
+        for index, faces in zip(indices, detector.align(images, locations=locations), strict=True):
+            results[index] = face_result(faces)
+    return results
+
+
+def face_result(faces):
+    if not faces:
+        return ["no face in the first pass"]
+    face = faces[0]
+    if face.aligned_bbox is None:
+        return ["no face in the second pass"]
+    return ["", f"{face.roll_deg:.4f}", *(f"{value:.2f}" for value in face.aligned_bbox),
+            f"{face.confidence:.5f}"]
+
+
+def row_problem(row):
+    """Why a row cannot be used as it stands, as a result, or None."""
+    if not row["photo"]:
+        return ["no photo"]
+    if not row["age"].strip() and row.get("age_min") and row.get("age_max"):
+        return None
+    try:
+        float(row["age"])
+    except ValueError:
+        return [f"age '{row['age']}' is no number"]
+    return None
+
+
+def row_location(row):
+    """xyxy pixels of the face in question, or None where the list does not tell."""
+    try:
+        return np.array([float(row[name]) for name in LOCATION])
+    except (KeyError, ValueError):
+        return None
+
+
+# --------------------------------------------------------------------------------- lists
+
+
+def align_list(list_path, split, args, settings, submit, workers, rank, world_size):
+    """Align one list, or this process's share of it, and merge when all shares are there."""
+    target = list_path.with_name(f"{list_path.stem}_align.csv")
+    if not args.restart and is_current(target, list_path):
+        print(f"{target.name} is newer than its list: kept; --restart aligns it again")
+        return
+    row_count = sum(1 for _ in read_rows(list_path, ["photo", "age"]))
+    fingerprint = f"{hash_file(list_path)} {settings['min_face_size']} {settings['min_face_ratio']}"
+    journal = Journal(target, fingerprint, row_count, rank, world_size)
+    if args.restart:
+        journal.path.unlink(missing_ok=True)
+    fill_journal(journal, list_path, submit, workers)
+    with contextlib.suppress(FileNotFoundError):  # another process has merged just now
+        if all(each.is_complete() for each in journal.siblings()):
+            write_results(journal, list_path, split, args.dataset)
+
+
+def fill_journal(journal, list_path, submit, workers):
+    done = journal.open()
+    counts = Counter()
+    bar = tqdm(total=journal.expected, initial=done, unit=" photos", smoothing=0.05,
+               desc=list_path.stem, disable=journal.rank > 0)
+    mine = (rows for number, rows in chunks(read_rows(list_path, ["photo", "age"]))
+            if journal.is_mine(number))
+    with contextlib.closing(journal), bar:
+        todo = itertools.islice(mine, -(-done // CHUNK), None)
+        for results in in_order(submit, todo, workers * AHEAD):
+            journal.write(results)
+            counts.update("faces" if len(result) > 1 else "rejected" for result in results)
+            bar.set_postfix(counts, refresh=False)
+            bar.update(len(results))
+
+
+def in_order(submit, chunks_of_rows, ahead):
+    """Results in the order of the chunks, with a bounded number of them on the way."""
+    waiting = collections.deque()
+    for rows in chunks_of_rows:
+        waiting.append(submit(rows))
+        if len(waiting) >= ahead:
+            yield waiting.popleft().result()
+    while waiting:
+        yield waiting.popleft().result()
+
+
+def write_results(journal, list_path, split, dataset):
+    """The aligned list and the list of rejected rows, from all processes' journals."""
+    rows = read_rows(list_path, ["photo", "age"])
+    reasons, faces = Counter(), 0
+    rejected_path = list_path.with_name(f"{dataset}_rejected.csv")
+    with replaced(journal.target) as file, replaced(rejected_path) as rejected_file:
+        rejected = csv.writer(rejected_file, lineterminator="\n")
+        rejected.writerow(["photo", "split", "reason"])
+        rejected.writerows(rejected_elsewhere(rejected_path, split))
+        aligned = None
+        for row, (reason, *values) in merge(journal.siblings(), rows):
+            row = {name: text for name, text in row.items() if name not in (*RESULT, *LOCATION)}
+            if aligned is None:
+                aligned = csv.writer(file, lineterminator="\n")
+                aligned.writerow([*row, *RESULT])
+            if reason:
+                reasons[reason] += 1
+                rejected.writerow([row["photo"], split, reason])
+            else:
+                faces += 1
+                aligned.writerow([*row.values(), *values])
+    for part in journal.target.parent.glob(f"{journal.target.stem}.part*of*"):
+        part.unlink(missing_ok=True)
+    total = faces + sum(reasons.values())
+    print(f"{journal.target.name}: {faces:,} faces of {total:,} photos, "
+          f"{sum(reasons.values())} rejected ({sum(reasons.values()) / max(total, 1):.2%})"
+          + "".join(f"; {count} {reason}" for reason, count in reasons.most_common()))
+
+
+def rejected_elsewhere(path, split):
+    """Rows of the list of rejected photos that stem from other splits."""
+    if not path.is_file():
+        return []
+    return [[row["photo"], row["split"], row["reason"]]
+            for row in read_rows(path, ["photo", "split", "reason"]) if row["split"] != split]
+
+
+def is_current(target, list_path):
+    return target.is_file() and target.stat().st_mtime >= list_path.stat().st_mtime
+
+
+def hash_file(path):
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(2**20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+if __name__ == "__main__":
+    run_main(main)

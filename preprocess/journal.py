@@ -1,0 +1,170 @@
+"""Results written as they are made, so that a killed run continues where it stopped.
+
+The rows of a list are worked on in chunks; chunk k belongs to process k % processes. Each process
+appends the results of its chunks, in order, to a file of its own, one line a row. A chunk is
+always the same rows, whatever was interrupted and however many processes there are, so the
+merged results are always the same, too.
+"""
+
+import contextlib
+import csv
+import hashlib
+import os
+from itertools import islice
+from pathlib import Path
+
+CHUNK = 32  # rows; what a kill can lose
+
+
+def read_rows(path, required):
+    """Rows of a CSV file as dicts of text, one at a time.
+
+    Raises:
+        ValueError: a required column is missing, or the file is not UTF-8 text.
+    """
+    with Path(path).open(encoding="utf-8-sig", newline="") as file:
+        reader = csv.DictReader(file, restval="", skipinitialspace=True)
+        try:
+            names = [name.strip() for name in reader.fieldnames or []]
+            missing = [name for name in required if name not in names]
+            if missing:
+                raise ValueError(f"{path}: column {', '.join(missing)} missing; it has "
+                                 f"{', '.join(names) or 'no header'}")
+            reader.fieldnames = names
+            for row in reader:
+                row.pop(None, None)  # fields beyond the header
+                yield row
+        except (UnicodeDecodeError, csv.Error) as error:
+            raise ValueError(f"{path}: not a CSV file: {error}") from error
+
+
+def chunks(rows):
+    """(number, list of at most CHUNK rows) of an iterable."""
+    rows = iter(rows)
+    number = 0
+    while chunk := list(islice(rows, CHUNK)):
+        yield number, chunk
+        number += 1
+
+
+def writable_folder(path):
+    """The folder, created where it is missing.
+
+    Raises:
+        OSError: it cannot be written to; names --list_dir.
+    """
+    path = Path(path)
+    probe = path / ".writable"
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise OSError(f"folder '{path}' cannot be written to ({error.strerror}); choose another "
+                      "for the lists with --list_dir") from error
+    return path
+
+
+class Journal:
+    """The results of one process for one list.
+
+    Args:
+        target: path of the file that the merged results go to; the journal stands beside it.
+        fingerprint: text that changes with the list and with whatever changes results.
+        row_count: rows of the whole list.
+        rank, world_size: this process and how many there are.
+    """
+
+    def __init__(self, target, fingerprint, row_count, rank=0, world_size=1):
+        self.target, self.fingerprint, self.row_count = Path(target), fingerprint, row_count
+        self.rank, self.world_size = rank, world_size
+        self.path = self.target.with_suffix(f".part{rank}of{world_size}")
+        self.header = f"{hashlib.sha256(fingerprint.encode()).hexdigest()}\n".encode()
+        self.file = None
+
+    @property
+    def expected(self):
+        """Rows of this process's chunks."""
+        full, rest = divmod(self.row_count, CHUNK)
+        mine = len(range(self.rank, full, self.world_size)) * CHUNK
+        return mine + (rest if full % self.world_size == self.rank else 0)
+
+    def is_mine(self, chunk_number):
+        return chunk_number % self.world_size == self.rank
+
+    def open(self):
+        """Continue, or begin where there is nothing to continue.
+
+        Returns:
+            list rows of which the results are there already, in whole chunks.
+        """
+        done, size = self._recorded()
+        if not size:
+            self.path.write_bytes(self.header)
+            size = len(self.header)
+        os.truncate(self.path, size)  # cuts off what a kill left unfinished
+        self.file = self.path.open("a", encoding="utf-8", newline="")
+        return done
+
+    def write(self, results):
+        """Append a chunk's results, a sequence of fields each."""
+        csv.writer(self.file, lineterminator="\n").writerows(results)
+        self.file.flush()
+
+    def close(self):
+        if self.file is not None:
+            self.file.close()
+
+    def is_complete(self):
+        return self._recorded()[0] == self.expected
+
+    def siblings(self):
+        """The journals of all processes, this one's among them."""
+        return [Journal(self.target, self.fingerprint, self.row_count, rank, self.world_size)
+                for rank in range(self.world_size)]
+
+    def _recorded(self):
+        """Rows in whole chunks, and the size in bytes of the file up to their end."""
+        if not self.path.is_file():
+            return 0, 0
+        with self.path.open("rb") as file:
+            if file.readline() != self.header:  # of another list or another version
+                return 0, 0
+            rows, size, position = 0, len(self.header), len(self.header)
+            for line in file:
+                if not line.endswith(b"\n"):
+                    break
+                rows += 1
+                position += len(line)
+                if rows % CHUNK == 0 or rows == self.expected:
+                    size = position
+        return (rows if rows == self.expected else rows // CHUNK * CHUNK), size
+
+
+def merge(journals, rows):
+    """Join a list's rows with the results of all processes, in the list's order.
+
+    Yields:
+        (row, result fields).
+    """
+    with contextlib.ExitStack() as stack:
+        readers = []
+        for journal in journals:
+            file = stack.enter_context(journal.path.open(encoding="utf-8", newline=""))
+            file.readline()
+            readers.append(csv.reader(file))
+        for number, chunk in chunks(rows):
+            for row in chunk:
+                yield row, next(readers[number % len(readers)])
+
+
+@contextlib.contextmanager
+def replaced(path):
+    """A text file to write that takes the place of path once it is complete."""
+    temporary = Path(path).with_suffix(f".{os.getpid()}.tmp")
+    try:
+        with temporary.open("w", encoding="utf-8", newline="") as file:
+            yield file
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
