@@ -295,7 +295,8 @@ def _refuse(table, bad, problem, columns):
     """Raise a ValueError that lists the bad rows, up to LISTED of them."""
     if not bad.any():
         return
-    rows = table.loc[bad, columns].head(LISTED).astype(str).agg(" ".join, axis=1)
+    rows = [" ".join(map(str, row)) for row in
+            table.loc[bad, columns].head(LISTED).itertuples(index=False)]
     more = int(bad.sum()) - len(rows)
     raise ValueError(f"{problem}: {int(bad.sum())} of {len(table)} rows: " + "; ".join(rows)
                      + (f"; and {more} more" if more > 0 else ""))

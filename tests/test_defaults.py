@@ -1,0 +1,135 @@
+"""The config: overrides, recipes, what they refuse; and the command lines that carry them."""
+
+import argparse
+
+import pytest
+
+from cli import parse_with_overrides
+from defaults import age_bins, load_cfg, override_cfg, parse_cfg
+
+FAMILY = {  # names and values that users of this family of repositories know
+    "MODEL.ARCH": "se_resnext50_32x4d", "MODEL.IMG_SIZE": 224, "TRAIN.OPT": "adam",
+    "TRAIN.LR": 0.001, "TRAIN.LR_DECAY_STEP": 20, "TRAIN.LR_DECAY_RATE": 0.2,
+    "TRAIN.MOMENTUM": 0.9, "TRAIN.WEIGHT_DECAY": 0.0, "TRAIN.BATCH_SIZE": 128,
+    "TRAIN.EPOCHS": 80, "TRAIN.AGE_STDDEV": 2.0, "DATA.MARGIN": 0.0, "LOSS.NAME": "kl_l1",
+    "LOSS.LABEL": "gaussian", "MODEL.PRETRAINED": "imagenet", "TEST.TTA": False,
+}
+
+
+def value_of(cfg, key):
+    section, name = key.split(".")
+    return cfg[section][name]
+
+
+@pytest.mark.parametrize(("key", "value"), FAMILY.items())
+def test_defaults_keep_the_familiar_values(key, value):
+    assert value_of(load_cfg(), key) == value
+
+
+def test_overrides_merge_over_the_recipe_over_the_defaults(tmp_path):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("TRAIN:\n  LR: 1e-2\n  EPOCHS: 5\n")
+    cfg = load_cfg(recipe, ["TRAIN.EPOCHS", "7"])
+    assert (cfg.TRAIN.LR, cfg.TRAIN.EPOCHS, cfg.TRAIN.MOMENTUM) == (0.01, 7, 0.9)
+
+
+@pytest.mark.parametrize(("text", "value"), [("1", 1.0), ("1e-3", 0.001), ("0.1", 0.1)])
+def test_a_float_may_be_written_as_an_int(text, value):
+    rate = load_cfg(None, ["TRAIN.LR", text]).TRAIN.LR
+    assert rate == value
+    assert type(rate) is float
+
+
+def test_off_is_a_word_and_not_false():
+    assert load_cfg(None, ["TRAIN.AMP", "off"]).TRAIN.AMP == "off"
+
+
+def test_the_config_is_frozen_and_fresh():
+    cfg = load_cfg(None, ["TRAIN.LR", "0.5"])
+    with pytest.raises(AttributeError):
+        cfg.TRAIN.LR = 1.0
+    assert load_cfg().TRAIN.LR == 0.001
+
+
+def test_a_dumped_config_parses_to_itself():
+    cfg = load_cfg(None, ["TRAIN.AMP", "off", "DATA.EXCLUDE", "", "TRAIN.WEIGHT_DECAY", "1e-4"])
+    assert parse_cfg(cfg.dump()) == cfg
+
+
+@pytest.mark.parametrize(("opts", "words"), [
+    (["TRAIN.LRR", "1"], ["TRAIN.LRR", "TRAIN.LR"]),
+    (["TRAIN.OPT", "rmsprop"], ["TRAIN.OPT", "rmsprop", "adamw"]),
+    (["TRAIN.LR", "fast"], ["TRAIN.LR", "float", "fast"]),
+    (["TRAIN.LR", "-1"], ["TRAIN.LR", "positive"]),
+    (["TRAIN.EPOCHS", "1.5"], ["TRAIN.EPOCHS", "int"]),
+    (["TEST.TTA", "3"], ["TEST.TTA", "bool"]),
+    (["TRAIN.LR"], ["TRAIN.LR", "no value"]),
+    (["AUG.FLIP", "2"], ["AUG.FLIP", "0..1"]),
+    (["DATA.AGE_MAX", "0"], ["DATA.AGE_MAX"]),
+    (["DATA.MARGIN", "-0.5"], ["DATA.MARGIN"]),
+])
+def test_bad_overrides_name_the_key_and_the_way_out(opts, words):
+    with pytest.raises(ValueError) as raised:
+        load_cfg(None, opts)
+    assert "\n" not in str(raised.value)
+    for word in words:
+        assert word in str(raised.value)
+
+
+@pytest.mark.parametrize("text", ["TRAIN: [", "TRAIN: 3", "- 1", "TRAIN:\n  NOTHING: 1"])
+def test_bad_recipes_are_refused_in_one_line(tmp_path, text):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(text)
+    with pytest.raises(ValueError) as raised:
+        load_cfg(recipe)
+    assert "\n" not in str(raised.value)
+
+
+def test_a_missing_recipe_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"nowhere\.yaml"):
+        load_cfg(tmp_path / "nowhere.yaml")
+
+
+def test_a_checkpoints_config_takes_overrides_of_some_sections_only():
+    cfg = load_cfg(None, ["MODEL.IMG_SIZE", "64"])
+    changed = override_cfg(cfg, ["TEST.TTA", "True"], "TEST")
+    assert changed.TEST.TTA
+    assert changed.MODEL.IMG_SIZE == 64
+    with pytest.raises(ValueError, match=r"MODEL\.IMG_SIZE.*TEST"):
+        override_cfg(cfg, ["MODEL.IMG_SIZE", "32"], "TEST")
+
+
+def test_age_bins_follow_the_config():
+    assert age_bins(load_cfg()) == list(range(101))
+    assert age_bins(load_cfg(None, ["DATA.AGE_MIN", "16", "DATA.AGE_MAX", "18"])) == [16, 17, 18]
+
+
+
+def parser():
+    made = argparse.ArgumentParser()
+    made.add_argument("--data_dir", nargs="+")
+    made.add_argument("--resume")
+    return made
+
+
+@pytest.mark.parametrize("words", [
+    ["--data_dir", "a", "b", "--resume", "c.pth", "TRAIN.LR", "0.1"],
+    ["--resume", "c.pth", "TRAIN.LR", "0.1", "--data_dir", "a", "b"],
+    ["TRAIN.LR", "0.1", "--data_dir", "a", "b", "--resume", "c.pth"],
+    ["--resume", "c.pth", "--data_dir", "a", "b", "TRAIN.LR", "0.1"],
+])
+def test_flags_work_on_either_side_of_the_overrides(words):
+    args = parse_with_overrides(parser(), words)
+    assert (args.data_dir, args.resume, args.opts) == (["a", "b"], "c.pth", ["TRAIN.LR", "0.1"])
+
+
+@pytest.mark.parametrize(("words", "named"), [
+    (["TRAIN.LR", "0.1", "--rezume", "c"], "--rezume"),
+    (["TRAIN.LR", "--resume", "c"], "TRAIN.LR"),
+    (["TRAIN.LR"], "TRAIN.LR"),
+])
+def test_misspelt_flags_and_missing_values_are_refused_by_name(words, named, capsys):
+    with pytest.raises(SystemExit) as raised:
+        parse_with_overrides(parser(), words)
+    assert raised.value.code == 2
+    assert named in capsys.readouterr().err

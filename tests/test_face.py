@@ -1,0 +1,149 @@
+"""Face geometry against PIL's own rotation and against hand-made cases."""
+
+import matplotlib.cbook
+import numpy as np
+import pytest
+import skimage.data
+from PIL import Image
+
+from preprocess.face import (
+    canvas_bbox,
+    crop_face,
+    expand_bbox,
+    has_exif_rotation,
+    load_photo,
+    photo_quad,
+    resize_face,
+    roll_from_landmarks,
+    rotate_photo,
+    rotation_to_canvas,
+)
+
+ANGLES = [-170.3, -95.0, -90.0, -33.3, -1.2, 0.0, 0.4, 7.0, 45.0, 90.0, 120.0, 180.0]
+BOXES = [(100.2, 80.7, 300.5, 330.1), (-40.0, -20.0, 200.0, 180.0), (300.0, 300.0, 700.0, 800.0)]
+
+
+@pytest.fixture(scope="module", params=["astronaut", "grace_hopper"])
+def portrait(request):
+    if request.param == "astronaut":
+        return Image.fromarray(skimage.data.astronaut())
+    with matplotlib.cbook.get_sample_data("grace_hopper.jpg") as file:
+        return load_photo(file)
+
+
+@pytest.mark.parametrize("roll_deg", ANGLES)
+def test_the_crop_equals_rotating_the_whole_photo(portrait, roll_deg):
+    photo = portrait.crop((0, 0, 437, 500))
+    whole = photo.rotate(roll_deg, expand=True, resample=Image.Resampling.BICUBIC)
+    assert rotation_to_canvas(photo.size, roll_deg)[0] == whole.size
+    for box in BOXES:
+        np.testing.assert_array_equal(np.asarray(crop_face(photo, box, roll_deg, 0.0)),
+                                      np.asarray(whole.crop(box)))
+
+
+def test_a_margin_adds_its_share_on_each_side(portrait):
+    box = (100, 80, 200, 280)
+    assert expand_bbox(box, 0.4) == (60, 0, 240, 360)
+    np.testing.assert_array_equal(
+        np.asarray(crop_face(portrait, box, 5.0, 0.4)),
+        np.asarray(rotate_photo(portrait, 5.0).crop((60, 0, 240, 360))))
+
+
+def test_what_overhangs_is_black():
+    white = Image.new("RGB", (50, 40), "white")
+    crop = np.asarray(crop_face(white, (-10, -5, 60, 45), 0.0, 0.0))
+    inside = np.zeros(crop.shape[:2], bool)
+    inside[5:45, 10:60] = True
+    assert (crop[inside] == 255).all()
+    assert (crop[~inside] == 0).all()
+
+
+def test_an_empty_box_is_refused():
+    with pytest.raises(ValueError, match="empty"):
+        crop_face(Image.new("RGB", (50, 40)), (10, 10, 10, 30), 0.0, 0.0)
+
+
+def test_rolling_by_the_angle_of_the_eyes_levels_them():
+    eyes = np.array([[120.0, 90.0], [200.0, 130.0]])  # the image-right eye is lower
+    size = (437, 500)
+    roll_deg = roll_from_landmarks(eyes)
+    assert roll_deg == pytest.approx(26.565, abs=1e-3)
+    left, right = (canvas_bbox((*eye, *eye), size, roll_deg) for eye in eyes)
+    assert left[1] == pytest.approx(right[1], abs=1e-6)
+    assert left[0] < right[0]
+
+
+def test_rolling_levels_the_eyes_in_the_pixels_too():
+    photo = Image.new("RGB", (400, 300))
+    for x, y in ((150, 120), (250, 170)):
+        photo.paste("white", (x - 4, y - 4, x + 4, y + 4))
+    turned = np.asarray(rotate_photo(photo, roll_from_landmarks([[150, 120], [250, 170]])))
+    rows, columns = np.nonzero(turned[..., 0] > 128)
+    middle = np.median(columns)
+    assert rows[columns < middle].mean() == pytest.approx(rows[columns > middle].mean(), abs=0.7)
+
+
+def test_mirroring_with_sides_swapped_negates_the_roll():
+    landmarks = np.array([[120.0, 90.0], [200.0, 130.0], [160, 140], [130, 180], [190, 200]])
+    mirrored = landmarks[[1, 0, 2, 4, 3]] * (-1, 1) + (400, 0)
+    assert roll_from_landmarks(mirrored) == pytest.approx(-roll_from_landmarks(landmarks))
+
+
+@pytest.mark.parametrize("roll_deg", ANGLES)
+def test_boxes_go_to_the_photo_and_back(roll_deg):
+    box, size = (90.0, 60.0, 210.0, 240.0), (437, 500)
+    corners = photo_quad(box, size, roll_deg)
+    back = np.array([canvas_bbox((*corner, *corner), size, roll_deg)[:2] for corner in corners])
+    np.testing.assert_allclose(back, [[90, 60], [210, 60], [210, 240], [90, 240]], atol=1e-9)
+
+
+def test_a_turned_box_is_enclosed():
+    box = canvas_bbox((100, 100, 200, 200), (300, 300), 45.0)
+    assert box[2] - box[0] == pytest.approx(100 * 2 ** 0.5)
+
+
+def test_faces_are_square_rgb():
+    face = resize_face(Image.new("RGB", (120, 170), (10, 20, 30)), 64)
+    assert face.shape == (64, 64, 3)
+    assert (face == (10, 20, 30)).all()
+
+
+@pytest.mark.parametrize(("mode", "value", "expected"), [
+    ("L", 100, (100, 100, 100)),
+    ("I;16", 25700, (100, 100, 100)),
+    ("RGBA", (255, 0, 0, 0), (0, 0, 0)),
+    ("RGBA", (255, 0, 0, 255), (255, 0, 0)),
+    ("1", 1, (255, 255, 255)),
+    ("P", 0, None),
+])
+def test_every_mode_becomes_rgb(tmp_path, mode, value, expected):
+    path = tmp_path / "image.png"
+    Image.new(mode, (8, 6), value).save(path)
+    photo = load_photo(path)
+    assert (photo.mode, photo.size) == ("RGB", (8, 6))
+    if expected is not None:
+        assert photo.getpixel((0, 0)) == expected
+
+
+def test_cmyk_jpeg_and_exif_orientation(tmp_path):
+    path = tmp_path / "cmyk.jpg"
+    Image.new("CMYK", (8, 6), (0, 0, 0, 0)).save(path)
+    assert load_photo(path).getpixel((0, 0)) == (255, 255, 255)
+    turned = tmp_path / "turned.jpg"
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the camera was held sideways
+    Image.new("RGB", (80, 60), "red").save(turned, exif=exif)
+    assert load_photo(turned).size == (60, 80)
+    assert has_exif_rotation(turned)
+    assert not has_exif_rotation(path)
+
+
+@pytest.mark.parametrize("content", [b"", b"no image", None])
+def test_what_is_no_image_raises_oserror(tmp_path, content):
+    path = tmp_path / "bad.jpg"
+    if content is None:
+        Image.new("RGB", (64, 64), "blue").save(path)
+        content = path.read_bytes()[:-200]  # truncated
+    path.write_bytes(content)
+    with pytest.raises(OSError):
+        load_photo(path)

@@ -1,0 +1,187 @@
+"""Which lists a folder holds, what stands in them, and what is refused."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from faces import draw_face, write_dataset, write_list
+from PIL import Image
+
+from defaults import load_cfg
+from lists import find_datasets, pair_folders, parse_votes, read_faces
+
+CFG = load_cfg()
+
+
+def write_appa_real(folder, real_ages=("", "")):
+    (folder / "train").mkdir(parents=True)
+    for number, age in enumerate((20, 40)):
+        Image.fromarray(draw_face(age)).save(folder / "train" / f"{number}.jpg_face.jpg")
+    (folder / "gt_avg_train.csv").write_text(
+        "file_name,num_ratings,apparent_age_avg,apparent_age_std,real_age\n"
+        f"0.jpg,,20.5,4.0,{real_ages[0]}\n1.jpg,,40,2.5,{real_ages[1]}\n")
+
+
+def test_columns_may_come_in_any_order_with_more_of_them(tmp_path):
+    rows = write_dataset(tmp_path, [10, 60], columns={"gender": ["female", ""], "note": ["a", "b"]})
+    write_list(tmp_path / "drawn_train_align.csv",
+               [dict(reversed(row.items())) for row in rows])
+    faces = read_faces(tmp_path, "drawn", "train", CFG)
+    assert faces["age"].tolist() == [10, 60]
+    assert faces[["deg", "box1", "box4"]].iloc[0].tolist() == [3.5, 20.2, 82.0]
+    assert faces["age_min"].tolist() == faces["age_max"].tolist() == [10, 60]
+    assert faces["gender"].iloc[0] == "female"
+    assert faces["gender"].isna().tolist() == [False, True]
+
+
+def test_an_interval_without_an_age_gets_its_middle(tmp_path):
+    write_dataset(tmp_path, [10, 60], columns={"age_min": [3, ""], "age_max": [9, ""]})
+    table = pd.read_csv(tmp_path / "drawn_train_align.csv")
+    table["age"] = [None, 60]
+    table.to_csv(tmp_path / "drawn_train_align.csv", index=False)
+    faces = read_faces(tmp_path, "drawn", "train", CFG)
+    assert faces["age"].tolist() == [6, 60]
+    assert faces["age_max"].tolist() == [9, 60]
+
+
+def test_appa_real_as_released(tmp_path):
+    write_appa_real(tmp_path, ("21", "43"))
+    assert find_datasets(tmp_path) == ["appa_real"]
+    faces = read_faces(tmp_path, "appa_real", "train", CFG)
+    assert faces["photo"].tolist() == ["train/0.jpg_face.jpg", "train/1.jpg_face.jpg"]
+    assert faces["age"].tolist() == [20.5, 40]
+    assert faces["age_std"].tolist() == [4.0, 2.5]
+    assert faces["deg"].isna().all()
+    real = read_faces(tmp_path, "appa_real", "train",
+                      load_cfg(None, ["DATA.APPA_REAL_LABEL", "real"]))
+    assert real["age"].tolist() == [21, 43]
+    assert real["age_std"].isna().all()
+
+
+def test_appa_reals_votes_are_counted(tmp_path):
+    write_appa_real(tmp_path)
+    (tmp_path / "gt_train.csv").write_text(
+        "file_name,age,real_age,worker\n0.jpg,20,,a\n0.jpg,21,,b\n0.jpg,20,,c\n")
+    faces = read_faces(tmp_path, "appa_real", "train", CFG)
+    assert faces["votes"].iloc[0] == "20:2 21:1"
+    assert pd.isna(faces["votes"].iloc[1])
+
+
+def test_an_empty_real_age_names_the_other_label(tmp_path):
+    write_appa_real(tmp_path)
+    with pytest.raises(ValueError, match=r"real_age is empty.*APPA_REAL_LABEL"):
+        read_faces(tmp_path, "appa_real", "train", load_cfg(None, ["DATA.APPA_REAL_LABEL", "real"]))
+
+
+def test_aligned_lists_win_over_the_raw_folder(tmp_path):
+    write_appa_real(tmp_path)
+    write_dataset(tmp_path, [30], name="appa_real")
+    assert read_faces(tmp_path, "appa_real", "train", CFG)["age"].tolist() == [30]
+
+
+def test_votes_fall_on_their_bins_and_beyond_the_ends_on_the_last():
+    histogram = parse_votes("20:2 21:1.5 130:1", list(range(101)))
+    assert (histogram[20], histogram[21], histogram[100]) == (2, 1.5, 1)
+    assert histogram.sum() == 4.5
+
+
+@pytest.mark.parametrize("text", ["20", "x:1", "20:-1"])
+def test_malformed_votes_are_refused(text):
+    with pytest.raises(ValueError):
+        parse_votes(text, list(range(101)))
+
+
+def test_photos_are_excluded_by_path_name_or_original_name(tmp_path):
+    write_appa_real(tmp_path)
+    for name in ("train/0.jpg_face.jpg", "0.jpg_face.jpg", "0.jpg"):
+        listed = tmp_path / "ignore.csv"
+        listed.write_text(f"file_name\n{name}\n")
+        cfg = load_cfg(None, ["DATA.EXCLUDE", str(listed)])
+        assert read_faces(tmp_path, "appa_real", "train", cfg)["age"].tolist() == [40]
+
+
+def test_a_protocol_overrides_the_splits(tmp_path):
+    write_dataset(tmp_path, [10, 20, 30], splits=("train",))
+    (tmp_path / "drawn_split_fold0.csv").write_text(
+        "photo,split\ndrawn_0.png,test\ndrawn_1.png,train\ndrawn_2.png,test\nrejected.png,test\n")
+    assert read_faces(tmp_path, "drawn", "test", CFG, protocol="fold0")["age"].tolist() == [10, 30]
+    with pytest.raises(FileNotFoundError, match="fold1.*fold0"):
+        read_faces(tmp_path, "drawn", "test", CFG, protocol="fold1")
+    with pytest.raises(FileNotFoundError, match=r"no valid split; it has test, train"):
+        read_faces(tmp_path, "drawn", "valid", CFG, protocol="fold0")
+
+
+def test_a_missing_split_names_the_splits_there_are(tmp_path):
+    write_dataset(tmp_path, [10])
+    with pytest.raises(FileNotFoundError, match=r"no test split; it has train, valid.*--split"):
+        read_faces(tmp_path, "drawn", "test", CFG)
+
+
+def test_a_missing_data_set_names_those_there_are(tmp_path):
+    write_dataset(tmp_path, [10])
+    with pytest.raises(FileNotFoundError, match=r"other_train_align\.csv.*drawn"):
+        read_faces(tmp_path, "other", "train", CFG)
+
+
+@pytest.mark.parametrize(("change", "words"), [
+    ({"age": "old"}, ["age", "old"]),
+    ({"age": ""}, ["age", "drawn_1.png"]),
+    ({"age": 130}, ["130", "0..100", "DATA.AGE_MAX"]),
+    ({"box3": 20.2}, ["box", "drawn_1.png"]),
+    ({"deg": "steep"}, ["deg", "steep"]),
+    ({"photo": "gone.png"}, ["gone.png", "DATA.EXCLUDE"]),
+    ({"age_min": 30, "age_max": 20}, ["age_min"]),
+])
+def test_bad_rows_are_listed(tmp_path, change, words):
+    rows = write_dataset(tmp_path, [10, 20, 30], columns={"age_min": [""] * 3, "age_max": [""] * 3})
+    rows[1].update(change)
+    write_list(tmp_path / "drawn_train_align.csv", rows)
+    with pytest.raises(ValueError) as raised:
+        read_faces(tmp_path, "drawn", "train", CFG)
+    assert "\n" not in str(raised.value)
+    for word in (*words, "1 of 3"):
+        assert word in str(raised.value)
+
+
+def test_only_twenty_bad_rows_are_shown(tmp_path):
+    rows = write_dataset(tmp_path, [10])
+    write_list(tmp_path / "drawn_train_align.csv", [rows[0] | {"age": 200 + i} for i in range(25)])
+    with pytest.raises(ValueError) as raised:
+        read_faces(tmp_path, "drawn", "train", CFG)
+    assert "25 of 25" in str(raised.value)
+    assert "219" in str(raised.value)
+    assert "220" not in str(raised.value)
+    assert "5 more" in str(raised.value)
+
+
+@pytest.mark.parametrize("content", ["", "photo,age\na.png,3\n", "\0\1\2"])
+def test_a_file_that_is_no_list_is_refused(tmp_path, content):
+    (tmp_path / "drawn_train_align.csv").write_text(content)
+    with pytest.raises(ValueError) as raised:
+        read_faces(tmp_path, "drawn", "train", CFG)
+    assert "drawn_train_align.csv" in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+def test_folders_and_names_are_paired(tmp_path):
+    one, two = tmp_path / "one", tmp_path / "two"
+    write_dataset(one, [10], name="a")
+    write_dataset(two, [10], name="b")
+    assert pair_folders([one], None, None) == [(one, "a", one)]
+    assert pair_folders([one, two], None, None) == [(one, "a", one), (two, "b", two)]
+    assert pair_folders([one, two], ["a", "b"], [one]) == [(one, "a", one), (two, "b", one)]
+    write_dataset(one, [10], name="c")
+    assert pair_folders([one], ["a", "c"], None) == [(one, "a", one), (one, "c", one)]
+    with pytest.raises(ValueError, match=r"2 data sets.*--dataset: a, c"):
+        pair_folders([one], None, None)
+    with pytest.raises(ValueError, match="--data_dir"):
+        pair_folders([one, two], ["a"], None)
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        pair_folders([tmp_path / "nowhere"], None, None)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match="holds no data set"):
+        pair_folders([tmp_path / "empty"], None, None)
+
+
+def test_numbers_survive_a_round_trip(tmp_path):
+    write_dataset(tmp_path, [10], columns={"age_std": [2.25]})
+    assert np.isclose(read_faces(tmp_path, "drawn", "train", CFG)["age_std"].iloc[0], 2.25)

@@ -1,0 +1,186 @@
+"""Label distributions, losses and decodes, held against numbers worked out by hand."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+import metrics
+from defaults import load_cfg
+from losses import (
+    DECODES,
+    LOSSES,
+    build_criterion,
+    expected_age,
+    gaussian_target,
+    interval_membership,
+    label_distribution,
+    median_age,
+)
+
+BINS = torch.arange(101)
+
+
+def labels(age, low=None, high=None, std=math.nan, votes=None):
+    made = {"age": torch.tensor([age]), "age_std": torch.tensor([std]),
+            "age_min": torch.tensor([age if low is None else low]),
+            "age_max": torch.tensor([age if high is None else high])}
+    return made | ({} if votes is None else {"votes": votes})
+
+
+def near_one_hot(age):
+    logits = torch.full((1, 101), -40.0)
+    logits[0, age] = 40.0
+    return logits
+
+
+@pytest.mark.parametrize("age", [0.0, 0.4, 1.0, 50.0, 99.0, 100.0])
+def test_the_gaussian_sums_to_one_at_every_age(age):
+    target = gaussian_target(torch.tensor([age]), BINS, 2.0)
+    assert target.sum().item() == pytest.approx(1, abs=1e-6)
+    assert target.argmax().item() == round(age)
+
+
+def test_the_gaussian_has_the_shape_of_its_sigma():
+    target = gaussian_target(torch.tensor([50.0]), BINS, 2.0)[0]
+    assert (target[52] / target[50]).item() == pytest.approx(math.exp(-0.5), rel=1e-5)
+    mean = (target * BINS).sum()
+    assert (target * (BINS - mean) ** 2).sum().sqrt().item() == pytest.approx(2.0, abs=1e-3)
+
+
+def test_the_interval_is_one_inside_soft_at_its_edges_and_open_at_the_ends():
+    member = interval_membership(torch.tensor([20.0, 70.0, 0.0]), torch.tensor([29.0, 100.0, 2.0]),
+                                 BINS, 2.0)
+    edge = 0.5 * (1 + math.erf(0.5 / 2 / math.sqrt(2)))  # half a year inside the edge
+    assert member[0, 20].item() == pytest.approx(edge, abs=1e-5)
+    assert member[0, 29].item() == pytest.approx(edge, abs=1e-5)
+    assert member[0, 40].item() < 1e-6
+    assert (member[1, 85:] == 1).all()
+    assert member[2, 0].item() == pytest.approx(0.5 * (1 + math.erf(2.5 / 2 / math.sqrt(2))),
+                                                abs=1e-5)
+
+
+@pytest.mark.parametrize("age", [0, 1, 50, 100])
+@pytest.mark.parametrize("decode", DECODES.values())
+def test_a_near_one_hot_decodes_to_its_bin(age, decode):
+    assert decode(near_one_hot(age), BINS).item() == pytest.approx(age, abs=1e-4)
+
+
+def test_the_expectation_and_the_median_of_a_lopsided_distribution():
+    probs = torch.zeros(1, 101)
+    probs[0, [20, 30, 60]] = torch.tensor([0.4, 0.4, 0.2])
+    assert expected_age(probs.log(), BINS).item() == pytest.approx(32.0, abs=1e-4)
+    assert median_age(probs.log(), BINS).item() == pytest.approx(29.75, abs=1e-4)
+
+
+def test_the_two_medians_and_means_agree():
+    logits = torch.randn(50, 101, generator=torch.Generator().manual_seed(0)) * 3
+    probs = logits.double().softmax(dim=1).numpy()
+    np.testing.assert_allclose(median_age(logits, BINS).numpy(),
+                               metrics.distribution_median(probs, BINS.numpy()), atol=1e-3)
+    np.testing.assert_allclose(expected_age(logits, BINS).numpy(),
+                               metrics.distribution_mean(probs, BINS.numpy()), atol=1e-3)
+
+
+@pytest.mark.parametrize("decode", DECODES.values())
+def test_decodes_refuse_other_bins(decode):
+    with pytest.raises(ValueError, match="101 logits for 5"):
+        decode(torch.zeros(1, 101), torch.arange(5))
+
+
+def test_kl_is_zero_at_the_label_and_worked_out_elsewhere():
+    criterion = build_criterion(load_cfg(None, ["LOSS.NAME", "kl"]), BINS)
+    target = gaussian_target(torch.tensor([30.0]), BINS, 2.0)
+    at_label = criterion((target + 1e-30).log(), labels(30.0))
+    assert at_label["loss"].item() == pytest.approx(0, abs=1e-5)
+    entropy = -(target[target > 0] * target[target > 0].log()).sum().item()
+    uniform = criterion(torch.zeros(1, 101), labels(30.0))["loss"].item()
+    assert uniform == pytest.approx(math.log(101) - entropy, rel=1e-5)
+
+
+def test_kl_l1_adds_lambda_times_the_error_of_the_expectation():
+    criterion = build_criterion(load_cfg(None, ["LOSS.L1_WEIGHT", "0.5"]), BINS)
+    parts = criterion(near_one_hot(40), labels(30.0))
+    assert parts["l1"].item() == pytest.approx(5.0, abs=1e-4)
+    assert parts["loss"].item() == pytest.approx(parts["kl"].item() + 5.0, rel=1e-6)
+
+
+def test_ce_takes_the_nearest_bin():
+    criterion = build_criterion(load_cfg(None, ["LOSS.NAME", "ce"]), BINS)
+    logits = torch.randn(1, 101, generator=torch.Generator().manual_seed(0))
+    expected = -logits.log_softmax(1)[0, 31].item()
+    assert criterion(logits, labels(30.6))["loss"].item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_mean_variance_by_hand():
+    cfg = load_cfg(None, ["LOSS.NAME", "mean_variance"])
+    probs = torch.full((1, 101), 1e-12)
+    probs[0, [20, 40]] = 0.5
+    parts = build_criterion(cfg, BINS)(probs.log(), labels(20.0))
+    assert parts["ce"].item() == pytest.approx(math.log(2), rel=1e-4)
+    assert parts["mean"].item() == pytest.approx(0.2 * 0.5 * 10 ** 2, rel=1e-4)
+    assert parts["variance"].item() == pytest.approx(0.05 * 100, rel=1e-4)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_intervals_ask_for_mass_inside_and_distance_outside(name):
+    criterion = build_criterion(load_cfg(None, ["LOSS.NAME", name]), BINS)
+    interval = labels(24.5, low=20.0, high=29.0)
+    inside = criterion(near_one_hot(25), interval)
+    outside = criterion(near_one_hot(50), interval)
+    assert inside["loss"].item() == pytest.approx(0, abs=0.02)
+    assert outside["loss"].item() > 10
+    if name == "kl_l1":
+        assert inside["l1"].item() == 0
+        assert outside["l1"].item() == pytest.approx(21.0, abs=1e-3)
+
+
+def test_interval_weight_weighs_intervals_only():
+    weighted = build_criterion(load_cfg(None, ["LOSS.INTERVAL_WEIGHT", "0.25"]), BINS)
+    plain = build_criterion(load_cfg(), BINS)
+    logits = torch.randn(1, 101, generator=torch.Generator().manual_seed(0))
+    for label, factor in ((labels(24.5, 20.0, 29.0), 0.25), (labels(24.0), 1.0)):
+        assert weighted(logits, label)["loss"].item() == pytest.approx(
+            factor * plain(logits, label)["loss"].item(), rel=1e-6)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_mixed_batches_have_finite_gradients_and_reach_the_labels(name):
+    criterion = build_criterion(load_cfg(None, ["LOSS.NAME", name]), BINS)
+    mixed = {key: torch.cat([labels(3.0)[key], labels(100.0)[key],
+                             labels(85.0, 70.0, 100.0)[key]]) for key in labels(0.0)}
+    logits = torch.zeros(3, 101, requires_grad=True)
+    optimizer = torch.optim.Adam([logits], lr=0.3)
+    for _ in range(300):
+        optimizer.zero_grad()
+        criterion(logits, mixed)["loss"].sum().backward()
+        assert logits.grad.isfinite().all()
+        optimizer.step()
+    ages = expected_age(logits, BINS)
+    assert ages[0].item() == pytest.approx(3, abs=0.8)
+    assert ages[1].item() == pytest.approx(100, abs=2)
+    assert ages[2].item() > 68
+
+
+def test_losses_stay_finite_for_extreme_logits():
+    for name in LOSSES:
+        parts = build_criterion(load_cfg(None, ["LOSS.NAME", name]), BINS)(
+            1e4 * near_one_hot(90), labels(24.5, 20.0, 29.0))
+        assert parts["loss"].isfinite().all()
+
+
+def test_vote_spread_and_votes_become_the_label():
+    cfg = load_cfg(None, ["LOSS.LABEL", "vote_std", "LOSS.STD_FLOOR", "1.5"])
+    target = label_distribution(labels(30.0, std=4.0), BINS, cfg)
+    torch.testing.assert_close(target, gaussian_target(torch.tensor([30.0]), BINS, 4.0))
+    floored = label_distribution(labels(30.0, std=0.2), BINS, cfg)
+    torch.testing.assert_close(floored, gaussian_target(torch.tensor([30.0]), BINS, 1.5))
+    unknown = label_distribution(labels(30.0), BINS, cfg)
+    torch.testing.assert_close(unknown, gaussian_target(torch.tensor([30.0]), BINS, 2.0))
+    votes = torch.zeros(1, 101)
+    votes[0, [28, 31]] = torch.tensor([1.0, 3.0])
+    cfg = load_cfg(None, ["LOSS.LABEL", "votes"])
+    assert label_distribution(labels(30.0, votes=votes), BINS, cfg)[0, 31].item() == 0.75
+    none = label_distribution(labels(30.0, votes=torch.zeros(1, 101)), BINS, cfg)
+    torch.testing.assert_close(none, unknown)
