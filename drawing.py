@@ -50,8 +50,7 @@ def draw_faces(photo, faces, age_bins, plot=True, numbers=None):
         _draw_box(draw, box, max(1, round(size / 9)), colour)
     taken = []
     for i, face in enumerate(faces):
-        text = f"{face.age:.0f}, {face.low:.0f}-{face.high:.0f}"
-        text = f"#{numbers[i]}  {text}" if numbers else text
+        text = f"#{numbers[i]}  {age_text(face)}" if numbers else age_text(face)
         plate = label_plate(text, sizes[i], colours[i])
         spot = place(plate.size, _label_spots(boxes[i], plate.size), photo.size, taken)
         _paste(picture, plate, spot)
@@ -65,6 +64,17 @@ def draw_faces(photo, faces, age_bins, plot=True, numbers=None):
             _paste(picture, plot_panel(face, age_bins, panel_size, sizes[i], colours[i]), spot)
             taken.append(spot)
     return picture
+
+
+def age_text(face):
+    """Age and central 80% interval, "34, 29-40"."""
+    return f"{face.age:.0f}, {face.low:.0f}-{face.high:.0f}"
+
+
+def draw_corner_text(picture, text):
+    """Write a short text into the picture's top left corner, in place."""
+    size = max(10, round(min(picture.size) / 32))
+    _paste(picture, label_plate(text, size, (225, 225, 225)), Rect(size // 2, size // 2, 0, 0))
 
 
 def place(size, spots, canvas_size, obstacles, own_box=None):

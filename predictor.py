@@ -43,6 +43,7 @@ class AgeEstimator:
         device: auto | cpu | cuda.
         opts: flat KEY VALUE pairs over the checkpoint's config, TEST.* only.
         min_face: pixels, side of the smallest face looked for.
+        min_face_ratio: the same as a share of an image's shorter side; speeds up large ones.
         min_confidence: 0..1, least confidence of the detector.
     Raises:
         FileNotFoundError, ValueError, OSError: see find_model, load_checkpoint, choose_device.
@@ -50,8 +51,10 @@ class AgeEstimator:
     Attributes: `cfg`, `age_bins` (K,) list of years, `device`.
     """
 
-    def __init__(self, path=None, device="auto", opts=(), min_face=MIN_FACE,
+    def __init__(self, path=None, device="auto", opts=(), min_face=MIN_FACE, min_face_ratio=0.0,
                  min_confidence=MIN_CONFIDENCE):
+        if not 0 <= min_confidence <= 1:
+            raise ValueError(f"the least confidence must lie in 0..1, got {min_confidence}")
         self.device = choose_device(device)
         checkpoint = load_checkpoint(find_model(path))
         model, cfg = restore_model(checkpoint, self.device)
@@ -60,7 +63,7 @@ class AgeEstimator:
         self.temperature = checkpoint.get("temperature", 1.0)
         self.min_confidence = min_confidence
         self.model = fuse_batch_norms(model, cfg.MODEL.IMG_SIZE, self.device)
-        self.detector = FaceDetector(self.device, min_face_size=min_face)
+        self.detector = FaceDetector(self.device, min_face, min_face_ratio)
 
     def __call__(self, images):
         """Faces of one image or of many.
@@ -108,11 +111,21 @@ class AgeEstimator:
         """Faces of RGB photos: list of Face for each."""
         aligned = [[found for found in faces if found.confidence >= self.min_confidence]
                    for faces in self.detector.align(photos, faces="all")]
-        crops = [self.face_crop(photo, found)
-                 for photo, faces in zip(photos, aligned, strict=True) for found in faces]
-        probs = iter(self._probs(crops))
-        return [[face_from_probs(found.bbox, found.confidence, found.roll_deg, next(probs),
-                                 self.age_bins) for found in faces] for faces in aligned]
+        aged = iter(self.ages_of([(photo, found) for photo, faces in
+                                  zip(photos, aligned, strict=True) for found in faces]))
+        return [[next(aged) for _ in faces] for faces in aligned]
+
+    def ages_of(self, located):
+        """Faces that are already located.
+
+        Args:
+            located: list of (photo, AlignedFace), the photo an upright RGB PIL.Image.
+        Returns:
+            list of results.Face, one for each.
+        """
+        probs = self._probs([self.face_crop(photo, found) for photo, found in located])
+        return [face_from_probs(found.bbox, found.confidence, found.roll_deg, row, self.age_bins)
+                for (_, found), row in zip(located, probs, strict=True)]
 
     def face_crop(self, photo, found):
         """The face as the network gets it, pixel for pixel as in training.

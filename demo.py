@@ -1,0 +1,271 @@
+"""Estimate the age of every face in a folder of photos, a clip or a camera's picture.
+
+    python demo.py                                    the camera, in a window
+    python demo.py --img_dir PHOTOS                   a window a photo: any key for the next
+    python demo.py --img_dir PHOTOS --output_dir OUT  annotated photos and tables, no window
+    python demo.py --video CLIP.mp4 --output_dir OUT  annotated clip and tables, no window
+
+ESC, q (camera and clip), closing the window or Ctrl-C ends it.
+"""
+
+import argparse
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from pathlib import Path
+
+from PIL import Image
+from tqdm import tqdm
+
+import cli
+from drawing import age_text, draw_corner_text, draw_faces
+from folders import find_images, read_photo, save_picture
+from predictor import MIN_CONFIDENCE, MIN_FACE, AgeEstimator, map_ahead
+from results import NO_FACE, OK, VIDEO_FIELDS, ResultFiles
+from tracking import FaceTracker
+from video import ESC, ClipWriter, FrameRate, Frames, Window
+
+TABLE_ROWS = 20  # shown at the end; all of them are in results.csv
+WINDOW_TITLE = "age estimation"
+STREAM_MIN_FACE_RATIO = 0.1  # of the shorter side: smaller faces in a stream are left for photos
+
+
+def parse_args(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=cli.HelpFormatter)
+    source = parser.add_mutually_exclusive_group()
+    source.add_argument("--img_dir", type=Path, help="folder of photos, or one photo")
+    source.add_argument("--video", type=Path, help="clip")
+    source.add_argument("--camera", type=int, default=0, help="number of the camera")
+    parser.add_argument("--output_dir", type=Path,
+                        help="write annotated pictures, results.csv and results.jsonl here "
+                             "instead of opening a window; photos are never overwritten")
+    parser.add_argument("--recursive", action="store_true",
+                        help="also the photos in folders within --img_dir")
+    parser.add_argument("--resume", help="checkpoint, name from misc/models.yaml, or https URL "
+                        "ending in #sha256=HEX; by default the model in misc/")
+    parser.add_argument("--no_plot", action="store_true",
+                        help="do not draw the age distribution beside each face")
+    parser.add_argument("--min_face", type=int, help="pixels, smallest face looked for; by "
+                        f"default {MIN_FACE}, in a stream also a tenth of the picture's side")
+    parser.add_argument("--min_confidence", type=float, default=MIN_CONFIDENCE,
+                        help="of the face detector, 0..1; lower finds more and errs more")
+    cli.add_device_flag(parser)
+    return cli.parse_with_overrides(parser, argv)
+
+
+def main():
+    sys.stdout.reconfigure(errors="backslashreplace")  # file names may hold anything
+    args = parse_args()
+    if args.img_dir is None:
+        return run_stream(args)
+    return run_photos(args)
+
+
+def build_estimator(args, min_face_ratio=0.0):
+    if args.min_face is not None:
+        min_face_ratio = 0.0
+    return AgeEstimator(args.resume, args.device, args.opts,
+                        MIN_FACE if args.min_face is None else args.min_face, min_face_ratio,
+                        args.min_confidence)
+
+
+def make_output_dir(folder):
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"--output_dir '{folder}' is a file; name a folder")
+    folder.mkdir(parents=True, exist_ok=True)
+
+
+# ---- Photos
+
+
+def run_photos(args):
+    folder, names = list_photos(args)
+    if args.output_dir is None:
+        with Window(WINDOW_TITLE) as window:
+            summary = show_photos(build_estimator(args), folder, names, window, args)
+    else:
+        estimator = build_estimator(args)
+        make_output_dir(args.output_dir)
+        summary = write_photos(estimator, folder, names, args)
+    if not summary.read_count and summary.unreadable:
+        raise ValueError(f"none of the images in '{args.img_dir}' could be read")
+    return 0
+
+
+def list_photos(args):
+    """(folder, names in it) of the photos asked for; none of them will be overwritten."""
+    if args.img_dir.is_file():
+        folder, names = args.img_dir.parent, [Path(args.img_dir.name)]
+    elif args.img_dir.is_dir():
+        folder = args.img_dir
+        names = find_images(folder, args.recursive, leave_out=args.output_dir)
+    else:
+        raise FileNotFoundError(f"--img_dir '{args.img_dir}' not found")
+    if args.output_dir is not None:
+        inputs = {(folder / name).resolve() for name in names}
+        clash = next((name for name in names if (args.output_dir / name).resolve() in inputs), None)
+        if clash is not None:
+            raise ValueError(f"'{folder / clash}' would be overwritten; choose another "
+                             "--output_dir")
+    return folder, names
+
+
+def show_photos(estimator, folder, names, window, args):
+    """One photo after the other, until ESC."""
+    summary = PhotoSummary()
+    paths = [folder / name for name in names]
+    for name, (photo, faces) in zip(names, estimator.stream(paths, read_photo, 1), strict=True):
+        print(summary.add(name.as_posix(), photo, faces))
+        if faces is None:
+            continue
+        window.show(draw_faces(photo, faces, estimator.age_bins, not args.no_plot))
+        if window.wait_key() == ESC:
+            break
+    return summary
+
+
+def write_photos(estimator, folder, names, args):
+    """Annotated photos, results.csv and results.jsonl."""
+    def annotate(job):
+        name, (photo, faces) = job
+        if faces is not None:
+            save_picture(draw_faces(photo, faces, estimator.age_bins, not args.no_plot),
+                         args.output_dir / name)
+        return name.as_posix(), photo if faces is None else None, faces
+
+    summary = PhotoSummary()
+    paths = [folder / name for name in names]
+    started = time.perf_counter()
+    with ResultFiles(args.output_dir) as results, ThreadPoolExecutor(2) as savers:
+        jobs = zip(names, estimator.stream(paths, read_photo), strict=True)
+        bar = tqdm(map_ahead(savers, annotate, jobs, 4), total=len(names), unit="image")
+        for name, problem, faces in bar:
+            line = summary.add(name, problem, faces)
+            if faces is None:
+                bar.write(line, file=sys.stderr)
+            status = f"unreadable: {problem}" if faces is None else OK
+            results.write({"file": name}, list(enumerate(faces or [], 1)), status)
+    summary.print(time.perf_counter() - started, args.output_dir)
+    return summary
+
+
+class PhotoSummary:
+    """Counts of a run over photos, and the first lines of its results."""
+
+    def __init__(self):
+        self.lines, self.unreadable = [], []
+        self.read_count = self.face_count = self.faceless_count = 0
+
+    def add(self, name, problem, faces):
+        """Count an image; its results in words."""
+        if faces is None:
+            self.unreadable.append(name)
+            words = f"unreadable: {problem}"
+        else:
+            self.read_count += 1
+            self.face_count += len(faces)
+            self.faceless_count += not faces
+            words = "; ".join(map(age_text, faces)) or NO_FACE
+        if len(self.lines) < TABLE_ROWS:
+            self.lines.append((name, words))
+        return f"{name}: {words}"
+
+    def print(self, seconds, output_dir):
+        count = self.read_count + len(self.unreadable)
+        width = max(len(name) for name, _ in self.lines)
+        print(f"{'file':{width}}  age, 80% interval")
+        for name, words in self.lines:
+            print(f"{name:{width}}  {words}")
+        if count > len(self.lines):
+            print(f"... and {count - len(self.lines)} more in {output_dir / 'results.csv'}")
+        print(f"{count} images in {seconds:.1f} s, {count / seconds:.1f} images/s: "
+              f"{self.face_count} faces, {self.faceless_count} images without a face, "
+              f"{len(self.unreadable)} unreadable")
+        print(f"annotated images, results.csv and results.jsonl are in {output_dir}/")
+
+
+# ---- Camera and clip
+
+
+def run_stream(args):
+    with ExitStack() as stack:
+        frames = stack.enter_context(Frames(args.camera if args.video is None else args.video))
+        window = None if args.output_dir else stack.enter_context(Window(WINDOW_TITLE))
+        estimator = build_estimator(args, STREAM_MIN_FACE_RATIO)
+        tracker = stack.enter_context(FaceTracker(estimator, estimator.age_bins,
+                                                  wait=not frames.is_camera))
+        summary = StreamSummary()
+        stream = annotated_frames(frames, tracker, summary, estimator.age_bins, not args.no_plot)
+        try:
+            if window:
+                show_stream(stream, frames, window)
+            else:
+                make_output_dir(args.output_dir)
+                write_stream(stream, frames, args)
+        except KeyboardInterrupt:
+            pass  # the usual end of a camera without a window; everything is closed below
+    summary.print()
+    return 0
+
+
+def annotated_frames(frames, tracker, summary, age_bins, plot):
+    """Yields (annotated PIL.Image, [(track number, Face)]) for each frame."""
+    for frame in frames:
+        tracked = tracker.update(frame)
+        summary.add(tracked)
+        yield draw_faces(Image.fromarray(frame), [face for _, face in tracked], age_bins, plot,
+                         [number for number, _ in tracked]), tracked
+
+
+def show_stream(stream, frames, window):
+    """In a window, a clip no faster than its own speed, until ESC or q."""
+    rate = FrameRate()
+    started = time.perf_counter()
+    for index, (picture, _) in enumerate(stream, 1):
+        draw_corner_text(picture, f"{rate.tick():.0f} frames/s")
+        window.show(picture)
+        early = 0 if frames.is_camera else started + index / frames.fps - time.perf_counter()
+        if window.key(max(1, round(1000 * early))) in (ESC, ord("q")):
+            return
+
+
+def write_stream(stream, frames, args):
+    """Annotated clip, results.csv and results.jsonl."""
+    path = args.output_dir / f"{Path(frames.name).stem}.mp4"
+    if args.video is not None and path.exists() and path.samefile(args.video):
+        raise ValueError(f"'{args.video}' would be overwritten; choose another --output_dir")
+    started = time.perf_counter()
+    with ClipWriter(path, frames.size, frames.fps) as clip, \
+            ResultFiles(args.output_dir, VIDEO_FIELDS) as results:
+        for index, (picture, tracked) in enumerate(tqdm(stream, total=frames.count or None,
+                                                        unit="frame")):
+            seconds = time.perf_counter() - started if frames.is_camera else index / frames.fps
+            clip.write(picture, seconds if frames.is_camera else None)
+            results.write({"file": frames.name, "frame": index, "time_s": seconds}, tracked)
+    print(f"annotated clip {path}, results.csv and results.jsonl are in {args.output_dir}/")
+
+
+class StreamSummary:
+    """Frames counted and, for each track, in how many it was seen and its latest face."""
+
+    def __init__(self):
+        self.started, self.frame_count, self.tracks = time.perf_counter(), 0, {}
+
+    def add(self, tracked):
+        self.frame_count += 1
+        for number, face in tracked:
+            seen, _ = self.tracks.get(number, (0, None))
+            self.tracks[number] = seen + 1, face
+
+    def print(self):
+        seconds = time.perf_counter() - self.started
+        print("face  frames  age, 80% interval")
+        for number, (seen, face) in list(self.tracks.items())[:TABLE_ROWS]:
+            print(f"{'#' + str(number):4}  {seen:6}  {age_text(face)}")
+        print(f"{self.frame_count} frames in {seconds:.1f} s, "
+              f"{self.frame_count / seconds:.1f} frames/s, {len(self.tracks)} faces")
+
+
+if __name__ == "__main__":
+    cli.run_main(main)

@@ -1,0 +1,68 @@
+"""Image files of a folder: found in a stable order, read whatever is in them, written back."""
+
+import os
+from pathlib import Path
+
+from PIL import Image
+
+from preprocess.face import load_photo
+
+IMAGE_ENDINGS = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff",
+                 ".gif")
+JPEG = {"quality": 92, "subsampling": 0}  # thin coloured lines stay sharp
+SAVE_OPTIONS = {".jpg": JPEG, ".jpeg": JPEG, ".jpe": JPEG, ".jfif": JPEG, ".webp": {"quality": 92}}
+
+
+def find_images(folder, recursive=False, leave_out=None):
+    """Image files of a folder, by their endings, upper or lower case.
+
+    Args:
+        folder: existing folder.
+        recursive: also those of the folders in it.
+        leave_out: folder that is not entered.
+    Returns:
+        list of Path relative to the folder, sorted.
+    Raises:
+        ValueError: there is none.
+    """
+    left_out = Path(leave_out).resolve() if leave_out else None
+    found, deeper = [], 0
+    for place, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if Path(place, name).resolve() != left_out]
+        images = [Path(place, name).relative_to(folder) for name in names
+                  if name.lower().endswith(IMAGE_ENDINGS)]
+        if recursive or Path(place) == Path(folder):
+            found += images
+        elif images:
+            deeper = len(images)
+            break
+    if not found:
+        hint = "; there are some in folders below, add --recursive" if deeper else ""
+        raise ValueError(f"no image ({', '.join(IMAGE_ENDINGS)}) in '{folder}'{hint}")
+    return sorted(found, key=lambda path: path.parts)
+
+
+def read_photo(path):
+    """An image file as upright RGB, or why it cannot be read.
+
+    Returns:
+        PIL.Image, or str of one line.
+    """
+    try:
+        return load_photo(path)
+    except Exception as error:  # decoders raise anything at all on broken files
+        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        return " ".join(reason.replace(str(path), Path(path).name).split())
+
+
+def save_picture(picture, path):
+    """Write a PIL.Image in the format of the path's ending, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp")
+    suffix = path.suffix.lower()
+    try:
+        picture.save(temporary, Image.registered_extensions()[suffix],
+                     **SAVE_OPTIONS.get(suffix, {}))
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -1,0 +1,176 @@
+"""Frames in and out: a camera or a clip, an annotated clip, a window."""
+
+import os
+import subprocess
+import sys
+import time
+from collections import deque
+from pathlib import Path
+
+import cv2
+import numpy as np
+from PIL import Image
+
+# What goes wrong is said in one line of our own.
+os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
+cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+
+DEFAULT_FPS = 30.0  # where a camera or clip does not say
+WINDOW_SIZE = (1280, 800)  # pixels, largest picture in a window
+ESC = 27
+MODIFIER_KEYS = range(0xFFE1, 0xFFEF)  # X11's codes of Shift, Control, Alt alone
+NO_DISPLAY = ("no display to open a window on (or OpenCV was built without windows); use "
+              "--output_dir to write annotated files instead")
+
+
+class Frames:
+    """The frames of a clip or a camera, as (H, W, 3) uint8 RGB arrays.
+
+    Attributes: `name`, `size` (width, height), `fps` as the source states it, `count` of frames,
+    0 where unknown, `is_camera`.
+
+    Args:
+        source: path of a clip, or the number of a camera.
+    Raises:
+        FileNotFoundError: no such clip.
+        OSError: it cannot be read, or there is no such camera.
+    """
+
+    def __init__(self, source):
+        self.is_camera = isinstance(source, int)
+        self.name = f"camera {source}" if self.is_camera else Path(source).name
+        if not self.is_camera and not Path(source).is_file():
+            raise FileNotFoundError(f"clip '{source}' not found")
+        self._capture = cv2.VideoCapture(source if self.is_camera else str(source))
+        self._first = self._read()
+        if self._first is None:
+            self.close()
+            raise OSError(f"no camera {source}, or another program uses it; name another with "
+                          "--camera" if self.is_camera else
+                          f"cannot read a frame of clip '{source}'; is it a video?")
+        self.size = self._first.shape[1], self._first.shape[0]
+        fps = self._capture.get(cv2.CAP_PROP_FPS)
+        self.fps = fps if 1 <= fps <= 1000 else DEFAULT_FPS
+        self.count = 0 if self.is_camera else max(0, int(
+            self._capture.get(cv2.CAP_PROP_FRAME_COUNT)))
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.close()
+
+    def __iter__(self):
+        frame = self._first
+        while frame is not None:
+            yield frame
+            frame = self._read()
+        if self.is_camera:
+            raise OSError(f"{self.name} stopped delivering frames; is it still plugged in?")
+
+    def close(self):
+        self._capture.release()
+
+    def _read(self):
+        there, frame = self._capture.read()
+        return cv2.cvtColor(frame, cv2.COLOR_BGR2RGB) if there else None
+
+
+class ClipWriter:
+    """Writes frames as an MP4 clip; a context manager, which finishes the file.
+
+    Args:
+        path: of the clip, replaced if it exists.
+        size: (width, height) of every frame.
+        fps: frames a second.
+    """
+
+    def __init__(self, path, size, fps):
+        self.path, self.fps, self.written = Path(path), fps, 0
+        self._writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"mp4v"), fps, size)
+        if not self._writer.isOpened():
+            raise OSError(f"cannot write clip '{path}'")
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self._writer.release()
+
+    def write(self, picture, seconds=None):
+        """Add a PIL.Image; with `seconds`, as often as it takes to reach that time.
+
+        So a recording plays at the speed at which it was taken, however fast frames came.
+        """
+        times = 1 if seconds is None else max(0, round(seconds * self.fps) + 1 - self.written)
+        frame = cv2.cvtColor(np.asarray(picture), cv2.COLOR_RGB2BGR)
+        for _ in range(times):
+            self._writer.write(frame)
+        self.written += times
+
+
+class Window:
+    """A window for pictures; a context manager.
+
+    Raises:
+        OSError: no window can be opened here.
+    """
+
+    def __init__(self, title):
+        self.title, self.shown = title, False
+        check_display()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        if self.shown:
+            cv2.destroyAllWindows()
+
+    def show(self, picture):
+        """Show a PIL.Image, shrunk where it is larger than WINDOW_SIZE."""
+        picture = picture.copy()
+        picture.thumbnail(WINDOW_SIZE, Image.Resampling.LANCZOS)
+        if not self.shown:
+            cv2.namedWindow(self.title, cv2.WINDOW_AUTOSIZE | cv2.WINDOW_GUI_NORMAL)
+            self.shown = True
+        cv2.imshow(self.title, cv2.cvtColor(np.asarray(picture), cv2.COLOR_RGB2BGR))
+
+    def key(self, wait_ms):
+        """Code of the key pressed within wait_ms; ESC when the window was closed; else None."""
+        code = cv2.waitKeyEx(wait_ms)
+        if cv2.getWindowProperty(self.title, cv2.WND_PROP_VISIBLE) < 1:
+            return ESC
+        return None if code == -1 or code in MODIFIER_KEYS else code & 0xFF
+
+    def wait_key(self):
+        """The next key; ESC when the window was closed. Ctrl-C in the terminal gets through."""
+        while (code := self.key(50)) is None:
+            pass
+        return code
+
+
+def check_display():
+    """Raise OSError where no window can be opened.
+
+    Tried in a process of its own: without a display Qt ends the process instead of failing.
+    """
+    if not sys.platform.startswith("linux"):
+        return
+    probe = subprocess.run([sys.executable, "-c", "import cv2; cv2.namedWindow('probe')"],
+                           stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=False)
+    if probe.returncode != 0:
+        raise OSError(NO_DISPLAY)
+
+
+class FrameRate:
+    """Frames a second over the last thirty of them, measured."""
+
+    def __init__(self):
+        self._times = deque(maxlen=30)
+
+    def tick(self):
+        """Count a frame; the rate, 0 at the first."""
+        self._times.append(time.perf_counter())
+        spent = self._times[-1] - self._times[0]
+        return (len(self._times) - 1) / spent if spent > 0 else 0.0
