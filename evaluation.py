@@ -1,0 +1,682 @@
+"""From predictions to every number of a report: errors, groups, uncertainty, decisions, gaps.
+
+Works on a table of predictions, one row a face, of any model. Columns: photo, age, pred_age;
+where known pred_std and the predicted distribution p0 .. p100; where the data set has them
+age_std, age_min, age_max, gender, race, subject, dataset, confidence. Rows whose age_min and
+age_max differ are known as an interval only and never enter a metric of exact ages.
+
+A measured number is {"value", "low", "high"}: the 95% bootstrap interval, over subjects where all
+are known, or null with the reason under "why".
+"""
+
+import re
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+import metrics
+
+METRICS = {  # key: (title, unit, decimals, what it is)
+    "mae": ("MAE", "years", 2, "mean absolute error of pred_age"),
+    "mae_median": ("MAE, median decode", "years", 2,
+                   "the same with the distribution's median as the age"),
+    "bias": ("Bias", "years", 2, "mean of predicted minus true age; positive: estimated too old"),
+    "rmse": ("RMSE", "years", 2, "root mean square error"),
+    "ca3": ("CA(3)", "%", 1, "share with an error < 3 years"),
+    "ca5": ("CA(5)", "%", 1, "share with an error < 5 years"),
+    "ca7": ("CA(7)", "%", 1, "share with an error < 7 years"),
+    "cs5": ("CS(5)", "%", 1, "share with an error ≤ 5 years"),
+    "epsilon_error": ("ε-error", "", 3, "mean of 1 − exp(−(ŷ−μ)²/2σ²), μ and σ those of the votes"),
+    "nll": ("NLL", "nats", 3, "mean −log probability of the true age's bin"),
+    "crps": ("CRPS", "years", 2, "continuous ranked probability score of the distribution"),
+    "coverage_50": ("50% interval covers", "%", 1, "share of true ages in the central 50%"),
+    "coverage_80": ("80% interval covers", "%", 1, "share of true ages in the central 80%"),
+    "coverage_90": ("90% interval covers", "%", 1, "share of true ages in the central 90%"),
+    "coverage_95": ("95% interval covers", "%", 1, "share of true ages in the central 95%"),
+    "aurc": ("AURC", "years", 2, "mean MAE over all shares kept, least certain refused first"),
+}
+COVERAGES = (50, 80, 90, 95)  # percent
+BANDS = (("0-2", 0), ("3-9", 3), *((f"{a}-{a + 9}", a) for a in range(10, 80, 10)), ("80+", 80))
+LEAST_IMAGES = 30  # of a gender x race x age cell, and of a group that enters a gap
+EPSILON_STD_FLOOR = 0.5  # years; votes are whole years, so no spread below that is known
+CS_LIMITS = np.arange(0, 15.5, 0.5)  # years
+THRESHOLDS = (13, 16, 18, 21, 25)  # years
+MARGINS = (0, 1, 2, 3, 5, 7, 10)  # years
+SURETIES = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99)  # probability of being old enough
+CURVE_MARGINS = np.arange(0, 15.25, 0.25)
+CURVE_SURETIES = np.linspace(0.5, 1, 101)
+TOLERATED = (5, 1)  # percent of minors passed at which two rules are compared
+CURVE_POINTS = 200  # of a risk-coverage curve
+FAMILIES = {"age_band": "age band", "gender": "gender", "race": "race",
+            "gender_race_age_band": "gender × race × age band"}
+TEXTS = ("gender", "race", "subject", "dataset")
+NUMBERS = ("age_std", "age_min", "age_max", "pred_std", "confidence")
+UNKNOWN = "unknown"  # group of the faces whose gender or race is not given
+LISTED = 20  # bad rows shown before the rest is only counted
+
+NO_DISTRIBUTION = "the predictions have no distribution (no columns p0, p1, ...)"
+NO_EXACT_AGES = "no face with an exact age"
+ONE_UNIT = "one image or person only, so no interval"
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """One model's checked predictions.
+
+    faces: DataFrame, one row a face, without the distributions.
+    age_bins: (K,) int years, or None without distributions.
+    probs: (B, K) float64, rows sum to 1, or None.
+    """
+
+    faces: pd.DataFrame
+    age_bins: np.ndarray | None
+    probs: np.ndarray | None
+
+    @cached_property
+    def is_interval(self):
+        """(B,) bool: only an interval of ages is known."""
+        return interval_rows(self.faces)
+
+    @cached_property
+    def exact(self):
+        """The faces with an exact age; the rows keep their index."""
+        return self.rows(~self.is_interval)
+
+    def rows(self, chosen):
+        """The same with only the rows of a (B,) bool mask."""
+        return Predictions(self.faces[chosen], self.age_bins,
+                           None if self.probs is None else self.probs[chosen])
+
+    def table(self):
+        """One DataFrame of faces and distributions, as in predictions.csv."""
+        if self.probs is None:
+            return self.faces
+        columns = [f"p{age}" for age in self.age_bins]
+        return pd.concat([self.faces, pd.DataFrame(self.probs, self.faces.index, columns)], axis=1)
+
+
+# ---- Reading
+
+
+def load_predictions(path):
+    """Read and check a predictions.csv, ours or another model's.
+
+    Args:
+        path: CSV with at least photo, age, pred_age (see the top of this file).
+    Returns:
+        DataFrame with float ages, and pred_std where there are distributions.
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: not a CSV, a missing column, a row that is not usable (all are listed, up
+            to twenty).
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"predictions '{path}' not found; test.py --output writes them")
+    try:
+        frame = pd.read_csv(path, dtype=dict.fromkeys(("photo", *TEXTS), "string"))
+    except (ValueError, pd.errors.ParserError) as error:  # an empty file is a ValueError as well
+        raise ValueError(f"predictions '{path}': not a CSV: {' '.join(str(error).split())}"
+                         ) from error
+    return check_predictions(frame, f"'{path}'").table()
+
+
+def check_predictions(frame, name):
+    """Predictions of a table, checked; name is what an error calls it.
+
+    Raises:
+        ValueError: see load_predictions.
+    """
+    missing = [column for column in ("photo", "age", "pred_age") if column not in frame]
+    if missing:
+        raise ValueError(f"predictions {name}: no column {', '.join(missing)}; a table needs "
+                         "photo, age and pred_age")
+    if not len(frame):
+        raise ValueError(f"predictions {name}: no rows")
+    frame = frame.reset_index(drop=True)
+    bins = [column for column in frame if re.fullmatch(r"p\d+", column)]
+    faces = frame.drop(columns=bins).assign(photo=frame["photo"].astype(str))
+    bad = {}
+    for column in ("age", "pred_age", *(c for c in NUMBERS if c in faces)):
+        faces[column] = _numbers(faces[column], column in NUMBERS, bad)
+    age_bins, probs = _distributions(frame[bins], bad, name)
+    if bad:
+        raise ValueError(f"predictions {name}: " + _listed(bad))
+    if probs is not None and "pred_std" not in faces:
+        faces.insert(faces.columns.get_loc("pred_age") + 1, "pred_std",
+                     metrics.distribution_std(probs, age_bins))
+    return Predictions(faces, age_bins, probs)
+
+
+def interval_rows(faces):
+    """(B,) bool: rows whose age_min and age_max are known and differ."""
+    if "age_min" not in faces or "age_max" not in faces:
+        return np.zeros(len(faces), dtype=bool)
+    return (faces["age_min"] < faces["age_max"]).to_numpy()
+
+
+def _numbers(column, may_be_empty, bad):
+    values = pd.to_numeric(column, errors="coerce").astype(np.float64)
+    wrong = ~np.isfinite(values) & (column.notna() if may_be_empty else True)
+    for row in np.flatnonzero(wrong):
+        bad.setdefault(row, f"{column.name} '{column.iloc[row]}' is not a number")
+    return values
+
+
+def _distributions(columns, bad, name):
+    if not len(columns.columns):
+        return None, None
+    age_bins = np.sort([int(column[1:]) for column in columns])
+    if not (np.diff(age_bins) == 1).all() or len(age_bins) < 2:
+        raise ValueError(f"predictions {name}: the columns p{age_bins[0]} .. p{age_bins[-1]} must "
+                         "be one a year, without gaps")
+    probs = columns[[f"p{age}" for age in age_bins]].apply(pd.to_numeric, errors="coerce")
+    probs = probs.to_numpy(np.float64)
+    totals = probs.sum(axis=1)
+    wrong = ~((probs >= 0).all(axis=1) & (np.abs(totals - 1) < 0.01))
+    for row in np.flatnonzero(wrong):
+        bad.setdefault(row, f"p{age_bins[0]} .. p{age_bins[-1]} are no distribution "
+                            f"(sum {totals[row]:.4g})")
+    return age_bins, probs / np.where(wrong, 1, totals)[:, None]
+
+
+def _listed(bad):
+    rows = [f"row {row + 2}: {what}" for row, what in sorted(bad.items())[:LISTED]]
+    rest = [f"and {len(bad) - LISTED} more"] if len(bad) > LISTED else []
+    return "; ".join(rows + rest)
+
+
+# ---- The whole evaluation
+
+
+def evaluate(predictions, samples=1000, seed=0):
+    """Every number about one model (see the top of this file for their form).
+
+    Args:
+        predictions: Predictions.
+        samples: bootstrap samples.
+        seed: of the bootstrap; the same seed pairs two models on the same faces.
+    Returns:
+        dict of plain Python values: the keys of METRICS, n, groups, gaps, and the parts of the
+        page that are more than a number.
+    """
+    exact = predictions.exact
+    results = {"n": len(predictions.faces), "n_exact": len(exact.faces),
+               "n_interval": int(predictions.is_interval.sum()),
+               "n_subjects": _count_subjects(predictions.faces)}
+    results |= score(exact, samples, seed)
+    results["groups"], results["gaps"] = score_groups(exact, samples, seed)
+    results["cs_curve"] = _cs_curve(exact)
+    results["calibration"] = _calibration(exact)
+    results["risk_coverage"] = _risk_coverage(exact, samples, seed)
+    results["decisions"] = _decisions(exact)
+    results["intervals"] = _score_intervals(predictions.rows(predictions.is_interval), samples,
+                                            seed)
+    return results
+
+
+def score(exact, samples=1000, seed=0):
+    """The metrics of METRICS on faces with an exact age: {key: measured number}."""
+    if not len(exact.faces):
+        return {key: unknown(NO_EXACT_AGES) for key in METRICS}
+    values = contributions(exact)
+    subjects = subject_codes(exact.faces)
+    sums, numbers = metrics.bootstrap_sums(values.to_numpy(), np.zeros(len(values), dtype=int), 1,
+                                           samples, subjects, seed)
+    replicates = metrics.pooled_means(sums, numbers, [0])
+    units = len(values) if subjects is None else subjects.max() + 1
+    results = {}
+    for column, key in enumerate(values):
+        known = values[key].dropna()
+        finish = np.sqrt if key == "rmse" else np.asarray  # its contributions are squares
+        results[key] = (measured(finish(known.mean()), finish(replicates[:, column]), units)
+                        if len(known) else unknown(_why_missing(key)))
+    results["aurc"] = _aurc(exact, _uncertainty(exact), units, samples, seed)
+    return {key: results[key] for key in METRICS}
+
+
+def contributions(exact):
+    """(B, M) DataFrame of what each face adds to a metric's mean; NaN where it has no part in it.
+
+    The metric is the mean of its column, except `rmse`, the root of it.
+    """
+    faces, age_bins, probs = exact.faces, exact.age_bins, exact.probs
+    ages, pred_ages = faces["age"].to_numpy(), faces["pred_age"].to_numpy()
+    errors = pred_ages - ages
+    sizes = np.abs(errors)
+    nothing = np.full(len(faces), np.nan)
+    values = {"mae": sizes, "mae_median": nothing, "bias": errors, "rmse": np.square(errors)}
+    values |= {f"ca{n}": 100.0 * (sizes < n) for n in (3, 5, 7)}
+    values["cs5"] = 100.0 * (sizes <= 5)
+    values["epsilon_error"] = (nothing if "age_std" not in faces else
+                               metrics.each_epsilon_error(pred_ages, ages, faces["age_std"],
+                                                          EPSILON_STD_FLOOR))
+    values |= dict.fromkeys(["nll", "crps", *(f"coverage_{q}" for q in COVERAGES)], nothing)
+    if probs is not None:
+        values["mae_median"] = np.abs(metrics.distribution_median(probs, age_bins) - ages)
+        values["nll"] = metrics.each_nll(probs, ages, age_bins)
+        values["crps"] = metrics.each_crps(probs, ages, age_bins)
+        values |= {f"coverage_{q}": 100 * metrics.each_coverage(probs, ages, age_bins, q / 100)
+                   for q in COVERAGES}
+    return pd.DataFrame(values)
+
+
+def measured(value, replicates, units):
+    """{"value", "low", "high"} from a value and its bootstrap samples over `units` units."""
+    if units < 2:
+        return {"value": float(value), "low": None, "high": None, "why": ONE_UNIT}
+    low, high = metrics.percentile_interval(replicates)
+    return {"value": float(value), "low": float(low), "high": float(high)}
+
+
+def unknown(why):
+    return {"value": None, "low": None, "high": None, "why": why}
+
+
+def subject_codes(faces):
+    """(B,) int, equal for one person of one data set; None unless all are known."""
+    if not len(faces) or "subject" not in faces or faces["subject"].isna().any():
+        return None
+    names = faces["subject"].astype(str)
+    if "dataset" in faces:
+        names = faces["dataset"].astype(str) + "/" + names
+    return pd.factorize(names)[0]
+
+
+def _count_subjects(faces):
+    subjects = subject_codes(faces)
+    return None if subjects is None else int(subjects.max()) + 1
+
+
+def _why_missing(key):
+    if key == "epsilon_error":
+        return "the data has no spread of votes (no column age_std)"
+    return NO_DISTRIBUTION
+
+
+def _uncertainty(exact):
+    """(B,) years, the predicted standard deviation, or None."""
+    known = "pred_std" in exact.faces and exact.faces["pred_std"].notna().all()
+    return exact.faces["pred_std"].to_numpy() if known else None
+
+
+def _aurc(exact, uncertainty, units, samples, seed):
+    if uncertainty is None:
+        return unknown("no predicted standard deviation is known (no columns pred_std or p0, ...)")
+    sizes = _sizes(exact)
+    return measured(metrics.aurc(sizes, uncertainty),
+                    metrics.bootstrap_aurc(sizes, uncertainty, samples,
+                                           subject_codes(exact.faces), seed), units)
+
+
+def _sizes(exact):
+    return (exact.faces["pred_age"] - exact.faces["age"]).abs().to_numpy()
+
+
+# ---- Groups
+
+
+def age_bands(ages):
+    """(B,) index into BANDS of each age, rounded to whole years."""
+    rounded = np.floor(np.asarray(ages, dtype=np.float64) + 0.5)
+    return np.searchsorted([first for _, first in BANDS], rounded, side="right").clip(min=1) - 1
+
+
+def score_groups(exact, samples=1000, seed=0):
+    """MAE and bias by age band, gender, race and, from LEAST_IMAGES faces, their cells.
+
+    Returns:
+        groups: {family: {group: {"n", "mae", "bias"}}}; gender and race groups also have
+            `mae_same_ages`, the MAE at the age bands' shares in the whole set (bands in which
+            each group has faces). A family without its column is absent.
+        gaps: {family: {"mae", "bias", "mae_same_ages": see metrics.largest_gap}} where two or
+            more groups have LEAST_IMAGES faces.
+    """
+    if not len(exact.faces):
+        return {}, {}
+    errors = (exact.faces["pred_age"] - exact.faces["age"]).to_numpy()
+    labels = _group_labels(exact.faces)
+    cells, cell_keys = _finest_cells(labels)
+    values = np.column_stack([np.abs(errors), errors])
+    sums, numbers = metrics.bootstrap_sums(values, cells, len(cell_keys), samples,
+                                           subject_codes(exact.faces), seed)
+    cell_sums = np.stack([np.bincount(cells, v, len(cell_keys)) for v in values.T], axis=1)
+    cell_counts = np.bincount(cells, minlength=len(cell_keys))
+    table = _CellTable(cell_keys, cell_sums, cell_counts, sums, numbers)
+    groups, gaps = {}, {}
+    for family in _families(labels):
+        groups[family], gap = _score_family(table, family)
+        if gap:
+            gaps[family] = gap
+    return groups, gaps
+
+
+@dataclass(frozen=True)
+class _CellTable:
+    """Sums over the finest cells, here and in each bootstrap sample.
+
+    keys: DataFrame (C rows) of age_band, gender, race labels.
+    sums: (C, 2) of |error| and error; counts: (C,) faces.
+    boot_sums, boot_numbers: (R, C, 2).
+    """
+
+    keys: pd.DataFrame
+    sums: np.ndarray
+    counts: np.ndarray
+    boot_sums: np.ndarray
+    boot_numbers: np.ndarray
+
+    def means(self, cells):
+        """(2,) MAE and bias of a union of cells, and (R, 2) its bootstrap samples."""
+        return (self.sums[cells].sum(axis=0) / self.counts[cells].sum(),
+                metrics.pooled_means(self.boot_sums, self.boot_numbers, cells))
+
+
+def _group_labels(faces):
+    labels = pd.DataFrame({"age_band": [BANDS[k][0] for k in age_bands(faces["age"])]})
+    for column in ("gender", "race"):
+        if column in faces and faces[column].notna().any():
+            labels[column] = faces[column].astype("string").fillna(UNKNOWN).to_numpy()
+    return labels
+
+
+def _finest_cells(labels):
+    grouped = labels.groupby(list(labels), sort=True)
+    keys = pd.DataFrame(list(grouped.groups), columns=list(labels)) if labels.shape[1] > 1 else (
+        pd.DataFrame({"age_band": list(grouped.groups)}))
+    return grouped.ngroup().to_numpy(), keys.map(lambda k: k[0] if isinstance(k, tuple) else k)
+
+
+def _families(labels):
+    families = [family for family in ("age_band", "gender", "race") if family in labels]
+    return [*families, "gender_race_age_band"] if len(families) == 3 else families
+
+
+def _members(table, family):
+    """{group: indices of its cells}, age bands in their order."""
+    if family == "gender_race_age_band":
+        names = table.keys["gender"] + ", " + table.keys["race"] + ", " + table.keys["age_band"]
+        return {name: [k] for k, name in enumerate(names) if table.counts[k] >= LEAST_IMAGES
+                and UNKNOWN not in (table.keys["gender"][k], table.keys["race"][k])}
+    found = table.keys[family]
+    names = [n for n, _ in BANDS if n in set(found)] if family == "age_band" else (
+        sorted(found.unique()))
+    return {name: np.flatnonzero(found == name).tolist() for name in names}
+
+
+def _score_family(table, family):
+    groups, large = {}, {}
+    for name, cells in _members(table, family).items():
+        (mae, bias), replicates = table.means(cells)
+        n = int(table.counts[cells].sum())
+        groups[name] = {"n": n, "mae": measured(mae, replicates[:, 0], n),
+                        "bias": measured(bias, replicates[:, 1], n)}
+        if n >= LEAST_IMAGES and name != UNKNOWN:
+            large[name] = cells
+    gaps = {}
+    if len(large) > 1:
+        both = {name: table.means(cells) for name, cells in large.items()}
+        gaps = {key: _gap({name: (means[column], replicates[:, column])
+                           for name, (means, replicates) in both.items()})
+                for column, key in enumerate(("mae", "bias"))}
+    if family in ("gender", "race") and len(large) > 1:
+        same_ages = _at_same_ages(table, large)
+        if same_ages:
+            gaps["mae_same_ages"] = _gap(same_ages)
+        for name, (value, replicates) in same_ages.items():
+            groups[name]["mae_same_ages"] = measured(value, replicates, groups[name]["n"])
+    return groups, gaps
+
+
+def _gap(groups):
+    names = list(groups)
+    gap = metrics.largest_gap([value for value, _ in groups.values()],
+                              np.column_stack([replicates for _, replicates in groups.values()]))
+    return gap | {"highest": names[gap["highest"]], "lowest": names[gap["lowest"]]}
+
+
+def _at_same_ages(table, groups):
+    """{group: (MAE, its samples)} at the whole set's age mix (direct standardisation)."""
+    bands = table.keys["age_band"].to_numpy()
+    cells_of = {band: {name: [k for k in cells if bands[k] == band]
+                       for name, cells in groups.items()} for band in np.unique(bands)}
+    common = [band for band, by_group in cells_of.items()
+              if all(table.counts[cells].sum() >= LEAST_IMAGES for cells in by_group.values())]
+    if not common:
+        return {}
+    weights = np.array([table.counts[bands == band].sum() for band in common], dtype=float)
+    weights /= weights.sum()
+    mixed = {}
+    for name in groups:
+        means = [table.means(cells_of[band][name]) for band in common]
+        mixed[name] = (weights @ [value[0] for value, _ in means],
+                       np.column_stack([replicates[:, 0] for _, replicates in means]) @ weights)
+    return mixed
+
+
+# ---- Uncertainty
+
+
+def _cs_curve(exact):
+    if not len(exact.faces):
+        return None
+    curve = metrics.cs_curve(exact.faces["age"], exact.faces["pred_age"], CS_LIMITS)
+    return {"limits_years": CS_LIMITS.tolist(), "cs_percent": curve.tolist()}
+
+
+def _calibration(exact):
+    """PIT histogram and the coverage of every central interval, or None."""
+    if exact.probs is None or not len(exact.faces):
+        return None
+    ages, shares = exact.faces["age"].to_numpy(), np.arange(5, 100, 5)
+    return {"pit_histogram": metrics.pit_histogram(exact.probs, ages, exact.age_bins).tolist(),
+            "nominal_percent": shares.tolist(),
+            "coverage_percent": [metrics.coverage(exact.probs, ages, exact.age_bins, q / 100)
+                                 for q in shares],
+            "width_80_years": float(np.subtract(*metrics.central_interval(
+                exact.probs, exact.age_bins, 0.8)[::-1]).mean())}
+
+
+def _risk_coverage(exact, samples, seed):
+    """Curves by the predicted spread, by the detector's confidence and by the error itself."""
+    if not len(exact.faces):
+        return {}
+    sizes, subjects = _sizes(exact), subject_codes(exact.faces)
+    units = len(sizes) if subjects is None else subjects.max() + 1
+    rules = {"std": _uncertainty(exact), "error": sizes}
+    if "confidence" in exact.faces and exact.faces["confidence"].notna().all():
+        rules["confidence"] = -exact.faces["confidence"].to_numpy()
+    curves = {}
+    for rule, uncertainty in rules.items():
+        if uncertainty is not None:
+            coverage, risk = metrics.risk_coverage(sizes, uncertainty)
+            shown = np.unique(np.linspace(0, len(sizes) - 1, CURVE_POINTS).astype(int))
+            curves[rule] = {"kept_percent": (100 * coverage[shown]).tolist(),
+                            "mae_years": risk[shown].tolist(),
+                            "aurc": _aurc(exact, uncertainty, units, samples, seed)}
+    return curves
+
+
+# ---- Old enough?
+
+
+def _decisions(exact):
+    """{threshold: rates of minors passed and adults refused by both rules} (years as keys)."""
+    return {str(threshold): _decide(exact, threshold) for threshold in THRESHOLDS
+            if len(exact.faces)}
+
+
+def _decide(exact, threshold):
+    is_adult = (exact.faces["age"] >= threshold).to_numpy()
+    result = {"n_minors": int((~is_adult).sum()), "n_adults": int(is_adult.sum())}
+    scores = {"mean": exact.faces["pred_age"].to_numpy() - threshold}
+    if exact.probs is not None:
+        scores["mass"] = metrics.mass_above(exact.probs, exact.age_bins, threshold)
+    cutoffs = {"mean": (MARGINS, CURVE_MARGINS), "mass": (SURETIES, CURVE_SURETIES)}
+    subjects = subject_codes(exact.faces)
+    for rule, score_of in scores.items():
+        table, curve = cutoffs[rule]
+        passed, refused = metrics.threshold_errors(is_adult, score_of, curve)
+        result[rule] = {
+            "table": [{"cutoff": cutoff,
+                       "minors_passed": _rate(score_of >= cutoff, ~is_adult, subjects, "younger"),
+                       "adults_refused": _rate(score_of < cutoff, is_adult, subjects, "older")}
+                      for cutoff in table],
+            "curve": {"cutoff": curve.tolist(), "minors_passed": _or_none(passed),
+                      "adults_refused": _or_none(refused)},
+            "at_tolerance": {str(percent): _cost_of_safety(is_adult, score_of, percent)
+                             for percent in TOLERATED}}
+    return result
+
+
+def _rate(hits, chosen, subjects, side):
+    if not chosen.any():
+        return unknown(f"no face {side} than the threshold")
+    value, low, high = metrics.share_interval(hits[chosen],
+                                              None if subjects is None else subjects[chosen])
+    return {"value": value, "low": low, "high": high}
+
+
+def _cost_of_safety(is_adult, scores, percent):
+    """The lowest cutoff at which at most `percent` of the minors pass, and adults it refuses."""
+    minors = np.sort(scores[~is_adult])
+    if not len(minors) or not is_adult.any():
+        return None
+    allowed = int(np.floor(len(minors) * percent / 100))
+    cutoff = np.nextafter(minors[len(minors) - 1 - allowed], np.inf)
+    return {"cutoff": float(cutoff),
+            "adults_refused": 100 * float((scores[is_adult] < cutoff).mean())}
+
+
+def _or_none(values):
+    return None if np.isnan(values).any() else values.tolist()
+
+
+# ---- Ages known as intervals
+
+
+def _score_intervals(faces_in, samples, seed):
+    """Interval accuracy and distance, overall and by interval, gender and race, or None."""
+    faces = faces_in.faces.reset_index(drop=True)
+    if not len(faces):
+        return None
+    last_age = np.inf if faces_in.age_bins is None else faces_in.age_bins[-1]
+    distances = metrics.each_interval_distance(faces["pred_age"], faces["age_min"],
+                                               faces["age_max"], last_age)
+    values = np.column_stack([100.0 * (distances == 0), distances])
+    families = {"all": pd.Series(["all"] * len(faces)),
+                "interval": _interval_names(faces, last_age)}
+    families |= {c: faces[c].astype("string").fillna(UNKNOWN) for c in ("gender", "race")
+                 if c in faces and faces[c].notna().any()}
+    return {family: _score_partition(values, names, subject_codes(faces), samples, seed)
+            for family, names in families.items()}
+
+
+def _interval_names(faces, last_age):
+    names = [f"{low:.0f}+" if high >= last_age else f"{low:.0f}-{high:.0f}"
+             for low, high in zip(faces["age_min"], faces["age_max"], strict=True)]
+    order = faces[["age_min", "age_max"]].assign(name=names).sort_values(["age_min", "age_max"])
+    return pd.Series(pd.Categorical(names, order["name"].unique()))
+
+
+def _score_partition(values, names, subjects, samples, seed):
+    groups = names.groupby(names, observed=True).groups
+    codes = np.zeros(len(values), dtype=int)
+    for code, rows in enumerate(groups.values()):
+        codes[rows] = code
+    sums, numbers = metrics.bootstrap_sums(values, codes, len(groups), samples, subjects, seed)
+    scored = {}
+    for code, name in enumerate(groups):
+        replicates = metrics.pooled_means(sums, numbers, [code])
+        own = values[codes == code]
+        scored[str(name)] = {"n": len(own)} | {
+            key: measured(own[:, column].mean(), replicates[:, column], len(own))
+            for column, key in enumerate(("interval_accuracy", "interval_distance"))}
+    return scored
+
+
+# ---- Comparing models
+
+
+def compare(first, second, samples=1000, seed=0):
+    """Paired bootstrap of second minus first, on the photos both have.
+
+    Args:
+        first, second: lists of Predictions, the seeds of one recipe (or one model); a face's
+            contribution is the mean over them.
+    Returns:
+        {"n", "differences": {metric: measured number with "p_value" and "significant"}}, metrics
+        that either lacks left out; "n" 0 where no photo with an exact age is in common.
+    """
+    sides = [[_by_photo(one.exact) for one in side] for side in (first, second)]
+    photos = _common_photos([*sides[0], *sides[1]])
+    if not len(photos):
+        return {"n": 0, "differences": {}}
+    sides = [[_in_order(one, photos) for one in side] for side in sides]
+    subjects = subject_codes(sides[0][0].faces)
+    units = len(photos) if subjects is None else subjects.max() + 1
+    means = [sum(contributions(one) for one in side) / len(side) for side in sides]
+    sums, numbers = metrics.bootstrap_sums(np.hstack(means), np.zeros(len(photos), dtype=int), 1,
+                                           samples, subjects, seed)
+    replicates = metrics.pooled_means(sums, numbers, [0])
+    replicates = np.split(replicates, 2, axis=1)  # of the first and of the second
+    differences = {}
+    for column, key in enumerate(means[0]):
+        if not any(side[key].isna().all() for side in means):
+            finish = np.sqrt if key == "rmse" else np.asarray
+            values = [finish(side[key].mean()) for side in means]
+            drawn = [finish(side[:, column]) for side in replicates]
+            differences[key] = _difference(values, drawn, units)
+    uncertain = [[_uncertainty(one) for one in side] for side in sides]
+    if all(one is not None for side in uncertain for one in side):
+        areas = [[(metrics.aurc(_sizes(one), spread),
+                   metrics.bootstrap_aurc(_sizes(one), spread, samples, subjects, seed))
+                  for one, spread in zip(*pair, strict=True)]
+                 for pair in zip(sides, uncertain, strict=True)]
+        differences["aurc"] = _difference(
+            [np.mean([value for value, _ in side]) for side in areas],
+            [np.mean([drawn for _, drawn in side], axis=0) for side in areas], units)
+    return {"n": len(photos), "differences": differences}
+
+
+def _by_photo(exact):
+    """The same with the photo as index, the first of repeated ones."""
+    faces = exact.faces
+    keys = faces["dataset"].astype(str) + "/" + faces["photo"] if "dataset" in faces else (
+        faces["photo"])
+    named = Predictions(faces.set_axis(keys, axis=0), exact.age_bins, exact.probs)
+    return named.rows(~keys.duplicated().to_numpy())
+
+
+def _common_photos(tables):
+    photos = tables[0].faces.index
+    for other in tables[1:]:
+        photos = photos.intersection(other.faces.index, sort=False)
+    return photos
+
+
+def _in_order(exact, photos):
+    places = exact.faces.index.get_indexer(photos)
+    return Predictions(exact.faces.iloc[places], exact.age_bins,
+                       None if exact.probs is None else exact.probs[places])
+
+
+def _difference(values, replicates, units):
+    samples = replicates[1] - replicates[0]
+    result = measured(values[1] - values[0], samples, units)
+    result["p_value"] = metrics.difference_p_value(samples) if units > 1 else None
+    result["significant"] = units > 1 and (result["low"] > 0 or result["high"] < 0)
+    return result
+
+
+def seed_spread(evaluations):
+    """{metric: {"mean", "sd", "n"}} over the seeds of one recipe; sd of the sample (n - 1)."""
+    spread = {}
+    for key in METRICS:
+        values = [results[key]["value"] for results in evaluations]
+        if None not in values:
+            spread[key] = {"mean": float(np.mean(values)), "n": len(values),
+                           "sd": float(np.std(values, ddof=1)) if len(values) > 1 else None}
+    return spread

@@ -1,0 +1,497 @@
+"""Write an evaluation as a page, a JSON file and a table: report.html, metrics.json, CSV.
+
+The page holds everything it shows: no other file and no network is needed to read it.
+"""
+
+import base64
+import io
+import json
+import platform
+import re
+from datetime import datetime
+from importlib import metadata
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+from PIL import Image
+
+import figures
+import metrics
+from evaluation import (
+    BANDS,
+    COVERAGES,
+    EPSILON_STD_FLOOR,
+    FAMILIES,
+    LEAST_IMAGES,
+    METRICS,
+    NO_DISTRIBUTION,
+    TOLERATED,
+    Predictions,
+    check_predictions,
+    compare,
+    evaluate,
+    score,
+    seed_spread,
+)
+
+PACKAGES = ("torch", "timm", "pretrainedmodels", "facenet-pytorch", "numpy", "pandas",
+            "opencv-python-headless", "pillow", "matplotlib")
+WORST, BEST = 20, 5  # faces shown
+PHOTO_SIZE = 128  # pixels, of the faces in the page
+SIGNIFICANT = 0.05  # a gap is called real below this p-value
+COVERAGE_TOLERANCE = 2  # points between measured and promised coverage that still pass as true
+PROB_DIGITS = 6  # significant digits of p0, p1, ... in predictions.csv
+
+
+def write_report(predictions, out_dir, provenance=None, tta=None, temperatures=None,
+                 photo_of=None, title="Age estimation report", samples=1000, seed=0):
+    """Evaluate predictions and write report.html, metrics.json and predictions.csv.
+
+    Args:
+        predictions: a table (see evaluation.py for its columns), or {model name: table}, or
+            {recipe name: [a table a seed]}. The first model is the one described in detail.
+        out_dir: folder, created where needed; existing reports in it are replaced.
+        provenance: {title: text, number, list or dict} on how the predictions were made.
+        tta: like predictions, of the same faces with test-time augmentation, or None.
+        temperatures: {model name: T} the distributions are calibrated with, or the T of the only
+            model, or None.
+        photo_of: function (row of the first table) -> (S, S, 3) uint8 RGB face, or None.
+        title: of the page.
+        samples: bootstrap samples.
+        seed: of the bootstrap.
+    Returns:
+        dict, the content of metrics.json.
+    Raises:
+        ValueError: a table that lacks a column or has bad rows, no table at all.
+    """
+    models = _checked_models(predictions)
+    mirrored = {} if tta is None else _checked_models(tta, "with TTA ")
+    first = next(iter(models))
+    if not isinstance(temperatures, dict):
+        temperatures = {first: temperatures}
+    evaluations = {name: [evaluate(one, samples, seed) for one in seeds]
+                   for name, seeds in models.items()}
+    results = dict(evaluations[first][0])
+    results["bootstrap"] = {"samples": samples, "seed": seed,
+                            "unit": "face" if results["n_subjects"] is None else "subject"}
+    results["tta"] = _score_tta(models, mirrored, samples, seed)
+    results["uncalibrated"] = _uncalibrated(models[first][0], temperatures.get(first), samples,
+                                            seed)
+    results["models"] = _side_by_side(evaluations)
+    results["comparisons"] = _compare_all(models, samples, seed)
+    results["seeds"] = {name: seed_spread(runs) for name, runs in evaluations.items()
+                        if len(runs) > 1}
+    results["provenance"] = _with_versions(provenance)
+    out_dir = Path(out_dir)
+    out_dir.mkdir(parents=True, exist_ok=True)
+    page = _render(title, results, evaluations, models[first][0], photo_of)
+    (out_dir / "report.html").write_text(page, encoding="utf-8")
+    (out_dir / "metrics.json").write_text(
+        json.dumps(results, indent=1, allow_nan=False, default=str) + "\n", encoding="utf-8")
+    _write_tables(models, out_dir)
+    return results
+
+
+def write_predictions(frame, path):
+    """Write a table of predictions as CSV, probabilities with PROB_DIGITS digits."""
+    probs = [column for column in frame if re.fullmatch(r"p\d+", column)]
+    rounded = pd.DataFrame(_significant(frame[probs].to_numpy(np.float64)), frame.index, probs)
+    faces = frame.drop(columns=probs).round({"pred_age": 4, "pred_std": 4})
+    pd.concat([faces, rounded], axis=1).to_csv(path, index=False)
+
+
+def _significant(values):
+    """Values rounded to PROB_DIGITS significant digits; to_csv's float_format takes minutes."""
+    scale = 10.0 ** (PROB_DIGITS - 1 - np.floor(np.log10(np.maximum(values, 1e-30))))
+    return np.round(values * scale) / scale
+
+
+def _checked_models(predictions, what=""):
+    if isinstance(predictions, pd.DataFrame):
+        predictions = {"model": predictions}
+    models = {}
+    for name, tables in predictions.items():
+        tables = [tables] if isinstance(tables, pd.DataFrame) else list(tables)
+        if not tables:
+            raise ValueError(f"no predictions of {what}'{name}'")
+        models[name] = [check_predictions(table, f"{what}'{name}'") for table in tables]
+    if not models:
+        raise ValueError("no predictions to report")
+    return models
+
+
+def _write_tables(models, out_dir):
+    for k, (name, seeds) in enumerate(models.items()):
+        for s, one in enumerate(seeds):
+            tail = "" if k == s == 0 else "_" + re.sub(r"[^\w.-]+", "_", name) + (
+                f"_{s + 1}" if len(seeds) > 1 else "")
+            write_predictions(one.table(), out_dir / f"predictions{tail}.csv")
+
+
+# ---- More than one table
+
+
+def _score_tta(models, mirrored, samples, seed):
+    """Metrics with test-time augmentation and their change, of the first model, or None."""
+    first = next(iter(models))
+    if first not in mirrored:
+        return None
+    augmented = mirrored[first][0]
+    return score(augmented.exact, samples, seed) | {
+        "change": compare(models[first][:1], [augmented], samples, seed)}
+
+
+def _uncalibrated(predictions, temperature, samples, seed):
+    """The metrics before calibration, recovered by undoing the temperature, or None."""
+    if temperature is None or predictions.probs is None:
+        return None
+    probs = metrics.apply_temperature(predictions.probs, 1 / temperature)
+    faces = predictions.faces.drop(columns="pred_age").assign(
+        pred_age=metrics.distribution_mean(probs, predictions.age_bins),
+        pred_std=metrics.distribution_std(probs, predictions.age_bins))
+    raw = Predictions(faces, predictions.age_bins, probs)
+    return {"temperature": float(temperature)} | score(raw.exact, samples, seed)
+
+
+def _side_by_side(evaluations):
+    """{model or "recipe, seed k": its metrics}; empty for a single model."""
+    runs = {name if len(runs) == 1 else f"{name}, seed {s}": results
+            for name, runs in evaluations.items() for s, results in enumerate(runs, 1)}
+    if len(runs) == 1:
+        return {}
+    return {name: {"n_exact": results["n_exact"]} | {key: results[key] for key in METRICS}
+            for name, results in runs.items()}
+
+
+def _compare_all(models, samples, seed):
+    names = list(models)
+    return [{"first": a, "second": b} | compare(models[a], models[b], samples, seed)
+            for i, a in enumerate(names) for b in names[i + 1:]]
+
+
+def _with_versions(provenance):
+    made = dict(provenance or {})
+    made.setdefault("Report written", datetime.now().astimezone().isoformat(timespec="seconds"))
+    made.setdefault("Packages", {"python": platform.python_version(), **package_versions()})
+    return made
+
+
+def package_versions():
+    """{package: version} of those that shape a result and are installed."""
+    versions = {}
+    for package in PACKAGES:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+# ---- The page
+
+
+def _render(title, results, evaluations, predictions, photo_of):
+    environment = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True,
+                              undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters |= {"show": show, "value": _value, "interval": _interval,
+                            "thousands": lambda n: f"{n:,}"}
+    exact = predictions.exact
+    return environment.get_template("report.html.jinja").render(
+        title=title, results=results, metrics=METRICS, families=FAMILIES, tolerated=TOLERATED,
+        coverages=COVERAGES, least_images=LEAST_IMAGES, floor=EPSILON_STD_FLOOR,
+        significant=SIGNIFICANT, no_distribution=NO_DISTRIBUTION,
+        findings=_findings(results), figures=_figures(results, evaluations, exact),
+        cell_table=_cell_table(results["groups"].get("gender_race_age_band", {})),
+        gap_sentences=_gap_sentences(results["gaps"]), verdicts=_verdicts(results),
+        faces=_extreme_faces(exact, photo_of), beyond=_labels_beyond(exact),
+        provenance=_flattened(results["provenance"]))
+
+
+def show(number, unit="years", digits=2):
+    """A measured number as HTML: value, unit and interval, or the reason for having none."""
+    if number["value"] is None:
+        return Markup('<span class="none">not known: {}</span>').format(number["why"])
+    return Markup('<b>{}</b>{} <span class="ci">{}</span>').format(
+        _value(number["value"], digits), _unit(unit), _interval(number, digits))
+
+
+def _value(number, digits=2):
+    if number is None:
+        return "–"
+    text = f"{number:.{digits}f}"
+    return text.replace("-", "−") if float(text) else text.replace("-", "")
+
+
+def _unit(unit):
+    return "%" if unit == "%" else f"\N{NO-BREAK SPACE}{unit}" if unit else ""
+
+
+def _interval(number, digits=2):
+    if number["low"] is None:
+        return ""
+    return f"{_value(number['low'], digits)} to {_value(number['high'], digits)}"
+
+
+def _figures(results, evaluations, exact):
+    """{name: SVG} of every figure that the data allows."""
+    if not len(exact.faces):
+        return _interval_figures(results["intervals"])
+    runs = {name: seeds[0] for name, seeds in evaluations.items()}
+    drawn = {"scatter": figures.draw_predicted_against_true(
+        exact.faces["age"].to_numpy(), exact.faces["pred_age"].to_numpy()),
+        "cs": figures.draw_cs_curves({name: run["cs_curve"] for name, run in runs.items()
+                                      if run["cs_curve"]})}
+    for family, groups in results["groups"].items():
+        if family != "gender_race_age_band":
+            drawn[f"mae_{family}"] = figures.draw_groups(groups, "mae", "MAE (years)",
+                                                         results["mae"]["value"])
+            drawn[f"bias_{family}"] = figures.draw_groups(
+                groups, "bias", "bias (years): ← too young, too old →", 0)
+    calibrated = {name: run["calibration"] for name, run in runs.items() if run["calibration"]}
+    if results["calibration"]:
+        drawn["pit"] = figures.draw_pit(results["calibration"]["pit_histogram"])
+    if calibrated:
+        drawn["coverage"] = figures.draw_coverage(calibrated)
+    drawn["risk"] = figures.draw_risk_coverage(_risk_curves(results, runs))
+    return drawn | _decision_figures(results["decisions"]) | _interval_figures(
+        results["intervals"])
+
+
+def _risk_curves(results, runs):
+    names = {"std": "by predicted spread", "confidence": "by detector's confidence",
+             "error": "by the true error (best possible)"}
+    curves = {names[rule]: results["risk_coverage"][rule] for rule in names
+              if rule in results["risk_coverage"]}
+    others = {f"{name}, by predicted spread": run["risk_coverage"]["std"]
+              for name, run in list(runs.items())[1:] if "std" in run["risk_coverage"]}
+    return curves | others
+
+
+def _decision_figures(decisions):
+    drawn = {}
+    axis = {"mean": "safety margin (years)", "mass": "required probability of being old enough"}
+    for rule, xlabel in axis.items():
+        for side, ylabel in (("minors_passed", "minors passed (%)"),
+                             ("adults_refused", "adults refused (%)")):
+            curves = {f"age {threshold}": (d[rule]["curve"]["cutoff"], d[rule]["curve"][side])
+                      for threshold, d in decisions.items()
+                      if rule in d and d[rule]["curve"][side] is not None}
+            if curves:
+                drawn[f"{side}_{rule}"] = figures.draw_decisions(curves, xlabel, ylabel)
+    return drawn
+
+
+def _interval_figures(intervals):
+    return {f"accuracy_{family}": figures.draw_groups(groups, "interval_accuracy",
+                                                      "in the right interval (%)",
+                                                      intervals["all"]["all"][
+                                                          "interval_accuracy"]["value"])
+            for family, groups in (intervals or {}).items() if family != "all"}
+
+
+def _cell_table(cells):
+    """Rows of age bands by columns of (gender, race), each {"n", "mae", "bias", "shade"}."""
+    if not cells:
+        return None
+    keys = {tuple(name.rsplit(", ", 2)): cell for name, cell in cells.items()}
+    columns = sorted({key[:2] for key in keys})
+    bands = [band for band, _ in BANDS if any(key[2] == band for key in keys)]
+    highest = max(cell["mae"]["value"] for cell in cells.values()) or 1
+    return {"columns": columns, "rows": {band: [_shaded(keys.get((*column, band)), highest)
+                                                for column in columns] for band in bands}}
+
+
+def _shaded(cell, highest):
+    return None if cell is None else cell | {"shade": round(60 * cell["mae"]["value"] / highest)}
+
+
+# ---- Sentences
+
+
+def _findings(results):
+    """What a reader should take away, as (heading, sentence) pairs."""
+    found = []
+    if results["mae"]["value"] is not None:
+        found += [("Error", _error_sentence(results)), ("Direction", _bias_sentence(results))]
+        found += [(f"By {FAMILIES[family]}", _gap_sentence(gap["mae"], "MAE"))
+                  for family, gap in results["gaps"].items() if family != "gender_race_age_band"]
+        found += [("Uncertainty", _coverage_sentence(results)),
+                  ("Refusing", _refusal_sentence(results)),
+                  ("Age 18", _threshold_sentence(results["decisions"]["18"]))]
+    if results["intervals"]:
+        found.append(("Age ranges", _interval_sentence(results["intervals"]["all"]["all"])))
+    found += [("Comparison", _comparison_sentence(one)) for one in results["comparisons"]]
+    return [(heading, sentence) for heading, sentence in found if sentence]
+
+
+def _error_sentence(results):
+    return (f"Predicted ages are off by {_plain(results['mae'])} on average; "
+            f"{_plain(results['cs5'], '%', 0)} of faces are within 5 years.")
+
+
+def _bias_sentence(results):
+    bias = results["bias"]
+    side = "old" if bias["value"] > 0 else "young"
+    text = f"On average faces are estimated {abs(bias['value']):.2f} years too {side}"
+    if bias["low"] is None:
+        return text + "."
+    apart = bias["low"] > 0 or bias["high"] < 0
+    return text + (f" ({_interval(bias)})" if apart else
+                   f" ({_interval(bias)}), which is no more than noise") + "."
+
+
+def _gap_sentences(gaps):
+    """{family: {metric: sentence}}"""
+    names = {"mae": "MAE", "bias": "bias", "mae_same_ages": "MAE at the same mix of ages"}
+    return {family: {key: _gap_sentence(gap, names[key]) for key, gap in by_metric.items()}
+            for family, by_metric in gaps.items()}
+
+
+def _gap_sentence(gap, name):
+    text = (f"The largest gap in {name} is {_plain(gap)}, {gap['highest']} above "
+            f"{gap['lowest']}")
+    if gap["p_value"] < SIGNIFICANT:
+        return f"{text}: more than noise ({_p_value(gap['p_value'])})."
+    return (f"{text}: no more than noise ({_p_value(gap['p_value'])}: groups that do not differ "
+            "at all show such a gap that often).")
+
+
+def _coverage_sentence(results):
+    covered = {q: results[f"coverage_{q}"] for q in (80, 90)}
+    if covered[80]["value"] is None:
+        return None
+    parts = " and ".join(f"the {q}% interval covers {_plain(number, '%', 1)}"
+                         for q, number in covered.items())
+    off = [number["value"] - q for q, number in covered.items()]
+    if max(map(abs, off)) <= COVERAGE_TOLERANCE:
+        verdict = f"within {COVERAGE_TOLERANCE} points of what they promise"
+    else:
+        verdict = "too narrow, they promise too much" if min(off) < -COVERAGE_TOLERANCE else (
+            "too wide, they promise too little")
+    return f"Of the true ages {parts}: {verdict}."
+
+
+def _refusal_sentence(results):
+    curve = results["risk_coverage"].get("std")
+    if curve is None:
+        return None
+    kept = np.interp(80, curve["kept_percent"], curve["mae_years"])
+    return (f"Refusing the least certain fifth of the faces changes the MAE from "
+            f"{curve['mae_years'][-1]:.2f} to {kept:.2f} years.")
+
+
+def _threshold_sentence(decision):
+    if not decision["n_minors"] or not decision["n_adults"]:
+        return None
+    row = decision["mean"]["table"][0]
+    text = (f"Without a margin {_plain(row['minors_passed'], '%', 1)} of the "
+            f"{decision['n_minors']:,} faces under 18 pass as adults")
+    safe = decision["mean"]["at_tolerance"]["1"]
+    if safe["cutoff"] <= 0:
+        return text + "."
+    return (f"{text}; for at most 1% the margin must be {safe['cutoff']:.1f} years, which "
+            f"refuses {safe['adults_refused']:.0f}% of the adults.")
+
+
+def _interval_sentence(number):
+    return (f"Of {number['n']:,} faces known only by an age range "
+            f"{_plain(number['interval_accuracy'], '%', 1)} are predicted in the right one; the "
+            f"mean distance to it is {_plain(number['interval_distance'])}.")
+
+
+def _comparison_sentence(comparison):
+    a, b, change = comparison["first"], comparison["second"], comparison["differences"].get("mae")
+    if change is None:
+        return f"{a} and {b} share no photo with an exact age, so they cannot be compared."
+    if not change["significant"]:
+        return (f"The MAE of {b} differs from that of {a} by {_plain(change)} on the same "
+                f"{comparison['n']:,} faces: not significant.")
+    side = "lower (better)" if change["value"] < 0 else "higher (worse)"
+    return (f"The MAE of {b} is {abs(change['value']):.2f} years {side} than that of {a} on the "
+            f"same {comparison['n']:,} faces (difference {_interval(change)}): significant.")
+
+
+def _verdicts(results):
+    """{coverage key: how far the measured coverage is from the promised one}."""
+    verdicts = {}
+    for q in COVERAGES:
+        value = results[f"coverage_{q}"]["value"]
+        if value is not None:
+            off = value - q
+            verdicts[f"coverage_{q}"] = (
+                f"within {COVERAGE_TOLERANCE} points" if abs(off) <= COVERAGE_TOLERANCE else
+                f"{abs(off):.1f} points too {'many' if off > 0 else 'few'}")
+    return verdicts
+
+
+def _plain(number, unit="years", digits=2):
+    text = f"{_value(number['value'], digits)}{'%' if unit == '%' else ' ' + unit}"
+    return text + (f" ({_interval(number, digits)})" if number["low"] is not None else "")
+
+
+def _p_value(p_value):
+    return (f"p = {p_value:.3f}" if p_value >= 0.002 else "p < 0.002").replace(
+        " ", "\N{NO-BREAK SPACE}")
+
+
+# ---- Faces and provenance
+
+
+def _extreme_faces(exact, photo_of):
+    """The faces with the largest and the smallest errors, as the page shows them."""
+    sizes = (exact.faces["pred_age"] - exact.faces["age"]).abs()
+    order = sizes.to_numpy().argsort(kind="stable")
+    ages = "" if exact.age_bins is None else f"{exact.age_bins[0]} to {exact.age_bins[-1]}"
+    return {"ages": ages, "worst": [_face(exact, k, photo_of) for k in order[::-1][:WORST]],
+            "best": [_face(exact, k, photo_of) for k in order[:BEST]] if len(order) > WORST
+            else []}
+
+
+def _face(exact, k, photo_of):
+    face = exact.faces.iloc[k]
+    shown = {"photo": face["photo"], "age": face["age"], "pred_age": face["pred_age"],
+             "error": face["pred_age"] - face["age"], "interval": None, "sparkline": None,
+             "group": ", ".join(str(face[c]) for c in ("gender", "race")
+                                if c in face and not pd.isna(face[c])),
+             "image": None if photo_of is None else _image(photo_of, int(exact.faces.index[k]))}
+    if exact.probs is not None:
+        low, high = metrics.central_interval(exact.probs[[k]], exact.age_bins, 0.8)
+        shown["interval"] = f"{low[0]:.0f} to {high[0]:.0f}"
+        shown["sparkline"] = Markup(figures.sparkline(exact.probs[k], exact.age_bins, face["age"],
+                                                      face["pred_age"]))
+    return shown
+
+
+def _image(photo_of, row):
+    """A face as a data URL, or None where it cannot be read."""
+    try:
+        face = Image.fromarray(np.asarray(photo_of(row), dtype=np.uint8))
+    except (OSError, ValueError):
+        return None
+    buffer = io.BytesIO()
+    face.resize((PHOTO_SIZE, PHOTO_SIZE)).save(buffer, "JPEG", quality=85)
+    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def _labels_beyond(exact):
+    """How many true ages lie outside the predicted bins."""
+    if exact.age_bins is None:
+        return 0
+    rounded = np.floor(exact.faces["age"] + 0.5)
+    return int(((rounded < exact.age_bins[0]) | (rounded > exact.age_bins[-1])).sum())
+
+
+def _flattened(provenance):
+    """[(title, text, is_long)]: nested dicts and lists as lines of text."""
+    rows = []
+    for title, content in provenance.items():
+        if isinstance(content, dict):
+            content = "\n".join(f"{key}: {value}" for key, value in content.items())
+        elif isinstance(content, (list, tuple)):
+            content = "\n".join(map(str, content))
+        text = str(content).strip()
+        rows.append((title, text, text.count("\n") > 12))
+    return rows
