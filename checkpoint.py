@@ -50,7 +50,7 @@ def load_checkpoint(path):
     except pickle.UnpicklingError as error:
         raise ValueError(f"checkpoint '{path}' refused: not a file of plain tensors and values, "
                          "so loading it could run code; use one written by train.py") from error
-    except (RuntimeError, EOFError, KeyError, ValueError) as error:
+    except (RuntimeError, EOFError, LookupError, ValueError) as error:
         raise ValueError(f"'{path}' is not a checkpoint, or is truncated; use a .pth file "
                          "written by train.py") from error
     if not isinstance(checkpoint, dict) or any(key not in checkpoint for key in REQUIRED):

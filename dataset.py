@@ -61,7 +61,7 @@ class FaceDataset(Dataset):
         if cfg.LOSS.LABEL == "votes":
             bins = age_bins(cfg)
             self.labels["votes"] = torch.tensor(np.stack(
-                [parse_votes(text or "", bins) for text in faces["votes"]]))
+                [parse_votes(text, bins) for text in faces["votes"].fillna("")]))
 
     def __len__(self):
         return len(self.faces)

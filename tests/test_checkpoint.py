@@ -1,0 +1,90 @@
+"""Checkpoints: written whole, read without running code, refused in one line."""
+
+import io
+import pickle
+import zipfile
+
+import pytest
+import torch
+
+from checkpoint import load_checkpoint, save_checkpoint
+
+PLAIN = {"cfg": "TRAIN:\n  LR: 0.1\n", "model": {"w": torch.arange(3.0)}, "epochs_done": 2,
+         "best": {"metric": "val_mae", "value": 5.2, "epoch": 2}, "random_state": None}
+
+
+def test_a_checkpoint_survives_a_round_trip(tmp_path):
+    save_checkpoint(tmp_path / "a.pth", PLAIN)
+    loaded = load_checkpoint(tmp_path / "a.pth")
+    torch.testing.assert_close(loaded.pop("model"), PLAIN["model"])
+    assert loaded == {"version": 1, **{k: v for k, v in PLAIN.items() if k != "model"}}
+    torch.load(tmp_path / "a.pth", weights_only=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["a.pth"]
+
+
+def test_a_failed_save_leaves_the_earlier_file(tmp_path):
+    path = tmp_path / "a.pth"
+    save_checkpoint(path, PLAIN)
+    before = path.read_bytes()
+    with pytest.raises(Exception, match="pickle"):
+        save_checkpoint(path, {**PLAIN, "bad": lambda: 0})
+    assert path.read_bytes() == before
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+class RunsCode:
+    def __reduce__(self):
+        return (print, ("this must not run",))
+
+
+def test_a_file_that_would_run_code_is_refused(tmp_path, capsys):
+    torch.save({**PLAIN, "version": 1, "x": RunsCode()}, tmp_path / "evil.pth")
+    with pytest.raises(ValueError, match="run code"):
+        load_checkpoint(tmp_path / "evil.pth")
+    (tmp_path / "bare.pth").write_bytes(pickle.dumps(RunsCode()))
+    with pytest.raises(ValueError, match=r"bare\.pth"):
+        load_checkpoint(tmp_path / "bare.pth")
+    assert "must not run" not in capsys.readouterr().out
+
+
+def zip_of_text():
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as file:
+        file.writestr("a.txt", "hello")
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("content", [b"", b"hello", zip_of_text(), b"\x80\x02."])
+def test_other_files_are_refused_in_one_line(tmp_path, content):
+    path = tmp_path / "other.pth"
+    path.write_bytes(content)
+    with pytest.raises(ValueError) as raised:
+        load_checkpoint(path)
+    assert "other.pth" in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+def test_a_truncated_checkpoint_is_refused(tmp_path):
+    save_checkpoint(tmp_path / "a.pth", PLAIN)
+    content = (tmp_path / "a.pth").read_bytes()
+    (tmp_path / "a.pth").write_bytes(content[:len(content) // 2])
+    with pytest.raises(ValueError, match="truncated"):
+        load_checkpoint(tmp_path / "a.pth")
+
+
+@pytest.mark.parametrize("stored", [{"state_dict": {}}, [1, 2], {"version": 1, "model": {}}])
+def test_other_projects_checkpoints_are_refused(tmp_path, stored):
+    torch.save(stored, tmp_path / "other.pth")
+    with pytest.raises(ValueError, match="not a checkpoint of this project"):
+        load_checkpoint(tmp_path / "other.pth")
+
+
+def test_a_newer_version_is_refused(tmp_path):
+    torch.save({**PLAIN, "version": 99}, tmp_path / "new.pth")
+    with pytest.raises(ValueError, match="version 99"):
+        load_checkpoint(tmp_path / "new.pth")
+
+
+def test_a_missing_checkpoint_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"gone\.pth"):
+        load_checkpoint(tmp_path / "gone.pth")

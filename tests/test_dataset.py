@@ -1,0 +1,233 @@
+"""From lists to batches: the crop cache, augmentation, order, and what each refuses."""
+
+from itertools import chain, pairwise
+
+import numpy as np
+import pytest
+import torch
+from faces import TINY, draw_face, write_dataset, write_list
+from PIL import Image
+
+from augment import augment
+from crop_cache import FaceCrops, cached_crops
+from dataset import FaceDataset, OrderedBatches, ShuffledBatches, build_loader, to_pixels
+from defaults import load_cfg
+from lists import read_faces
+from preprocess.face import crop_face, load_photo, resize_face
+
+AGES = [5, 20, 40, 60, 80, 95]
+
+
+def cfg_of(*opts):
+    return load_cfg(None, [*TINY, *opts])
+
+
+@pytest.fixture
+def folder(tmp_path):
+    write_dataset(tmp_path / "data", AGES)
+    return tmp_path / "data"
+
+
+def dataset(folder, tmp_path, *opts, train=False):
+    cfg = cfg_of(*opts)
+    faces = read_faces(folder, "drawn", "train", cfg)
+    return FaceDataset(faces, cfg, train, tmp_path / "cache")
+
+
+def test_cached_and_uncached_validation_pixels_are_equal(folder, tmp_path):
+    cached = dataset(folder, tmp_path, "DATA.MARGIN", "0.3")
+    uncached = dataset(folder, tmp_path, "DATA.MARGIN", "0.3", "DATA.CACHE", "False")
+    keys = [(0, i) for i in range(len(AGES))]
+    torch.testing.assert_close(cached.__getitems__(keys)["pixels"],
+                               uncached.__getitems__(keys)["pixels"], rtol=0, atol=0)
+
+
+def test_the_pixels_are_those_of_rotating_cropping_and_resizing(folder, tmp_path):
+    pixels = dataset(folder, tmp_path, "DATA.MARGIN", "0.1").__getitems__([(0, 2)])["pixels"]
+    photo = load_photo(folder / "drawn_2.png")
+    turned = photo.rotate(3.5, expand=True, resample=Image.Resampling.BICUBIC)
+    crop = turned.crop((20.2 - 6.02, 18 - 6.4, 80.4 + 6.02, 82 + 6.4))
+    expected = np.asarray(crop.resize((32, 32), Image.Resampling.BICUBIC))
+    np.testing.assert_array_equal(pixels[0].permute(1, 2, 0).numpy(), expected)
+
+
+def test_pixels_are_channels_last_rgb_bytes():
+    face = np.arange(2 * 4 * 4 * 3, dtype=np.uint8).reshape(2, 4, 4, 3)
+    pixels = to_pixels(face)
+    assert pixels.shape == (2, 3, 4, 4)
+    assert pixels.dtype == torch.uint8
+    assert pixels.is_contiguous(memory_format=torch.channels_last)
+    assert pixels[1, 2, 3, 0] == face[1, 3, 0, 2]
+
+
+def test_the_whole_image_is_the_crop_where_no_list_says_otherwise(tmp_path):
+    (tmp_path / "valid").mkdir()
+    Image.fromarray(draw_face(30)).save(tmp_path / "valid" / "0.jpg_face.jpg", quality=95)
+    (tmp_path / "gt_avg_valid.csv").write_text(
+        "file_name,num_ratings,apparent_age_avg,apparent_age_std,real_age\n0.jpg,,30,4,\n")
+    cfg = cfg_of()
+    data = FaceDataset(read_faces(tmp_path, "appa_real", "valid", cfg), cfg, False,
+                       tmp_path / "cache")
+    expected = resize_face(load_photo(tmp_path / "valid" / "0.jpg_face.jpg"), 32)
+    np.testing.assert_array_equal(data.face(0), expected)
+
+
+def test_the_cache_is_used_and_rebuilt_when_list_or_settings_change(folder, tmp_path):
+    cache = tmp_path / "cache"
+    dataset(folder, tmp_path)
+    (made,) = cache.glob("*.u8")
+    stamp = made.stat().st_mtime_ns
+    dataset(folder, tmp_path)
+    assert [path.stat().st_mtime_ns for path in cache.glob("*.u8")] == [stamp]
+    dataset(folder, tmp_path, "DATA.MARGIN", "0.5")
+    assert len(list(cache.glob("*.u8"))) == 2
+    Image.fromarray(draw_face(90)).save(folder / "drawn_0.png")  # a photo changes
+    changed = dataset(folder, tmp_path)
+    assert len(list(cache.glob("*.u8"))) == 3
+    uncached = dataset(folder, tmp_path, "DATA.CACHE", "False")
+    np.testing.assert_array_equal(changed.face(0), uncached.face(0))
+
+
+def test_an_interrupted_cache_goes_on_where_it_stopped(folder, tmp_path):
+    cfg = cfg_of()
+    faces = read_faces(folder, "drawn", "train", cfg)
+    whole = cached_crops(FaceCrops(faces, 0.0, 32), tmp_path / "cache", 0)
+    (made,) = (tmp_path / "cache").glob("*.u8")
+    face_bytes = 32 * 32 * 3
+    content = made.read_bytes()
+    made.unlink()
+    made.with_suffix(".partial").write_bytes(content[:2 * face_bytes + 100])  # killed in a write
+    again = cached_crops(FaceCrops(faces, 0.0, 32), tmp_path / "cache", 0)
+    np.testing.assert_array_equal(whole, again)
+    assert not list((tmp_path / "cache").glob("*.partial"))
+
+
+def test_bad_photos_are_all_named_and_leave_no_cache(folder, tmp_path):
+    whole = (folder / "drawn_1.png").read_bytes()
+    (folder / "drawn_1.png").write_bytes(whole[:len(whole) // 2])
+    (folder / "drawn_4.png").write_text("no image")
+    with pytest.raises(ValueError) as raised:
+        dataset(folder, tmp_path)
+    assert "2 of 6" in str(raised.value)
+    assert "drawn_1.png" in str(raised.value)
+    assert "drawn_4.png" in str(raised.value)
+    assert not list((tmp_path / "cache").glob("*.u8"))
+
+
+@pytest.mark.parametrize("cache", ["True", "False"])
+def test_a_box_wholly_outside_is_refused_at_the_start(folder, tmp_path, cache):
+    rows = write_dataset(folder, AGES)
+    rows[3].update(box1=400, box3=500)
+    write_list(folder / "drawn_train_align.csv", rows)
+    with pytest.raises(ValueError, match=r"drawn_3\.png.*outside"):
+        dataset(folder, tmp_path, "DATA.CACHE", cache)
+
+
+def test_a_list_that_ignored_exif_warns(folder, tmp_path):
+    rows = write_dataset(folder, [30])
+    del rows[0]["confidence"]  # as the original scripts wrote it
+    write_list(folder / "drawn_train_align.csv", rows)
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    Image.fromarray(draw_face(30)).save(folder / "drawn_0.png", exif=exif)
+    with pytest.warns(UserWarning, match=r"EXIF.*preprocess\.face_align"):
+        dataset(folder, tmp_path, "DATA.CACHE", "False").face(0)
+
+
+def test_without_strength_augmentation_is_the_evaluation_crop(folder, tmp_path):
+    plain = dataset(folder, tmp_path)
+    train = dataset(folder, tmp_path, "AUG.STRENGTH", "0", train=True)
+    np.testing.assert_array_equal(train.face(2, epoch=5), plain.face(2))
+
+
+def test_identity_augmentation_is_the_centre_of_the_canvas():
+    canvas = np.random.default_rng(0).integers(0, 256, (40, 40, 3), np.uint8)
+    cfg = cfg_of("AUG.STRENGTH", "0")
+    face = augment(canvas, 32, np.random.default_rng(0), cfg.AUG)
+    np.testing.assert_array_equal(face, canvas[4:36, 4:36])
+
+
+def test_augmentation_depends_on_seed_epoch_and_face_alone(folder, tmp_path):
+    one, two = (dataset(folder, tmp_path, train=True) for _ in range(2))
+    two.face(3, epoch=9)
+    np.testing.assert_array_equal(one.face(1, epoch=4), two.face(1, epoch=4))
+    assert not np.array_equal(one.face(1, epoch=4), one.face(1, epoch=5))
+
+
+def test_augmentation_varies_but_keeps_the_face_recognisable(folder, tmp_path):
+    train = dataset(folder, tmp_path, train=True)
+    faces = np.stack([train.face(2, epoch) for epoch in range(60)]).astype(float)
+    assert faces.shape == (60, 32, 32, 3)
+    assert faces.std(axis=0).mean() > 10
+    mirrored = [np.abs(a - b[:, ::-1]).mean() for a, b in pairwise(faces)]
+    assert min(mirrored) > 0
+    assert 30 < faces.mean() < 200
+
+
+def test_flips_happen_half_of_the_time():
+    canvas = np.zeros((32, 32, 3), np.uint8)
+    canvas[:, :16] = 255
+    opts = ["AUG.ROTATION", "0", "AUG.CROP_AREA", "1", "AUG.STRETCH", "0", "AUG.SHIFT", "0",
+            "AUG.BRIGHTNESS", "0", "AUG.CONTRAST", "0", "AUG.GAMMA", "0", "AUG.BLUR", "0",
+            "AUG.NOISE", "0", "AUG.ERASING", "0"]
+    cfg = cfg_of(*opts)
+    left = [augment(canvas, 32, np.random.default_rng(i), cfg.AUG)[16, 4, 0] == 255
+            for i in range(400)]
+    assert 0.42 < np.mean(left) < 0.58
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+def test_processes_share_each_global_batch_without_loss(world_size):
+    def epoch(rank, size):
+        batches = ShuffledBatches(23, 6, 7, rank, size)
+        batches.epoch = 2
+        return [sorted(index for _, index in batch) for batch in batches]
+
+    alone = epoch(0, 1)
+    shared = [sorted(chain(*parts)) for parts in
+              zip(*(epoch(rank, world_size) for rank in range(world_size)), strict=True)]
+    assert shared == alone
+    assert len(alone) == 3
+    assert len(set(chain(*alone))) == 18
+
+
+def test_shuffling_changes_with_the_epoch_and_can_start_late():
+    batches = ShuffledBatches(23, 6, 7)
+    first = list(batches)
+    batches.start = 2
+    assert list(batches) == first[2:]
+    assert len(batches) == 1
+    batches.epoch, batches.start = 1, 0
+    assert [[i for _, i in b] for b in batches] != [[i for _, i in b] for b in first]
+
+
+def test_ordered_batches_take_each_face_once():
+    seen = [index for rank in range(3) for batch in OrderedBatches(11, 2, rank, 3)
+            for _, index in batch]
+    assert sorted(seen) == list(range(11))
+
+
+def test_workers_deliver_what_the_main_process_would(folder, tmp_path):
+    data = dataset(folder, tmp_path, train=True)
+    batches = ShuffledBatches(len(data), 4, 0)
+    alone = list(build_loader(data, batches, 0))
+    shared = list(build_loader(data, batches, 2))
+    for one, other in zip(alone, shared, strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=0, equal_nan=True)
+
+
+def test_votes_become_histograms(folder, tmp_path):
+    write_dataset(folder, AGES, columns={"votes": ["5:3 6:1", "", "", "", "", ""]})
+    data = dataset(folder, tmp_path, "LOSS.LABEL", "votes")
+    assert data.labels["votes"][0, [5, 6]].tolist() == [3, 1]
+    assert data.labels["votes"][1].sum() == 0
+
+
+def test_real_photos_give_the_whole_photos_pixels():
+    import skimage.data
+    photo = Image.fromarray(skimage.data.astronaut())
+    crop = crop_face(photo, (210.3, 60.1, 320.8, 200.7), -6.2, 0.4)
+    whole = photo.rotate(-6.2, expand=True, resample=Image.Resampling.BICUBIC)
+    x, y = 0.4 * (320.8 - 210.3), 0.4 * (200.7 - 60.1)
+    np.testing.assert_array_equal(
+        np.asarray(crop), np.asarray(whole.crop((210.3 - x, 60.1 - y, 320.8 + x, 200.7 + y))))
