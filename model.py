@@ -300,7 +300,8 @@ def _feature_shape(backbone, size):
 
 def _size_message(arch, size, error):
     larger = _next_size(arch, size)
-    way_out = f"the smallest larger one that does is {larger}" if larger else " ".join(str(error).split())
+    way_out = f"the smallest larger one that does is {larger}" if larger \
+        else " ".join(str(error).split())
     return f"MODEL.IMG_SIZE {size} does not work with MODEL.ARCH '{arch}'; {way_out}"
 
 
