@@ -54,12 +54,9 @@ def parse_args(argv=None):
     return cli.parse_with_overrides(parser, argv)
 
 
-def main():
-    sys.stdout.reconfigure(errors="backslashreplace")  # file names may hold anything
-    args = parse_args()
-    if args.img_dir is None:
-        return run_stream(args)
-    return run_photos(args)
+def main(argv=None):
+    args = parse_args(argv)
+    return run_stream(args) if args.img_dir is None else run_photos(args)
 
 
 def build_estimator(args, min_face_ratio=0.0):
@@ -268,4 +265,5 @@ class StreamSummary:
 
 
 if __name__ == "__main__":
+    sys.stdout.reconfigure(errors="backslashreplace")  # a file name may hold anything
     cli.run_main(main)

@@ -30,6 +30,7 @@ from results import face_from_probs
 
 MIN_FACE = 20  # pixels
 MIN_CONFIDENCE = 0.9  # of the detector, below which most of what it finds is no face
+ROLL_DECIMALS, BOX_DECIMALS = 4, 2  # of an aligned list
 BATCH_PHOTOS = 16  # detected together
 BATCH_PIXELS = 24_000_000  # of these photos together, which bounds the memory
 
@@ -143,7 +144,10 @@ class AgeEstimator:
                 found.bbox.reshape(2, 2), axis=0)[0] / 2
             point = geometry.canvas_bbox((*centre, *centre), photo.size, found.roll_deg)
             bbox = point + np.concatenate([-half, half])
-        crop = geometry.crop_face(photo, bbox, found.roll_deg, self.cfg.DATA.MARGIN)
+        # Rounded as preprocess.face_align writes them, since a list is what training reads.
+        bbox = [round(float(value), BOX_DECIMALS) for value in bbox]
+        roll_deg = round(float(found.roll_deg), ROLL_DECIMALS)
+        crop = geometry.crop_face(photo, bbox, roll_deg, self.cfg.DATA.MARGIN)
         return geometry.resize_face(crop, self.cfg.MODEL.IMG_SIZE)
 
     def _probs(self, crops):
