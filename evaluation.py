@@ -210,7 +210,7 @@ def evaluate(predictions, samples=1000, seed=0):
     results["groups"], results["gaps"] = score_groups(exact, samples, seed)
     results["cs_curve"] = _cs_curve(exact)
     results["calibration"] = _calibration(exact)
-    results["risk_coverage"] = _risk_coverage(exact, samples, seed)
+    results["risk_coverage"] = _risk_coverage(exact, results["aurc"], samples, seed)
     results["decisions"] = _decisions(exact)
     results["intervals"] = _score_intervals(predictions.rows(predictions.is_interval), samples,
                                             seed)
@@ -473,30 +473,33 @@ def _calibration(exact):
     ages, shares = exact.faces["age"].to_numpy(), np.arange(5, 100, 5)
     return {"pit_histogram": metrics.pit_histogram(exact.probs, ages, exact.age_bins).tolist(),
             "nominal_percent": shares.tolist(),
-            "coverage_percent": [metrics.coverage(exact.probs, ages, exact.age_bins, q / 100)
-                                 for q in shares],
+            "coverage_percent": metrics.coverage_curve(exact.probs, ages, exact.age_bins,
+                                                       shares / 100).tolist(),
             "width_80_years": float(np.subtract(*metrics.central_interval(
                 exact.probs, exact.age_bins, 0.8)[::-1]).mean())}
 
 
-def _risk_coverage(exact, samples, seed):
+def _risk_coverage(exact, aurc_by_std, samples, seed):
     """Curves by the predicted spread, by the detector's confidence and by the error itself."""
     if not len(exact.faces):
         return {}
     sizes, subjects = _sizes(exact), subject_codes(exact.faces)
     units = len(sizes) if subjects is None else subjects.max() + 1
-    rules = {"std": _uncertainty(exact), "error": sizes}
+    curves = {"error": _risk_curve(sizes, sizes) | {"aurc": {
+        "value": metrics.aurc(sizes, sizes), "low": None, "high": None}}}
+    if _uncertainty(exact) is not None:
+        curves["std"] = _risk_curve(sizes, _uncertainty(exact)) | {"aurc": aurc_by_std}
     if "confidence" in exact.faces and exact.faces["confidence"].notna().all():
-        rules["confidence"] = -exact.faces["confidence"].to_numpy()
-    curves = {}
-    for rule, uncertainty in rules.items():
-        if uncertainty is not None:
-            coverage, risk = metrics.risk_coverage(sizes, uncertainty)
-            shown = np.unique(np.linspace(0, len(sizes) - 1, CURVE_POINTS).astype(int))
-            curves[rule] = {"kept_percent": (100 * coverage[shown]).tolist(),
-                            "mae_years": risk[shown].tolist(),
-                            "aurc": _aurc(exact, uncertainty, units, samples, seed)}
+        doubt = -exact.faces["confidence"].to_numpy()
+        curves["confidence"] = _risk_curve(sizes, doubt) | {
+            "aurc": _aurc(exact, doubt, units, samples, seed)}
     return curves
+
+
+def _risk_curve(sizes, uncertainty):
+    coverage, risk = metrics.risk_coverage(sizes, uncertainty)
+    shown = np.unique(np.linspace(0, len(sizes) - 1, CURVE_POINTS).astype(int))
+    return {"kept_percent": (100 * coverage[shown]).tolist(), "mae_years": risk[shown].tolist()}
 
 
 # ---- Old enough?

@@ -197,7 +197,7 @@ def _render(title, results, evaluations, predictions, photo_of):
     environment = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True,
                               undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters |= {"show": show, "value": _value, "interval": _interval,
-                            "thousands": lambda n: f"{n:,}"}
+                            "thousands": "{:,}".format, "count": _count}
     exact = predictions.exact
     return environment.get_template("report.html.jinja").render(
         title=title, results=results, metrics=METRICS, families=FAMILIES, tolerated=TOLERATED,
@@ -213,7 +213,7 @@ def _render(title, results, evaluations, predictions, photo_of):
 def show(number, unit="years", digits=2):
     """A measured number as HTML: value, unit and interval, or the reason for having none."""
     if number["value"] is None:
-        return Markup('<span class="none">not known: {}</span>').format(number["why"])
+        return Markup('<span class="missing">not known: {}</span>').format(number["why"])
     return Markup('<b>{}</b>{} <span class="ci">{}</span>').format(
         _value(number["value"], digits), _unit(unit), _interval(number, digits))
 
@@ -223,6 +223,10 @@ def _value(number, digits=2):
         return "–"
     text = f"{number:.{digits}f}"
     return text.replace("-", "−") if float(text) else text.replace("-", "")
+
+
+def _count(n, what):
+    return f"{n:,} {what}{'' if n == 1 else 's'}"
 
 
 def _unit(unit):
@@ -388,7 +392,7 @@ def _threshold_sentence(decision):
         return None
     row = decision["mean"]["table"][0]
     text = (f"Without a margin {_plain(row['minors_passed'], '%', 1)} of the "
-            f"{decision['n_minors']:,} faces under 18 pass as adults")
+            f"{_count(decision['n_minors'], 'face')} under 18 pass as adults")
     safe = decision["mean"]["at_tolerance"]["1"]
     if safe["cutoff"] <= 0:
         return text + "."
@@ -397,9 +401,9 @@ def _threshold_sentence(decision):
 
 
 def _interval_sentence(number):
-    return (f"Of {number['n']:,} faces known only by an age range "
-            f"{_plain(number['interval_accuracy'], '%', 1)} are predicted in the right one; the "
-            f"mean distance to it is {_plain(number['interval_distance'])}.")
+    return (f"{_count(number['n'], 'face')} known only by an age range: "
+            f"{_plain(number['interval_accuracy'], '%', 1)} are predicted in the right one, at a "
+            f"mean distance of {_plain(number['interval_distance'])}.")
 
 
 def _comparison_sentence(comparison):
@@ -408,10 +412,11 @@ def _comparison_sentence(comparison):
         return f"{a} and {b} share no photo with an exact age, so they cannot be compared."
     if not change["significant"]:
         return (f"The MAE of {b} differs from that of {a} by {_plain(change)} on the same "
-                f"{comparison['n']:,} faces: not significant.")
+                f"{_count(comparison['n'], 'face')}: not significant.")
     side = "lower (better)" if change["value"] < 0 else "higher (worse)"
     return (f"The MAE of {b} is {abs(change['value']):.2f} years {side} than that of {a} on the "
-            f"same {comparison['n']:,} faces (difference {_interval(change)}): significant.")
+            f"same {_count(comparison['n'], 'face')} (difference {_interval(change)}): "
+            "significant.")
 
 
 def _verdicts(results):

@@ -1,0 +1,402 @@
+"""report.py and evaluation.py: every number in its place, and a page whatever is missing."""
+
+import json
+import re
+import time
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import special
+
+import evaluation
+import metrics
+import report
+
+BINS = np.arange(101)
+COLUMNS = [f"p{age}" for age in BINS]
+
+
+def draw_predictions(count, seed=0, error=4.0):
+    """A table of faces whose predicted distributions are true, with every optional column."""
+    rng = np.random.default_rng(seed)
+    ages = rng.integers(0, 90, count).astype(float)
+    spreads = rng.uniform(0.5, 1.5, count) * error
+    centres = ages + rng.normal(0, spreads)
+    probs = special.softmax(-np.square((BINS - centres[:, None]) / spreads[:, None]) / 2, axis=1)
+    faces = pd.DataFrame({
+        "photo": [f"face{k:05}.jpg" for k in range(count)], "age": ages, "pred_age": probs @ BINS,
+        "age_std": rng.uniform(0, 6, count), "gender": rng.choice(["female", "male"], count),
+        "race": rng.choice(["asian", "black", "white"], count),
+        "confidence": rng.uniform(0.9, 1, count)})
+    return pd.concat([faces, pd.DataFrame(probs, columns=COLUMNS)], axis=1)
+
+
+def minimal(table):
+    return table[["photo", "age", "pred_age"]]
+
+
+def with_intervals(table):
+    low = np.minimum(table["age"] // 10 * 10, 70)
+    high = np.where(low == 70, 100, low + 9)
+    return table.assign(age_min=low, age_max=high, age=(low + high) / 2)
+
+
+@pytest.fixture(scope="module")
+def table():
+    return draw_predictions(600)
+
+
+@pytest.fixture(scope="module")
+def full_report(tmp_path_factory, table):
+    """A report on 600 exact ages and 60 ranges, with everything that can be given."""
+    out_dir = tmp_path_factory.mktemp("report")
+    both = pd.concat([table, with_intervals(draw_predictions(60, seed=9)).assign(
+        photo=lambda faces: "range_" + faces["photo"])], ignore_index=True)
+    faces = np.random.default_rng(0).integers(0, 255, (len(both), 32, 32, 3), dtype=np.uint8)
+    results = report.write_report(both, out_dir, {"Command": "python test.py", "Rejected": 3},
+                                  tta=both, temperatures=1.5, photo_of=lambda row: faces[row],
+                                  samples=200)
+    return results, out_dir
+
+
+def written(tmp_path, predictions, **kwargs):
+    """metrics.json and the text of report.html, which must be sound."""
+    report.write_report(predictions, tmp_path, samples=50, **kwargs)
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    check_page(page)
+    return json.loads((tmp_path / "metrics.json").read_text()), page
+
+
+def check_page(page):
+    text = re.sub(r'base64,[^"]*|<style>.*?</style>', "", page, flags=re.DOTALL)
+    assert not re.search(r"\b(nan|NaN|None|inf|Undefined|null)\b", text)
+    links = re.findall(r'(?:src|href|url)\s*[=(]\s*["\']?([^"\')\s>]+)', text)
+    assert all(link.startswith(("#", "data:")) or "{" in link for link in links)
+    assert "@import" not in page and "<script" not in page
+    assert text.count("<svg") == text.count("</svg>")
+
+
+# ---- Reading predictions
+
+
+def test_predictions_survive_writing_and_reading(tmp_path, table):
+    report.write_predictions(table, tmp_path / "predictions.csv")
+    read = evaluation.load_predictions(tmp_path / "predictions.csv")
+    assert read[COLUMNS].to_numpy() == pytest.approx(table[COLUMNS].to_numpy(), abs=1e-6)
+    assert read["pred_age"].to_numpy() == pytest.approx(table["pred_age"].to_numpy(), abs=1e-4)
+    assert read["photo"].tolist() == table["photo"].tolist()
+    assert read["pred_std"].to_numpy() == pytest.approx(
+        metrics.distribution_std(table[COLUMNS].to_numpy(), BINS), abs=1e-3)
+
+
+def test_three_columns_are_enough(tmp_path, table):
+    minimal(table).to_csv(tmp_path / "other.csv", index=False)
+    read = evaluation.load_predictions(tmp_path / "other.csv")
+    assert list(read) == ["photo", "age", "pred_age"]
+
+
+@pytest.mark.parametrize("text, message", [
+    ("photo,age\na.jpg,3\n", "no column pred_age"),
+    ("", "not a CSV"),
+    ("photo,age,pred_age\n", "no rows"),
+    ("photo,age,pred_age\na.jpg,3,x\nb.jpg,,4\n",
+     "row 2: pred_age 'x' is not a number; row 3: age 'nan' is not a number"),
+    ("photo,age,pred_age,p0,p1,p3\na.jpg,1,1,0.5,0.5,0\n", "p0 .. p3 must be one a year"),
+    ("photo,age,pred_age,p0,p1\na.jpg,1,1,0.5,0.1\n", "no distribution .sum 0.6"),
+    ("photo,age,pred_age,p0,p1\na.jpg,1,1,1.5,-0.5\n", "no distribution"),
+    ("photo,age,pred_age,age_std\na.jpg,1,1,wide\n", "age_std 'wide' is not a number")])
+def test_unusable_predictions_are_named(tmp_path, text, message):
+    path = tmp_path / "predictions.csv"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=message) as error:
+        evaluation.load_predictions(path)
+    assert "\n" not in str(error.value)
+
+
+def test_at_most_twenty_bad_rows_are_listed(tmp_path):
+    path = tmp_path / "predictions.csv"
+    path.write_text("photo,age,pred_age\n" + "a.jpg,old,3\n" * 25)
+    with pytest.raises(ValueError, match="row 21: .*and 5 more$"):
+        evaluation.load_predictions(path)
+
+
+def test_missing_predictions_are_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match="none.csv' not found"):
+        evaluation.load_predictions(tmp_path / "none.csv")
+
+
+# ---- Numbers
+
+
+def test_metrics_json_has_every_key(full_report):
+    results = json.loads((full_report[1] / "metrics.json").read_text())
+    keys = ["mae", "mae_median", "bias", "rmse", "ca3", "ca5", "ca7", "cs5", "epsilon_error",
+            "nll", "crps", "coverage_50", "coverage_80", "coverage_90", "coverage_95", "aurc"]
+    for key in keys:
+        assert set(results[key]) == {"value", "low", "high"}
+        assert results[key]["low"] < results[key]["value"] < results[key]["high"]
+    assert set(results["groups"]) == {"age_band", "gender", "race", "gender_race_age_band"}
+
+
+def test_values_are_those_of_the_metrics(full_report, table):
+    results, probs = full_report[0], table[COLUMNS].to_numpy()
+    ages, pred_ages = table["age"].to_numpy(), table["pred_age"].to_numpy()
+    expected = {
+        "mae": metrics.mae(ages, pred_ages), "bias": metrics.bias(ages, pred_ages),
+        "mae_median": metrics.mae(ages, metrics.distribution_median(probs, BINS)),
+        "rmse": metrics.rmse(ages, pred_ages), "cs5": metrics.cs(ages, pred_ages, 5),
+        "epsilon_error": metrics.epsilon_error(pred_ages, ages, table["age_std"], 0.5),
+        "nll": metrics.nll(probs, ages, BINS), "crps": metrics.crps(probs, ages, BINS),
+        "aurc": metrics.aurc(abs(pred_ages - ages), metrics.distribution_std(probs, BINS))}
+    expected |= {f"ca{n}": metrics.ca(ages, pred_ages, n) for n in (3, 5, 7)}
+    expected |= {f"coverage_{q}": metrics.coverage(probs, ages, BINS, q / 100)
+                 for q in (50, 80, 90, 95)}
+    assert {key: results[key]["value"] for key in expected} == pytest.approx(expected)
+
+
+def test_age_ranges_never_enter_exact_metrics(full_report, table):
+    results = full_report[0]
+    assert (results["n"], results["n_exact"], results["n_interval"]) == (660, 600, 60)
+    assert results["mae"]["value"] == pytest.approx(metrics.mae(table["age"], table["pred_age"]))
+    ranges = with_intervals(draw_predictions(60, seed=9))
+    assert results["intervals"]["all"]["all"]["interval_accuracy"]["value"] == pytest.approx(
+        metrics.interval_accuracy(ranges["pred_age"], ranges["age_min"], ranges["age_max"], 100))
+    assert list(results["intervals"]["interval"])[-1] == "70+"
+
+
+def test_groups_are_those_of_the_table(full_report, table):
+    groups = full_report[0]["groups"]
+    assert list(groups["age_band"]) == ["0-2", "3-9", "10-19", "20-29", "30-39", "40-49", "50-59",
+                                        "60-69", "70-79", "80+"]
+    women = table[table["gender"] == "female"]
+    assert groups["gender"]["female"]["n"] == len(women)
+    assert groups["gender"]["female"]["bias"]["value"] == pytest.approx(
+        metrics.bias(women["age"], women["pred_age"]))
+    children = table[table["age"].between(3, 9)]
+    assert groups["age_band"]["3-9"]["mae"]["value"] == pytest.approx(
+        metrics.mae(children["age"], children["pred_age"]))
+    assert all(cell["n"] >= 30 for cell in groups["gender_race_age_band"].values())
+
+
+def test_cells_hold_at_least_thirty_faces():
+    table = draw_predictions(61).assign(age=25.0, gender="male",
+                                        race=["asian"] * 31 + ["black"] * 30)
+    cells = evaluation.score_groups(evaluation.check_predictions(table, "t"), 20)[0]
+    assert set(cells["gender_race_age_band"]) == {"male, asian, 20-29", "male, black, 20-29"}
+    fewer = evaluation.score_groups(evaluation.check_predictions(table[:60], "t"), 20)[0]
+    assert set(fewer["gender_race_age_band"]) == {"male, asian, 20-29"}
+
+
+@pytest.mark.parametrize("age, band", [(0, "0-2"), (2.4, "0-2"), (2.5, "3-9"), (9, "3-9"),
+                                       (10, "10-19"), (79.4, "70-79"), (80, "80+"), (116, "80+")])
+def test_age_bands(age, band):
+    assert evaluation.BANDS[evaluation.age_bands([age])[0]][0] == band
+
+
+def test_a_gap_that_is_only_the_age_mix_vanishes_at_the_same_ages():
+    """Women here are mostly old and old faces are hard; within an age nobody differs."""
+    rng = np.random.default_rng(2)
+    women = np.arange(4000) % 2 == 0
+    old = rng.random(4000) < np.where(women, 0.8, 0.2)
+    ages = np.where(old, 65.0, 25.0)
+    table = pd.DataFrame({"photo": np.arange(4000).astype(str), "age": ages,
+                          "pred_age": ages + rng.normal(0, np.where(old, 9, 3)),
+                          "gender": np.where(women, "female", "male")})
+    gaps = evaluation.score_groups(evaluation.check_predictions(table, "t"), 200)[1]["gender"]
+    assert gaps["mae"]["p_value"] < 0.01 and gaps["mae"]["highest"] == "female"
+    assert abs(gaps["mae_same_ages"]["value"]) < 0.3 < gaps["mae"]["value"]
+    assert gaps["mae_same_ages"]["p_value"] > 0.05
+
+
+def test_bootstrap_is_by_subject_where_all_are_known(table):
+    twins = pd.concat([table] * 4, ignore_index=True)
+    people = twins.assign(subject=np.tile([f"s{k}" for k in range(600)], 4))
+    unknown = people.assign(subject=["s0", *[None] * 2399])
+
+    def width(faces):
+        mae = evaluation.score(evaluation.check_predictions(faces, "t"))["mae"]
+        return mae["high"] - mae["low"]
+
+    assert width(people) == pytest.approx(width(table), rel=0.15)  # copies add no evidence
+    assert width(unknown) == pytest.approx(width(table) / 2, rel=0.15)
+
+
+def test_subjects_of_two_data_sets_are_different_people(table):
+    faces = table[["photo"]].assign(subject="1", dataset=["fgnet", "agedb"] * 300)
+    assert len(np.unique(evaluation.subject_codes(faces))) == 2
+
+
+def test_epsilon_error_is_over_faces_with_votes_only(table):
+    partly = table.copy()
+    partly.loc[300:, "age_std"] = np.nan
+    known = partly[:300]
+    results = evaluation.score(evaluation.check_predictions(partly, "t"), 20)
+    assert results["epsilon_error"]["value"] == pytest.approx(
+        metrics.epsilon_error(known["pred_age"], known["age"], known["age_std"], 0.5))
+
+
+def test_decisions_at_eighteen(full_report, table):
+    decision = full_report[0]["decisions"]["18"]
+    minors = table[table["age"] < 18]
+    assert decision["n_minors"] == len(minors)
+    row = next(row for row in decision["mean"]["table"] if row["cutoff"] == 3)
+    assert row["minors_passed"]["value"] == pytest.approx(100 * (minors["pred_age"] >= 21).mean())
+    safe = decision["mean"]["at_tolerance"]["5"]["cutoff"]
+    assert (minors["pred_age"] - 18 >= safe).mean() <= 0.05
+    mass = minors[COLUMNS[18:]].sum(axis=1)
+    row = next(row for row in decision["mass"]["table"] if row["cutoff"] == 0.9)
+    assert row["minors_passed"]["value"] == pytest.approx(100 * (mass >= 0.9).mean())
+
+
+def test_undone_temperature_gives_the_raw_distributions(tmp_path, table):
+    probs = table[COLUMNS].to_numpy()
+    raw_nll = metrics.nll(probs, table["age"], BINS)
+    cooled = metrics.apply_temperature(probs, 0.7)
+    calibrated = table.assign(pred_age=metrics.distribution_mean(cooled, BINS),
+                              **dict(zip(COLUMNS, cooled.T, strict=True)))
+    results, page = written(tmp_path, calibrated, temperatures=0.7)
+    assert results["uncalibrated"]["temperature"] == 0.7
+    assert results["uncalibrated"]["nll"]["value"] == pytest.approx(raw_nll, rel=1e-6)
+    assert results["nll"]["value"] > raw_nll
+    assert "temperature 0.700" in page and "before calibration" in page
+
+
+# ---- Comparing
+
+
+def test_a_model_compared_with_itself_is_not_significant(table):
+    mixed = table.sample(frac=1, random_state=0)
+    both = [evaluation.check_predictions(one, "t") for one in (table, mixed)]
+    differences = evaluation.compare(both[:1], both[1:], 50)["differences"]
+    assert set(differences) == set(evaluation.METRICS)
+    assert all(change["value"] == pytest.approx(0, abs=1e-9) and not change["significant"]
+               for change in differences.values())
+
+
+def test_a_better_model_is_significant_and_paired(table):
+    worse = table.assign(pred_age=table["pred_age"] + 1.5)
+    first, second = (evaluation.check_predictions(one, "t") for one in (table, worse))
+    change = evaluation.compare([first], [second], 200)["differences"]["bias"]
+    assert (change["value"], change["low"], change["high"]) == pytest.approx((1.5, 1.5, 1.5))
+    assert evaluation.compare([first], [second], 200)["differences"]["mae"]["significant"]
+
+
+def test_recipes_with_seeds_stand_side_by_side(tmp_path, table):
+    runs = [table, *(draw_predictions(600, seed).assign(photo=table["photo"]) for seed in (1, 2))]
+    results, page = written(tmp_path, {"recipe": runs, "single": table})
+    maes = [metrics.mae(run["age"], run["pred_age"]) for run in runs]
+    assert results["seeds"]["recipe"]["mae"] == pytest.approx(
+        {"mean": np.mean(maes), "sd": np.std(maes, ddof=1), "n": 3})
+    assert list(results["models"]) == ["recipe, seed 1", "recipe, seed 2", "recipe, seed 3",
+                                       "single"]
+    assert "spread over seeds" in page and "single minus recipe" in page
+    names = {path.name for path in tmp_path.glob("*.csv")}
+    assert names == {"predictions.csv", "predictions_recipe_2.csv", "predictions_recipe_3.csv",
+                     "predictions_single.csv"}
+
+
+def test_models_without_a_common_photo_are_not_compared(table):
+    other = table.assign(photo="other_" + table["photo"])
+    first, second = (evaluation.check_predictions(one, "t") for one in (table, other))
+    assert evaluation.compare([first], [second], 20) == {"n": 0, "differences": {}}
+
+
+def test_tta_stands_beside_the_plain_result(tmp_path, table):
+    better = table.assign(pred_age=(table["pred_age"] + table["age"]) / 2)
+    results, page = written(tmp_path, table, tta=better)
+    assert results["tta"]["mae"]["value"] == pytest.approx(results["mae"]["value"] / 2)
+    assert results["tta"]["change"]["differences"]["mae"]["significant"]
+    assert "with TTA" in page
+
+
+# ---- The page
+
+
+def test_full_page_is_self_contained_and_holds_the_faces(full_report):
+    page = (full_report[1] / "report.html").read_text(encoding="utf-8")
+    check_page(page)
+    assert page.count("data:image/jpeg;base64,") == report.WORST + report.BEST
+    assert page.count('class="spark"') == report.WORST + report.BEST
+    assert "python test.py" in page
+    for colour in report.figures.VARIABLES:
+        assert f": {colour}" not in page.split("</style>")[1]
+
+
+def test_worst_faces_come_first(full_report, table):
+    page = (full_report[1] / "report.html").read_text(encoding="utf-8")
+    names = re.findall(r'class="name">([^<]+)<', page)
+    errors = (table["pred_age"] - table["age"]).abs()
+    assert names[:20] == table["photo"][errors.sort_values(ascending=False).index[:20]].tolist()
+
+
+def test_the_photo_of_a_face_is_that_of_its_row(tmp_path, table):
+    """Rows with ranges in between must not shift the faces."""
+    ranges = with_intervals(draw_predictions(5, seed=9)).assign(photo=list("abcde"))
+    both = pd.concat([ranges, table], ignore_index=True)
+    asked = []
+
+    def photo_of(row):
+        asked.append(both["photo"][row])
+        raise OSError("unreadable")
+
+    _, page = written(tmp_path, both, photo_of=photo_of)
+    assert asked == re.findall(r'class="name">([^<]+)<', page)
+
+
+@pytest.mark.parametrize("case, sentence", [
+    ("minimal", "no distribution"),
+    ("one image", "1 face;"),
+    ("constant", "Predicted ages are off by"),
+    ("ranges only", "No face has an exact age"),
+    ("one range", "1 face known only by an age range"),
+    ("no minors", "no face younger than the threshold"),
+    ("perfect", "off by 0.00 years"),
+    ("no gender known", "nothing about gender"),
+    ("one group", "Fewer than two groups"),
+    ("labels beyond", "Outside the predicted ages: 1 label,"),
+    ("one person", "no interval"),
+    ("odd names", "&lt;b&gt;"),
+    ("nothing in common", "share no photo with an exact age")])
+def test_whatever_is_missing_there_is_a_page(tmp_path, table, case, sentence):
+    one_hot = pd.DataFrame(np.eye(101)[table["age"].astype(int)], columns=COLUMNS)
+    cases = {
+        "minimal": minimal(table), "one image": table[:1],
+        "constant": minimal(table).assign(pred_age=30.0, pred_std=0.0),
+        "ranges only": with_intervals(table), "one range": with_intervals(table[:1]),
+        "no minors": table[table["age"] > 30],
+        "perfect": table.assign(pred_age=table["age"], **one_hot),
+        "no gender known": table.assign(gender=None, race=None),
+        "one group": table.assign(age=25.0, gender="male"),
+        "labels beyond": table.assign(age=[116.0, *table["age"][1:]]),
+        "one person": table.assign(subject="s"),
+        "odd names": table.assign(photo="<b>" + table["photo"], race="a, b"),
+        "nothing in common": {"a": table, "b": minimal(table).assign(photo="b")}}
+    results, page = written(tmp_path, cases[case])
+    assert sentence in page
+    assert set(evaluation.METRICS) <= set(results)
+
+
+def test_one_image_has_values_without_intervals(table):
+    results = evaluation.score(evaluation.check_predictions(table[:1], "t"), 20)
+    assert all(number["low"] is None and number["high"] is None for number in results.values())
+    assert results["mae"]["value"] == pytest.approx(abs(table["pred_age"][0] - table["age"][0]))
+
+
+def test_missing_metrics_say_why(table):
+    results = evaluation.score(evaluation.check_predictions(minimal(table), "t"), 20)
+    for key in ("mae_median", "nll", "crps", "coverage_80", "aurc", "epsilon_error"):
+        assert results[key]["value"] is None and results[key]["why"]
+
+
+def test_no_tables_at_all_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="no predictions to report"):
+        report.write_report({}, tmp_path)
+
+
+@pytest.mark.slow
+def test_a_hundred_thousand_faces_take_less_than_a_minute(tmp_path):
+    table = draw_predictions(100_000).assign(subject=np.arange(100_000) // 3)
+    start = time.perf_counter()
+    report.write_report(table, tmp_path, samples=1000)
+    assert time.perf_counter() - start < 60
