@@ -613,7 +613,8 @@ def compare(first, second, samples=1000, seed=0):
         {"n", "differences": {metric: measured number with "p_value" and "significant"}}, metrics
         that either lacks left out; "n" 0 where no photo with an exact age is in common.
     """
-    sides = [[_by_photo(one.exact) for one in side] for side in (first, second)]
+    with_dataset = all("dataset" in one.faces for one in (*first, *second))
+    sides = [[_by_photo(one.exact, with_dataset) for one in side] for side in (first, second)]
     photos = _common_photos([*sides[0], *sides[1]])
     if not len(photos):
         return {"n": 0, "differences": {}}
@@ -644,11 +645,11 @@ def compare(first, second, samples=1000, seed=0):
     return {"n": len(photos), "differences": differences}
 
 
-def _by_photo(exact):
-    """The same with the photo as index, the first of repeated ones."""
-    faces = exact.faces
-    keys = faces["dataset"].astype(str) + "/" + faces["photo"] if "dataset" in faces else (
-        faces["photo"])
+def _by_photo(exact, with_dataset):
+    """The same with the photo (and its data set) as index, the first of repeated ones."""
+    faces, keys = exact.faces, exact.faces["photo"]
+    if with_dataset:
+        keys = faces["dataset"].astype(str) + "/" + keys
     named = Predictions(faces.set_axis(keys, axis=0), exact.age_bins, exact.probs)
     return named.rows(~keys.duplicated().to_numpy())
 

@@ -346,7 +346,7 @@ def test_the_photo_of_a_face_is_that_of_its_row(tmp_path, table):
 
 @pytest.mark.parametrize("case, sentence", [
     ("minimal", "no distribution"),
-    ("one image", "1 face;"),
+    ("one image", "1 face."),
     ("constant", "Predicted ages are off by"),
     ("ranges only", "No face has an exact age"),
     ("one range", "1 face known only by an age range"),
