@@ -96,7 +96,10 @@ def write_report(predictions, out_dir, provenance=None, tta=None, temperatures=N
 
 
 def write_predictions(frame, path):
-    """Write a table of predictions as CSV, probabilities with PROB_DIGITS digits."""
+    """Write a table of predictions as CSV.
+
+    Probabilities get PROB_DIGITS significant digits; those below metrics.PROB_FLOOR become 0.
+    """
     probs = [column for column in frame if re.fullmatch(r"p\d+", column)]
     rounded = pd.DataFrame(_significant(frame[probs].to_numpy(np.float64)), frame.index, probs)
     faces = frame.drop(columns=probs).round({"pred_age": 4, "pred_std": 4})
@@ -105,7 +108,8 @@ def write_predictions(frame, path):
 
 def _significant(values):
     """Values rounded to PROB_DIGITS significant digits; to_csv's float_format takes minutes."""
-    scale = 10.0 ** (PROB_DIGITS - 1 - np.floor(np.log10(np.maximum(values, 1e-30))))
+    values = np.where(values < metrics.PROB_FLOOR, 0, values)
+    scale = 10.0 ** (PROB_DIGITS - 1 - np.floor(np.log10(np.maximum(values, metrics.PROB_FLOOR))))
     return np.round(values * scale) / scale
 
 
