@@ -218,8 +218,8 @@ def _render(title, results, evaluations, predictions, photo_of):
         findings=_findings(results), figures=_figures(results, evaluations, exact),
         cell_table=_cell_table(results["groups"].get("gender_race_age_band", {})),
         gap_sentences=_gap_sentences(results["gaps"]), verdicts=_verdicts(results),
-        faces=_extreme_faces(exact, photo_of), beyond=_labels_beyond(exact),
-        provenance=_flattened(results["provenance"]))
+        missing=_reasons(results["models"]), faces=_extreme_faces(exact, photo_of),
+        beyond=_labels_beyond(exact), provenance=_flattened(results["provenance"]))
 
 
 def show(number, unit="years", digits=2):
@@ -334,8 +334,10 @@ def _findings(results):
     found = []
     if results["mae"]["value"] is not None:
         found += [("Error", _error_sentence(results)), ("Direction", _bias_sentence(results))]
-        found += [(f"By {FAMILIES[family]}", _gap_sentence(gap["mae"], "MAE"))
-                  for family, gap in results["gaps"].items() if family != "gender_race_age_band"]
+        sentences = _gap_sentences(results["gaps"])
+        found += [(f"By {FAMILIES[family]}", " ".join(
+            sentences[family][key] for key in ("mae", "mae_same_ages") if key in gaps))
+            for family, gaps in results["gaps"].items() if family != "gender_race_age_band"]
         found += [("Uncertainty", _coverage_sentence(results)),
                   ("Refusing", _refusal_sentence(results)),
                   ("Age 18", _threshold_sentence(results["decisions"]["18"]))]
@@ -431,14 +433,21 @@ def _interval_sentence(number):
 def _comparison_sentence(comparison):
     a, b, change = comparison["first"], comparison["second"], comparison["differences"].get("mae")
     if change is None:
-        return f"{a} and {b} share no photo with an exact age, so they cannot be compared."
+        return f"“{a}” and “{b}” share no photo with an exact age, so they cannot be compared."
     if not change["significant"]:
-        return (f"The MAE of {b} differs from that of {a} by {_plain(change)} on the same "
+        return (f"The MAE of “{b}” differs from that of “{a}” by {_plain(change)} on the same "
                 f"{_count(comparison['n'], 'face')}: not significant.")
     side = "lower (better)" if change["value"] < 0 else "higher (worse)"
-    return (f"The MAE of {b} is {abs(change['value']):.2f} years {side} than that of {a} on the "
-            f"same {_count(comparison['n'], 'face')} (difference {_interval(change)}): "
+    return (f"The MAE of “{b}” is {abs(change['value']):.2f} years {side} than that of “{a}” on "
+            f"the same {_count(comparison['n'], 'face')} (difference {_interval(change)}): "
             "significant.")
+
+
+def _reasons(models):
+    """{model: why some of its metrics are not known}, each reason once."""
+    reasons = {name: dict.fromkeys(run[key]["why"] for key in METRICS if run[key]["value"] is None)
+               for name, run in models.items()}
+    return {name: list(why) for name, why in reasons.items() if why}
 
 
 def _verdicts(results):

@@ -7,6 +7,7 @@ import time
 import numpy as np
 import pandas as pd
 import pytest
+import skimage.color
 from scipy import special
 
 import evaluation
@@ -321,6 +322,28 @@ def test_full_page_is_self_contained_and_holds_the_faces(full_report):
     assert "python test.py" in page
     for colour in report.figures.VARIABLES:
         assert f": {colour}" not in page.split("</style>")[1]
+
+
+@pytest.mark.parametrize("cones", [
+    np.eye(3),
+    [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216],
+     [-0.003882, -0.048116, 1.051998]],
+    [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413],
+     [-0.011820, 0.042940, 0.968881]],
+    [[1.255528, -0.076749, -0.178779], [-0.078411, 0.930809, 0.147602],
+     [0.004733, 0.691367, 0.303900]]], ids=["all", "no red", "no green", "no blue"])
+def test_series_colours_are_told_apart_without_a_kind_of_cone(full_report, cones):
+    """Simulation of Machado, Oliveira and Fernandes (2009); CIE76 differences, 2 is just seen."""
+    page = (full_report[1] / "report.html").read_text(encoding="utf-8")
+    colours = re.findall(r"--series-\d: #(\w{6});", page)
+    assert len(colours) == 12  # six in light, six in dark
+    rgb = np.array([[int(c[i:i + 2], 16) / 255 for i in (0, 2, 4)] for c in colours])
+    linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
+    seen = (linear @ np.transpose(cones)).clip(0, 1)
+    shown = np.where(seen <= 0.0031308, 12.92 * seen, 1.055 * seen ** (1 / 2.4) - 0.055)
+    for scheme in np.split(skimage.color.rgb2lab(shown), 2):
+        differences = np.linalg.norm(scheme[:, None] - scheme[None], axis=2)
+        assert differences[np.triu_indices(6, 1)].min() > 20
 
 
 def test_worst_faces_come_first(full_report, table):
