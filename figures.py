@@ -12,6 +12,7 @@ import re
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 
 INK, MUTED, GRID = "#010101", "#020202", "#030303"
 SERIES = ("#040404", "#050505", "#060606", "#070707", "#080808", "#090909")
@@ -68,9 +69,8 @@ def draw_predicted_against_true(axes, ages, pred_ages):
     counts, _, _ = np.histogram2d(ages, pred_ages, bins=(edges, edges))
     shade = np.log1p(counts) / np.log1p(counts.max())
     for i, j in np.argwhere(counts):
-        axes.add_patch(matplotlib.patches.Rectangle(
-            (edges[i], edges[j]), BIN_YEARS, BIN_YEARS, facecolor=SERIES[0],
-            alpha=round(0.1 + 0.9 * shade[i, j], 2), linewidth=0))
+        axes.add_patch(Rectangle((edges[i], edges[j]), BIN_YEARS, BIN_YEARS, linewidth=0,
+                                 facecolor=SERIES[0], alpha=round(0.1 + 0.9 * shade[i, j], 2)))
     axes.plot([low, high], [low, high], color=INK, linewidth=1, linestyle="--")
     axes.set(xlim=(low, high), ylim=(low, high), aspect="equal", xlabel="true age (years)",
              ylabel="predicted age (years)")
