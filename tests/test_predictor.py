@@ -1,5 +1,6 @@
 """AgeEstimator: the pixel path, what it accepts, batches; results, drawing, tracking."""
 
+import copy
 import csv
 import json
 import shutil
@@ -18,6 +19,7 @@ import metrics
 import predictor
 from checkpoint import load_checkpoint
 from dataset import FaceDataset
+from defaults import override_cfg
 from lists import read_faces
 from model import restore_model
 from predictor import AgeEstimator, as_photo, fuse_batch_norms, in_batches
@@ -152,22 +154,24 @@ def test_temperature_of_the_checkpoint_widens_the_distribution(estimator, tmp_pa
     np.testing.assert_allclose(wide.probs, expected, atol=1e-5)
 
 
-def test_mirror_averaging_is_symmetric(model_path):
-    both = AgeEstimator(model_path, "cpu", opts=["TEST.TTA", "True"])
-    crop = both.face_crop(*first_face(both))
+def with_opts(estimator, *opts):
+    """The same with other TEST keys, without loading the detector again."""
+    other = copy.copy(estimator)
+    other.cfg = override_cfg(estimator.cfg, opts, "TEST")
+    return other
+
+
+def test_mirror_averaging_is_symmetric(estimator):
+    photo = as_photo(HOPPER)
+    crop = estimator.face_crop(photo, estimator.detector.align([photo], faces="all")[0][0])
+    both = with_opts(estimator, "TEST.TTA", "True")
     plain, mirrored = both._probs([crop, np.ascontiguousarray(crop[:, ::-1])])
     np.testing.assert_allclose(plain, mirrored, atol=1e-6)
-    once = AgeEstimator(model_path, "cpu")._probs([crop])[0]
-    assert np.abs(once - plain).max() > 1e-4
+    assert np.abs(estimator._probs([crop])[0] - plain).max() > 1e-4
 
 
-def first_face(estimator):
-    photo = as_photo(HOPPER)
-    return photo, estimator.detector.align([photo], faces="all")[0][0]
-
-
-def test_faces_in_small_batches_are_the_same(model_path, estimator):
-    small = AgeEstimator(model_path, "cpu", opts=["TEST.BATCH_SIZE", "1"])
+def test_faces_in_small_batches_are_the_same(estimator):
+    small = with_opts(estimator, "TEST.BATCH_SIZE", "1")
     for one, other in zip(small(TWO_FACES), estimator(TWO_FACES), strict=True):
         np.testing.assert_allclose(one.probs, other.probs, atol=1e-5)
 

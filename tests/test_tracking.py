@@ -1,0 +1,184 @@
+"""Faces followed through frames: motion, identity, averaging, where results depend on time."""
+
+import threading
+
+import numpy as np
+import pytest
+from demo_inputs import ASTRONAUT, TWO_FACES
+from PIL import Image
+
+from benchmarks.demo_speed import moving_portrait
+from results import face_from_probs
+from tracking import FaceTracker, iou, match_boxes, move_boxes
+
+AGE_BINS = list(range(101))
+FACE_IN_ASTRONAUT = (181.0, 62, 268, 172)
+
+
+def face_at(bbox, age=30, confidence=0.99, roll_deg=0.0):
+    probs = np.exp(-0.5 * ((np.array(AGE_BINS) - age) / 3.0) ** 2)
+    return face_from_probs(bbox, confidence, roll_deg, probs / probs.sum(), AGE_BINS)
+
+
+def moved_by(bbox, right, down):
+    return np.array(bbox) + np.array([right, down, right, down])
+
+
+def shifted(picture, right, down):
+    """The picture moved by whole pixels, its edge repeated."""
+    moved = Image.fromarray(picture).transform(
+        picture.shape[1::-1], Image.Transform.AFFINE, (1, 0, -right, 0, 1, -down))
+    return np.asarray(moved)
+
+
+@pytest.fixture
+def astronaut():
+    return np.asarray(Image.open(ASTRONAUT).convert("RGB"))
+
+
+def shifting_detector(ages=(30,)):
+    """Stands where the detector does, for frames that are the astronaut shifted right.
+
+    It reads the shift off the frame's first pixel, and gives one age after the other.
+    """
+    calls = []
+
+    def find(frame):
+        calls.append(int(frame[0, 0, 0]))
+        box = moved_by(FACE_IN_ASTRONAUT, calls[-1], 0)
+        return [face_at(box, ages[(len(calls) - 1) % len(ages)])]
+
+    return find, calls
+
+
+def shifted_frames(picture, count, step=2):
+    for index in range(count):
+        frame = shifted(picture, step * index, 0).copy()
+        frame[0, 0] = step * index
+        yield frame
+
+
+def test_box_moves_and_turns_with_its_pixels(astronaut):
+    gray = astronaut[..., 1].copy()
+    box = np.array(FACE_IN_ASTRONAUT)
+    [(moved, turned)] = move_boxes(gray, shifted(gray, 5, -3), [box])
+    np.testing.assert_allclose(moved, moved_by(box, 5, -3), atol=0.3)
+    assert turned == pytest.approx(0, abs=0.3)
+    centre = (box[:2] + box[2:]) / 2
+    rotated = np.asarray(Image.fromarray(gray).rotate(-4, Image.Resampling.BICUBIC,
+                                                      center=tuple(centre)))
+    [(moved, turned)] = move_boxes(gray, rotated, [box])
+    assert turned == pytest.approx(4, abs=0.5)  # clockwise: the image-right eye sinks
+    np.testing.assert_allclose(moved, box, atol=1.5)
+
+
+def test_box_without_structure_or_off_the_picture_is_lost(astronaut):
+    gray = astronaut[..., 1].copy()
+    blank = np.full_like(gray, 128)
+    noise = np.random.default_rng(0).integers(0, 256, gray.shape, np.uint8)
+    box = np.array(FACE_IN_ASTRONAUT)
+    assert move_boxes(blank, blank, [box]) == [None]
+    assert move_boxes(gray, noise, [box]) == [None]
+    assert move_boxes(gray, gray, [box + 1000]) == [None]
+    lost, kept = move_boxes(gray, gray, [box + 1000, box])
+    assert lost is None and kept is not None
+    assert move_boxes(gray, gray, []) == []
+
+
+def test_matching_takes_the_best_pairs_once():
+    a, b = np.array([0, 0, 10, 10.0]), np.array([20, 0, 30, 10.0])
+    assert iou(a, a) == 1 and iou(a, b) == 0
+    assert iou(a, moved_by(a, 5, 0)) == pytest.approx(1 / 3)
+    assert match_boxes([a, b], [b + 1, a + 2, a + 1]) == {0: 1, 2: 0}
+    assert match_boxes([], [a]) == {}
+
+
+def test_face_keeps_its_number_and_its_place(astronaut):
+    find, calls = shifting_detector()
+    with FaceTracker(find, AGE_BINS, every=5) as tracker:
+        for index, frame in enumerate(shifted_frames(astronaut, 40)):
+            [(number, face)] = tracker.update(frame)
+            assert number == 1
+            true_box = moved_by(FACE_IN_ASTRONAUT, 2 * index, 0)
+            assert iou(np.array([face.x1, face.y1, face.x2, face.y2]), true_box) > 0.9
+    assert len(calls) <= 2 + 40 // 5  # not on every frame
+
+
+def test_large_frames_give_boxes_in_their_own_pixels(astronaut):
+    large = np.asarray(Image.fromarray(astronaut).resize((1536, 1536)))
+    box = tuple(3 * value for value in FACE_IN_ASTRONAUT)
+    with FaceTracker(lambda frame: [face_at(box)], AGE_BINS, every=2) as tracker:
+        for _ in range(6):
+            [(_, face)] = tracker.update(large)
+            np.testing.assert_allclose((face.x1, face.y1, face.x2, face.y2), box, atol=3)
+
+
+def test_distribution_is_averaged_over_time(astronaut):
+    find, calls = shifting_detector(ages=(20, 40))
+    with FaceTracker(find, AGE_BINS, every=2) as tracker:
+        ages = [tracker.update(frame)[0][1].age for frame in shifted_frames(astronaut, 60, 0)]
+    assert len(calls) > 20
+    assert ages[0] == pytest.approx(20, abs=0.1)
+    assert all(abs(age - 30) < 1.5 for age in ages[-20:])
+    assert np.abs(np.diff(ages[40:])).max() < 2.5
+
+
+def test_face_that_leaves_ends_and_a_new_one_gets_a_new_number(astronaut):
+    blank = np.full_like(astronaut, 128)
+    with FaceTracker(lambda frame: [face_at(FACE_IN_ASTRONAUT)] if frame.std() > 1 else [],
+                     AGE_BINS, every=2) as tracker:
+        assert [number for number, _ in tracker.update(astronaut)] == [1]
+        for _ in range(3):
+            there = tracker.update(blank)
+        assert there == []
+        for _ in range(20):
+            tracker.update(blank)
+        for _ in range(5):
+            there = tracker.update(astronaut)
+        assert [number for number, _ in there] == [2]
+
+
+def test_camera_frames_do_not_wait_for_a_slow_detection(astronaut):
+    release = threading.Event()
+    calls = []
+
+    def slow(frame):
+        calls.append(1)
+        if len(calls) == 2:
+            assert release.wait(30)
+        return [face_at(FACE_IN_ASTRONAUT, age=20 * len(calls))]
+
+    with FaceTracker(slow, AGE_BINS, every=2, wait=False) as tracker:
+        for _ in range(10):
+            [(_, face)] = tracker.update(astronaut)
+        assert face.age == pytest.approx(20, abs=0.1)  # the second one is still in work
+        release.set()
+        tracker.job.result()
+        [(_, face)] = tracker.update(astronaut)
+        assert face.age == pytest.approx(30, abs=0.1)
+
+
+def test_an_error_of_the_detector_is_not_swallowed(astronaut):
+    def broken(frame):
+        raise OSError("the detector broke")
+
+    with FaceTracker(broken, AGE_BINS) as tracker, pytest.raises(OSError, match="broke"):
+        tracker.update(astronaut)
+
+
+def test_two_faces_before_a_moving_camera_are_two_tracks():
+    from preprocess.detector import FaceDetector
+    photo = Image.open(TWO_FACES)
+    detector = FaceDetector(min_face_ratio=0.1)
+
+    def find(frame):
+        [found] = detector.align([Image.fromarray(frame)], faces="all")
+        return [face_at(face.bbox, confidence=face.confidence, roll_deg=face.roll_deg)
+                for face in found if face.confidence > 0.9]
+
+    numbers = set()
+    with FaceTracker(find, AGE_BINS) as tracker:
+        for index in range(110, 140):  # both are in the picture
+            tracked = tracker.update(moving_portrait(photo, (640, 480), index / 150))
+            numbers |= {number for number, _ in tracked}
+    assert numbers == {1, 2} and len(tracked) == 2
