@@ -195,7 +195,8 @@ def _check_arch(arch):
         name, known, prefix = arch, list_archs(), ""
         if name in known:
             return
-    near = difflib.get_close_matches(name, known, n=3)
+    near = [other for other in known if name and other.startswith(name)][:3] \
+        or difflib.get_close_matches(name, known, n=3)
     hint = f"did you mean {' or '.join(prefix + other for other in near)}?" if near \
         else "train.py -h lists them; a timm model is written timm/NAME"
     raise ValueError(f"unknown MODEL.ARCH '{arch}'; {hint}")
@@ -313,7 +314,7 @@ def _next_size(arch, size):
         for larger in range(size + 1, LARGEST_SIZE + 1):
             try:
                 if rebuild or backbone is None:
-                    backbone = _backbone(arch, larger)
+                    backbone = _backbone(arch, larger).to("meta")
                 _feature_shape(backbone, larger)
                 return larger
             except (RuntimeError, AssertionError):

@@ -26,8 +26,17 @@ from model import TIMM_TWINS, TORCHVISION_TWINS, build_model, list_archs, restor
 
 MILITARY_UNIFORM = 652  # ImageNet class
 FAST_TWINS = ("alexnet", "densenet121", "dpn68", "dpn68b", "inceptionresnetv2", "inceptionv3",
-              "inceptionv4", "resnet18", "resnet50", "resnext101_32x4d", "se_resnet50",
-              "se_resnext50_32x4d", "squeezenet1_0", "squeezenet1_1", "vgg11_bn", "xception")
+              "inceptionv4", "resnet18", "resnext101_32x4d", "se_resnet50", "se_resnext50_32x4d",
+              "squeezenet1_1", "xception")
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Two images give several threads nothing to share; on a busy machine they only wait."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 def build(arch, *opts, pretrained="none"):
@@ -122,7 +131,7 @@ def test_input_is_normalised_as_the_backbone_was_trained(arch, expected):
         torch.testing.assert_close(images[0, :, 5, 7], torch.tensor(expected, dtype=torch.float32),
                                    rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(logits[0], logits[1])
-    torch.testing.assert_close(logits[0], logits[2])
+    torch.testing.assert_close(logits[0], logits[2], rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize("arch", sorted(TIMM_TWINS))
@@ -170,8 +179,8 @@ def test_unknown_architecture_without_near_ones_says_where_they_are_listed():
 
 @pytest.mark.parametrize(("arch", "size", "works"), [
     ("alexnet", 62, 63), ("squeezenet1_1", 8, 17), ("vgg11", 31, 32), ("densenet121", 28, 29),
-    ("inceptionv3", 74, 75), ("xception", 8, 29), ("bninception", 299, 300), ("tinyage", 31, 32),
-    ("timm/vit_tiny_patch16_224", 8, 16)])
+    ("inceptionv3", 74, 75), ("bninception", 299, 319), ("nasnetamobile", 112, 127),
+    ("tinyage", 31, 32), ("timm/vit_tiny_patch16_224", 8, 16)])
 def test_size_error_names_the_smallest_that_works(arch, size, works):
     with pytest.raises(ValueError, match=rf"MODEL.IMG_SIZE {size} .*'{arch}'.* {works}$"):
         build(arch, "MODEL.IMG_SIZE", str(size))
@@ -244,21 +253,29 @@ def test_lite_weights_of_the_packages_recognise_grace_hopper(number):
     files = getattr(package, f"EfficientnetLite{number}ModelFile")
     weights = torch.load(files.get_model_file_path(), weights_only=True)
     photo = Image.open(get_sample_data("grace_hopper.jpg", asfileobj=False)).convert("RGB")
-    square = photo.crop((0, 0, photo.width, photo.width)).resize((224, 224), Image.BICUBIC)
-    pixels = torch.from_numpy(np.array(square)).permute(2, 0, 1)[None]
     model = build(f"timm/tf_efficientnet_lite{number}", pretrained="imagenet").eval()
     assert len(model.backbone.state_dict()) == len(weights) - 2  # all but the classifier
-    with torch.no_grad():
-        features = model.backbone(model.normalise(pixels))
-    probs = (features @ weights["_fc.weight"].T + weights["_fc.bias"]).softmax(1)[0]
-    assert probs.argmax() == MILITARY_UNIFORM
+
+    def probability(photo):
+        """Of a military uniform, with the package's classifier; it must be the likeliest."""
+        square = np.array(photo.resize((224, 224), Image.BICUBIC))
+        with torch.no_grad():
+            features = model.backbone(model.normalise(
+                torch.from_numpy(square).permute(2, 0, 1)[None]))
+        probs = (features @ weights["_fc.weight"].T + weights["_fc.bias"]).softmax(1)[0]
+        assert probs.argmax() == MILITARY_UNIFORM
+        return probs[MILITARY_UNIFORM].item()
+
+    whole = {0: 0.465, 1: 0.754, 2: 0.631}[number]  # measured; ImageNet's mean and std: 0.374, ...
+    assert probability(photo) == pytest.approx(whole, abs=0.02)
     if number == 0:
-        assert probs[MILITARY_UNIFORM] == pytest.approx(0.33, abs=0.02)
+        upper_square = photo.crop((0, 0, photo.width, photo.width))
+        assert probability(upper_square) == pytest.approx(0.33, abs=0.02)
 
 
-@pytest.mark.parametrize("arch", ["thinage", "timm/resnet10t_none"])
-def test_no_imagenet_weights_is_an_error(arch, monkeypatch):
-    if arch.startswith("timm/"):
+@pytest.mark.parametrize("arch", ["thinage", "timm"])
+def test_no_imagenet_weights_is_an_error(arch):
+    if arch == "timm":
         arch = "timm/" + next(name for name in timm.list_models("resnet*")
                               if not timm.get_pretrained_cfg(name).has_weights)
     with pytest.raises(ValueError, match=f"'{arch}' has no ImageNet weights; set MODEL.PRETRAINED"):
