@@ -153,7 +153,8 @@ def _build(crops, path, shape, workers):
                       f"{free / 1e9:.1f} GB free; name another folder with --cache_dir, or set "
                       "DATA.CACHE False")
     loader = torch.utils.data.DataLoader(_Tried(crops), batch_size=None, num_workers=workers,
-                                         sampler=range(done, len(crops)))
+                                         sampler=range(done, len(crops)),
+                                         generator=torch.Generator())  # leaves the run's alone
     problems = []
     with open(partial, "r+b" if done else "wb") as file:  # noqa: PTH123
         file.seek(done * face_bytes)

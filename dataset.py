@@ -142,7 +142,10 @@ def build_loader(dataset, batches, workers):
     workers = loader_workers(workers)
     return DataLoader(dataset, batch_sampler=batches, collate_fn=_as_it_is, num_workers=workers,
                       pin_memory=torch.cuda.is_available(), persistent_workers=workers > 0,
-                      worker_init_fn=_start_worker)
+                      worker_init_fn=_start_worker,
+                      # Its own: starting an epoch must not draw from the state that dropout has,
+                      # or a run resumed within an epoch would go on differently.
+                      generator=torch.Generator())
 
 
 def loader_workers(workers):

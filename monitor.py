@@ -57,11 +57,9 @@ class Monitor:
                                             dataformats="HWC")
 
     def figure(self, name, figure, epoch):
-        """Show a matplotlib figure of the validation, and close it."""
-        if self.writers:
-            self.writers["valid"].add_figure(name, figure, epoch)
-            self.writers["valid"].flush()
-        plt.close(figure)
+        """Show a matplotlib figure of the validation."""
+        self.writers["valid"].add_figure(name, figure, epoch)
+        self.writers["valid"].flush()
 
     def close(self):
         for writer in self.writers.values():

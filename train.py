@@ -31,6 +31,7 @@ from defaults import age_bins, load_cfg, override_cfg, parse_cfg
 from engine import (
     EpochProgress,
     Trainer,
+    arranged,
     averaged_model,
     build_optimizer,
     choose_amp,
@@ -129,6 +130,7 @@ def build_trainer(cfg, device, loader, resumed=None):
     batch = loader.dataset.__getitems__(next(iter(loader.batch_sampler)))
     amp = resumed["amp"] if resumed else distributed.from_main(choose_amp(
         cfg.TRAIN.AMP, cfg.TRAIN.DETERMINISTIC, device, model, criterion, batch))
+    model = arranged(model, amp)
     optimizer = build_optimizer(model, cfg)
     steps_per_epoch = len(loader.batch_sampler)
     trainer = Trainer(
@@ -226,7 +228,8 @@ class Run:
         if distributed.is_main():
             self._save(is_best, improved)
             self.monitor.epoch(record, is_best)
-            self._draw(log_probs, pred_ages)
+            if self.monitor.writers:
+                self._draw(log_probs, pred_ages)
 
     def _note_best(self):
         """Whether the validation is the best so far, and whether it improved in any metric kept.

@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
-TINY = ["MODEL.ARCH", "timm/resnet18", "MODEL.PRETRAINED", "none", "MODEL.IMG_SIZE", "32",
+TINY = ["MODEL.ARCH", "timm/test_resnet", "MODEL.PRETRAINED", "none", "MODEL.IMG_SIZE", "32",
         "TRAIN.WORKERS", "0", "TEST.WORKERS", "0", "TRAIN.AMP", "off", "TRAIN.BATCH_SIZE", "4"]
 
 

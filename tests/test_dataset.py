@@ -88,6 +88,12 @@ def test_the_cache_is_used_and_rebuilt_when_list_or_settings_change(folder, tmp_
     np.testing.assert_array_equal(changed.face(0), uncached.face(0))
 
 
+def test_making_the_cache_leaves_the_random_state_alone(folder, tmp_path):
+    before = torch.get_rng_state()
+    dataset(folder, tmp_path)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 def test_an_interrupted_cache_goes_on_where_it_stopped(folder, tmp_path):
     cfg = cfg_of()
     faces = read_faces(folder, "drawn", "train", cfg)

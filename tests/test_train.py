@@ -1,0 +1,300 @@
+"""Training and testing as a user runs them: whole paths on drawn faces, and what they refuse."""
+
+import io
+import json
+import os
+import re
+import runpy
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from contextlib import redirect_stderr, redirect_stdout
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from faces import TINY, write_dataset
+
+ROOT = Path(__file__).parent.parent
+AGES = [5, 15, 25, 35, 45, 55, 65, 75]
+STEADY = [*TINY, "TRAIN.DETERMINISTIC", "True", "TRAIN.EMA_DECAY", "0.9",
+          "MODEL.DROPOUT", "0.2", "TRAIN.OPT", "adamw", "TRAIN.SCHEDULE", "cosine"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("drawn")
+    write_dataset(folder, AGES, splits=("train", "valid", "test"),
+                  columns={"gender": ["male", "female"] * 4})
+    return folder
+
+
+def script(name, *words, check=True):
+    """Run a script in this process, which spares it the seconds of importing torch."""
+    out, err, before = io.StringIO(), io.StringIO(), sys.argv
+    sys.argv = [str(ROOT / name), *map(str, words)]
+    try:
+        with redirect_stdout(out), redirect_stderr(err):
+            runpy.run_path(str(ROOT / name), run_name="__main__")
+    except SystemExit as ended:
+        code = ended.code or 0
+    finally:
+        sys.argv = before
+        torch.use_deterministic_algorithms(False)
+    done = subprocess.CompletedProcess(name, code, out.getvalue(), err.getvalue())
+    if check:
+        assert done.returncode == 0, done.stdout + done.stderr
+    return done
+
+
+def train(folder, run, *words, check=True):
+    return script("train.py", "--data_dir", folder, "--checkpoint", run, "--cache_dir",
+                  run.parent / "cache", *words, check=check)
+
+
+def start_training(folder, run, *words, launcher=()):
+    """The same in a process of its own."""
+    return subprocess.Popen(
+        [sys.executable, *launcher, str(ROOT / "train.py"), "--data_dir", str(folder),
+         "--checkpoint", str(run), "--cache_dir", str(run.parent / "cache"), *words],
+        cwd=ROOT, text=True, env=os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+
+def test_eight_faces_are_learnt_by_heart(folder, tmp_path):
+    done = train(folder, tmp_path / "run", *TINY, "AUG.STRENGTH", "0", "TRAIN.EPOCHS", "60",
+                 "TRAIN.LR", "0.01", "TRAIN.LR_DECAY_STEP", "40", "TRAIN.BATCH_SIZE", "8")
+    assert "drawn" in done.stdout
+    tested = script("test.py", "--data_dir", folder, "--resume", tmp_path / "run" / "best.pth",
+                    "--output", tmp_path / "p.csv", "--cache_dir", tmp_path / "cache")
+    lines = tested.stdout.strip().splitlines()
+    assert [line.split(":")[0] for line in lines[-4:]] == ["CA(3)", "CA(5)", "CA(7)", "test mae"]
+    mae = float(re.fullmatch(r"test mae: (\d+\.\d{3})", lines[-1])[1])
+    assert mae < 1
+    table = pd.read_csv(tmp_path / "p.csv")
+    assert list(table.columns[:5]) == ["photo", "age", "pred_age", "pred_std", "p0"]
+    probs = table[[f"p{age}" for age in range(101)]].to_numpy()
+    np.testing.assert_allclose(probs.sum(axis=1), 1, atol=1e-6)
+    np.testing.assert_allclose(probs @ np.arange(101), table["pred_age"], atol=1e-3)
+    assert np.abs(table["pred_age"] - table["age"]).mean() == pytest.approx(mae, abs=1e-3)
+    assert table["gender"].tolist() == ["male", "female"] * 4
+    log = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    assert [record["epoch"] for record in log] == list(range(1, 61))
+    best = min(record["valid"]["mae"] for record in log)
+    assert best == pytest.approx(mae, abs=0.02)
+    kept = list((tmp_path / "run").glob("epoch*.pth"))
+    assert any(f"_{best:.4f}.pth" in path.name for path in kept)
+
+
+def test_tensorboard_shows_curves_and_pictures(trained):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    found = {}
+    for part in ("train", "valid"):
+        (run,) = (trained.parent.parent / "tf_log").glob(f"*/{part}")
+        events = EventAccumulator(str(run)).Reload()
+        found[part] = events.Tags()
+        for name in ("loss", "kl", "l1", "mae", "ca3", "ca5", "ca7"):
+            assert name in found[part]["scalars"]
+    assert {"lr", "images_per_s"} <= set(found["train"]["scalars"])
+    assert "augmented_faces" in found["train"]["images"]
+    assert {"predicted_against_true", "distributions"} <= set(found["valid"]["images"])
+
+
+def weights(path):
+    return torch.load(path, weights_only=True)
+
+
+def test_two_epochs_equal_one_stopped_and_resumed_to_the_bit(folder, tmp_path):
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    train(folder, whole, *STEADY, "TRAIN.EPOCHS", "2")
+    process = start_training(folder, parts, *STEADY, "TRAIN.EPOCHS", "2")
+    interrupt_after(process, parts, epochs=1)
+    resumed = train(folder, parts, "--resume", parts / "last.pth")
+    assert "resumed after 1 epochs" in resumed.stdout
+    mine, theirs = weights(whole / "last.pth"), weights(parts / "last.pth")
+    for part in ("model", "ema", "optimizer", "scheduler", "random_state"):
+        torch.testing.assert_close(mine[part], theirs[part], rtol=0, atol=0)
+    assert mine["best"] == theirs["best"]
+
+
+def interrupt_after(process, run, epochs):
+    """Ctrl-C once the log shows the epochs; returns what was printed."""
+    deadline = time.time() + 120
+    log = run / "log.jsonl"
+    while not (log.is_file() and len(log.read_text().splitlines()) >= epochs):
+        assert time.time() < deadline
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    return process.communicate(timeout=120)[0]
+
+
+def test_ctrl_c_in_the_middle_of_an_epoch_loses_nothing(folder, tmp_path):
+    from checkpoint import load_checkpoint
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    words = [*STEADY, "TRAIN.EPOCHS", "20", "TRAIN.BATCH_SIZE", "2"]
+    train(folder, whole, *words)
+    process = start_training(folder, broken, *words)
+    printed = interrupt_after(process, broken, epochs=3)
+    assert process.returncode == 130
+    assert f"--resume {broken / 'last.pth'}" in printed
+    assert load_checkpoint(broken / "last.pth")["epochs_done"] < 20
+    train(folder, broken, "--resume", broken / "last.pth")
+    torch.testing.assert_close(weights(whole / "last.pth")["model"],
+                               weights(broken / "last.pth")["model"], rtol=0, atol=0)
+
+
+def test_two_processes_train_and_validate_as_one(folder, tmp_path):
+    # Without batch norm and dropout each process's share of a batch gives its share of the
+    # gradient; a step of SGD shows it in the weights.
+    words = [*TINY, "MODEL.ARCH", "squeezenet1_1", "MODEL.IMG_SIZE", "64", "TRAIN.OPT", "sgd",
+             "TRAIN.LR", "0.001", "TRAIN.EPOCHS", "1", "TRAIN.BATCH_SIZE", "8", "TRAIN.CLIP_NORM",
+             "1.0", "TRAIN.MOMENTUM", "0.0"]
+    train(folder, tmp_path / "one", *words)
+    process = start_training(folder, tmp_path / "two", *words, launcher=(
+        "-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=29517"))
+    assert process.wait(timeout=300) == 0, process.communicate()
+    one, two = (json.loads((tmp_path / run / "log.jsonl").read_text()) for run in ("one", "two"))
+    torch.testing.assert_close(weights(tmp_path / "one" / "last.pth")["model"],
+                               weights(tmp_path / "two" / "last.pth")["model"],
+                               rtol=1e-4, atol=1e-5)
+    for part in ("train", "valid"):
+        assert one[part].keys() == two[part].keys()
+        for name, value in one[part].items():
+            assert value == pytest.approx(two[part][name], rel=1e-4), (part, name)
+
+
+def test_exact_ages_and_intervals_train_together(folder, tmp_path):
+    other = tmp_path / "other"
+    write_dataset(other, AGES, name="binned", seed=50, columns={
+        "age_min": [3, 10, 20, 30, 40, 50, 60, 70],
+        "age_max": [9, 19, 29, 39, 49, 59, 69, 100]})
+    done = script("train.py", "--data_dir", folder, other, "--dataset", "drawn", "binned",
+                  "--checkpoint", tmp_path / "run", "--cache_dir", tmp_path / "cache", *TINY,
+                  "TRAIN.EPOCHS", "1")
+    assert "drawn (" in done.stdout
+    assert "binned (" in done.stdout
+    valid = json.loads((tmp_path / "run" / "log.jsonl").read_text())["valid"]
+    assert {"mae", "ca5", "interval_accuracy", "interval_distance"} <= valid.keys()
+    tested = script("test.py", "--data_dir", other, "--resume", tmp_path / "run" / "best.pth",
+                    "--split", "valid", "--cache_dir", tmp_path / "cache")
+    assert "in the right interval" in tested.stdout
+
+
+def test_megaage_keeps_an_epoch_for_any_improved_ca(tmp_path):
+    write_dataset(tmp_path / "data", AGES, name="megaage_asian")
+    train(tmp_path / "data", tmp_path / "run", *TINY, "TRAIN.EPOCHS", "4")
+    stored = weights(tmp_path / "run" / "last.pth")
+    log = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    for name in ("ca3", "ca5", "ca7"):
+        assert stored["best_ca"][name] == max(record["valid"][name] for record in log)
+
+
+def test_an_earlier_run_is_set_aside(folder, tmp_path):
+    train(folder, tmp_path / "run", *TINY, "TRAIN.EPOCHS", "1")
+    before = (tmp_path / "run" / "best.pth").read_bytes()
+    done = train(folder, tmp_path / "run", *TINY, "TRAIN.EPOCHS", "1", "TRAIN.SEED", "1")
+    assert "earlier-1" in done.stdout
+    assert (tmp_path / "run" / "earlier-1" / "best.pth").read_bytes() == before
+
+
+@pytest.fixture(scope="module")
+def trained(folder, tmp_path_factory):
+    run = tmp_path_factory.mktemp("trained") / "run"
+    train(folder, run, "--tensorboard", run.parent / "tf_log", *TINY, "TRAIN.EPOCHS", "1")
+    return run / "best.pth"
+
+
+def test_tta_is_the_mean_of_the_image_and_its_mirror(folder, trained, tmp_path):
+    from checkpoint import load_checkpoint
+    from dataset import FaceDataset
+    from defaults import load_cfg
+    from lists import read_faces
+    from model import restore_model
+    words = ["--data_dir", folder, "--resume", trained, "--cache_dir", tmp_path / "cache"]
+    script("test.py", *words, "--output", tmp_path / "tta.csv", "TEST.TTA", "True")
+    table = pd.read_csv(tmp_path / "tta.csv")
+    model, _ = restore_model(load_checkpoint(trained))
+    cfg = load_cfg(None, TINY)
+    data = FaceDataset(read_faces(folder, "drawn", "test", cfg), cfg, False, tmp_path / "cache")
+    pixels = data.__getitems__([(0, i) for i in range(8)])["pixels"]
+    with torch.no_grad():
+        probs = (model(pixels).softmax(1) + model(pixels.flip(-1)).softmax(1)) / 2
+    np.testing.assert_allclose(table[[f"p{age}" for age in range(101)]], probs, atol=1e-5)
+
+
+def test_the_median_can_be_the_age(folder, trained, tmp_path):
+    words = ["--data_dir", folder, "--resume", trained, "--cache_dir", tmp_path / "cache"]
+    script("test.py", *words, "--output", tmp_path / "m.csv", "TEST.DECODE", "median")
+    script("test.py", *words, "--output", tmp_path / "e.csv")
+    assert not np.allclose(pd.read_csv(tmp_path / "m.csv")["pred_age"],
+                           pd.read_csv(tmp_path / "e.csv")["pred_age"])
+
+
+@pytest.mark.parametrize("name", ["train.py", "test.py"])
+def test_help_lists_flags_and_architectures(name):
+    text = script(name, "--help").stdout
+    assert "--data_dir" in text
+    assert "KEY VALUE" in text
+    if name == "train.py":
+        from model import list_archs
+        assert all(arch in text for arch in list_archs())
+
+
+def refusal(done):
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+    lines = [line for line in done.stderr.splitlines() if "error:" in line]
+    assert len(lines) == 1, done.stderr
+    return lines[0]
+
+
+@pytest.mark.parametrize(("words", "named"), [
+    (["TRAIN.LRR", "1"], "TRAIN.LR"),
+    (["--bogus", "1"], "--bogus"),
+    (["MODEL.ARCH", "resnet51"], "resnet50"),
+    (["MODEL.ARCH", "vgg16", "MODEL.IMG_SIZE", "8"], "MODEL.IMG_SIZE"),
+    (["--resume", "gone.pth"], "gone.pth"),
+    (["--cfg", "gone.yaml"], "gone.yaml"),
+    (["--multi_gpu"], "torchrun"),
+    (["--dataset", "other"], "other_train_align.csv"),
+    (["DATA.EXCLUDE", "gone.csv"], "gone.csv"),
+])
+def test_train_refuses_bad_input_in_one_line(folder, tmp_path, words, named):
+    done = train(folder, tmp_path / "run", *TINY, *words, check=False)
+    assert named in refusal(done)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a CUDA device is there")
+def test_a_missing_gpu_is_named(folder, tmp_path):
+    done = train(folder, tmp_path / "run", *TINY, "--device", "cuda", check=False)
+    assert "--device cpu" in refusal(done)
+
+
+def test_test_refuses_what_does_not_fit(folder, trained, tmp_path):
+    words = ["--data_dir", folder, "--resume", trained, "--cache_dir", tmp_path / "cache"]
+    assert "TEST" in refusal(script("test.py", *words, "MODEL.IMG_SIZE", "64", check=False))
+    only = tmp_path / "only"
+    write_dataset(only, [20], splits=("train",))
+    done = script("test.py", "--data_dir", only, "--resume", trained, check=False)
+    assert "it has train" in refusal(done)
+    other = torch.load(trained, weights_only=True)
+    other["cfg"] = other["cfg"].replace("timm/test_resnet", "timm/resnet34")
+    torch.save(other, tmp_path / "other.pth")
+    done = script("test.py", "--data_dir", folder, "--resume", tmp_path / "other.pth", check=False)
+    assert "resnet34" in refusal(done)
+
+
+def test_bad_images_end_the_run_at_the_start(folder, tmp_path):
+    broken = tmp_path / "broken"
+    shutil.copytree(folder, broken)
+    content = (broken / "drawn_2.png").read_bytes()
+    (broken / "drawn_2.png").write_bytes(content[:200])
+    assert "drawn_2.png" in refusal(train(broken, tmp_path / "run", *TINY, check=False))
+    done = train(broken, tmp_path / "run", *TINY, "DATA.CACHE", "False", check=False)
+    assert "drawn_2.png" in refusal(done)
