@@ -176,9 +176,9 @@ class PhotoSummary:
             print(f"{name:{width}}  {words}")
         if count > len(self.lines):
             print(f"... and {count - len(self.lines)} more in {output_dir / 'results.csv'}")
-        print(f"{count} images in {seconds:.1f} s, {count / seconds:.1f} images/s: "
-              f"{self.face_count} faces, {self.faceless_count} images without a face, "
-              f"{len(self.unreadable)} unreadable")
+        print(f"images: {count} in {seconds:.1f} s, {count / seconds:.1f} images/s; faces: "
+              f"{self.face_count}; images without a face: {self.faceless_count}; unreadable: "
+              f"{len(self.unreadable)}")
         print(f"annotated images, results.csv and results.jsonl are in {output_dir}/")
 
 
@@ -260,8 +260,8 @@ class StreamSummary:
         print("face  frames  age, 80% interval")
         for number, (seen, face) in list(self.tracks.items())[:TABLE_ROWS]:
             print(f"{'#' + str(number):4}  {seen:6}  {age_text(face)}")
-        print(f"{self.frame_count} frames in {seconds:.1f} s, "
-              f"{self.frame_count / seconds:.1f} frames/s, {len(self.tracks)} faces")
+        print(f"frames: {self.frame_count} in {seconds:.1f} s, "
+              f"{self.frame_count / seconds:.1f} frames/s; faces: {len(self.tracks)}")
 
 
 if __name__ == "__main__":

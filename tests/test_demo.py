@@ -1,0 +1,418 @@
+"""demo.py: folders, clips, windows; what it writes, how it ends."""
+
+import csv
+import ctypes
+import ctypes.util
+import functools
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import cv2
+import numpy as np
+import pytest
+from demo_inputs import ASTRONAUT, HOPPER, ROOT, SAMPLES, TWO_FACES, write_model
+from PIL import Image
+
+import cli
+import demo
+import predictor
+from benchmarks.demo_speed import write_clip
+from folders import find_images
+from predictor import as_photo
+from results import FIELDS, VIDEO_FIELDS
+
+
+@pytest.fixture(scope="session")
+def model_path(tmp_path_factory):
+    return write_model(tmp_path_factory.mktemp("model") / "model.pth")
+
+
+@pytest.fixture(scope="session")
+def clip_path(tmp_path_factory):
+    path = tmp_path_factory.mktemp("clip") / "my clip.mp4"
+    write_clip(path, as_photo(ASTRONAUT), 40)
+    return path
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_detector():
+    """The detector's networks take seconds to load: once for all runs in this process."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(predictor, "FaceDetector", functools.cache(predictor.FaceDetector))
+        yield
+
+
+def run(model_path, *words):
+    """Exit code of the demo, run in this process as from the command line."""
+    argv = ["--resume", str(model_path), "--device", "cpu", *map(str, words)]
+    with pytest.raises(SystemExit) as end:
+        cli.run_main(lambda: demo.main(argv))
+    return end.value.code
+
+
+def command(model_path, *words):
+    return [sys.executable, "demo.py", "--resume", model_path, "--device", "cpu", *words]
+
+
+def environment(display=None):
+    env = {name: value for name, value in os.environ.items()
+           if name not in ("DISPLAY", "WAYLAND_DISPLAY")}
+    return env | ({"DISPLAY": display} if display else {})
+
+
+def read_results(folder):
+    with (folder / "results.csv").open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    lines = [json.loads(line) for line in (folder / "results.jsonl").open(encoding="utf-8")]
+    assert len(rows) == len(lines)
+    return rows, lines
+
+
+def one_line_error(capsys):
+    """The last line on stderr, which is the only one beside progress and warnings."""
+    err = capsys.readouterr().err
+    assert "Traceback" not in err
+    lines = [line for line in err.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1
+    return lines[0]
+
+
+# ---- Folders
+
+
+@pytest.fixture(scope="session")
+def odd_folder(tmp_path_factory):
+    """One portrait in every format and mode, and what is no portrait."""
+    folder = tmp_path_factory.mktemp("in") / "in put"
+    deeper = folder / "Süd" / "b"
+    deeper.mkdir(parents=True)
+    photo = Image.open(ASTRONAUT).convert("RGB").crop((100, 20, 356, 276))
+    for name in ("plain.jpg", "UPPER.JPEG", "a b.webp", "ü.bmp", "t.tiff", "p.png"):
+        photo.save(folder / name)
+    photo.convert("L").save(folder / "gray.jpg")
+    photo.convert("CMYK").save(folder / "cmyk.jpg")
+    photo.convert("P").save(folder / "palette.png")
+    photo.convert("RGBA").save(folder / "alpha.png")
+    frames = [photo, Image.new("RGB", photo.size)]
+    frames[0].save(folder / "moving.gif", save_all=True, append_images=frames[1:])
+    sixteen = np.asarray(photo.convert("L")).astype(np.uint16) * 257
+    cv2.imwrite(str(folder / "sixteen.png"), sixteen)
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    photo.rotate(180).save(folder / "exif.jpg", exif=exif, quality=95)
+    photo.save(deeper / "plain.jpg")
+    Image.new("RGB", (90, 60), "teal").save(folder / "nobody.png")
+    (folder / "broken.jpg").write_bytes((folder / "plain.jpg").read_bytes()[:3000])
+    (folder / "empty.png").write_bytes(b"")
+    (folder / "notes.txt").write_text("no image")
+    return folder
+
+
+def test_folder_of_every_format(odd_folder, model_path, tmp_path, capsys):
+    before = {path: path.read_bytes() for path in odd_folder.rglob("*.*")}
+    assert run(model_path, "--img_dir", odd_folder, "--output_dir", tmp_path / "out",
+               "--recursive") == 0
+    rows, lines = read_results(tmp_path / "out")
+    names = [row["file"] for row in rows]
+    assert names == sorted(names, key=lambda name: name.split("/"))
+    assert sorted(names) == sorted(str(path) for path in find_images(odd_folder, True))
+    assert "Süd/b/plain.jpg" in names and len(names) == 17
+    status = {row["file"]: row["status"] for row in rows}
+    assert status.pop("nobody.png") == "no face"
+    assert status.pop("broken.jpg").startswith("unreadable: ")
+    assert status.pop("empty.png").startswith("unreadable: ")
+    assert set(status.values()) == {"ok"}
+    for row, line in zip(rows, lines, strict=True):
+        assert list(row) == list(FIELDS) == list(line)[:-1]
+        assert row["file"] == line["file"] and row["age"] == ("" if line["age"] is None
+                                                              else str(line["age"]))
+        if row["status"] == "ok":
+            assert float(row["x1"]) == pytest.approx(81, abs=4)
+            assert float(row["y2"]) == pytest.approx(155, abs=10)
+            assert 0 <= float(row["low"]) <= float(row["median"]) <= float(row["high"]) <= 100
+            written = as_photo(tmp_path / "out" / row["file"])
+            assert written.size == (256, 256)
+            assert written.tobytes() != as_photo(odd_folder / row["file"]).tobytes()
+    assert {path: path.read_bytes() for path in odd_folder.rglob("*.*")} == before
+    out, err = capsys.readouterr()
+    assert "images: 17 in" in out and "faces: 14;" in out and "unreadable: 2" in out
+    assert "images/s" in out and str(tmp_path / "out") in out
+    assert "broken.jpg" in err and "empty.png" in err
+
+
+def test_several_faces_are_rows_of_one_file(model_path, tmp_path):
+    assert run(model_path, "--img_dir", TWO_FACES, "--output_dir", tmp_path) == 0
+    rows, _ = read_results(tmp_path)
+    assert [(row["file"], row["face"]) for row in rows] == [("two_faces.jpg", "1"),
+                                                            ("two_faces.jpg", "2")]
+    assert [path.name for path in sorted(tmp_path.iterdir())] == [
+        "results.csv", "results.jsonl", "two_faces.jpg"]
+
+
+def test_plot_can_be_turned_off(model_path, tmp_path):
+    for folder, flags in (("with", []), ("without", ["--no_plot"])):
+        assert run(model_path, "--img_dir", ASTRONAUT, "--output_dir", tmp_path / folder,
+                   *flags) == 0
+    marked = [(np.asarray(as_photo(tmp_path / folder / "astronaut.png")) !=
+               np.asarray(as_photo(ASTRONAUT))).sum() for folder in ("with", "without")]
+    assert marked[0] > 1.5 * marked[1] > 0
+
+
+def test_confidence_and_smallest_face(model_path, tmp_path):
+    assert run(model_path, "--img_dir", TWO_FACES, "--output_dir", tmp_path,
+               "--min_face", "300") == 0
+    assert len(read_results(tmp_path)[0]) == 1
+    assert run(model_path, "--img_dir", TWO_FACES, "--output_dir", tmp_path,
+               "--min_confidence", "1") == 0
+    assert len(read_results(tmp_path)[0]) < 2
+
+
+def test_output_within_the_folder_is_not_read_again(model_path, tmp_path):
+    shutil.copy(ASTRONAUT, tmp_path / "a.png")
+    for _ in range(2):
+        assert run(model_path, "--img_dir", tmp_path, "--recursive", "--output_dir",
+                   tmp_path / "out") == 0
+        assert [row["file"] for row in read_results(tmp_path / "out")[0]] == ["a.png"]
+
+
+def test_no_photo_is_overwritten(model_path, tmp_path, capsys):
+    shutil.copy(ASTRONAUT, tmp_path / "a.png")
+    (tmp_path / "link").symlink_to(tmp_path, target_is_directory=True)
+    for folder in (tmp_path, tmp_path / "link"):
+        assert run(model_path, "--img_dir", tmp_path, "--output_dir", folder) == 2
+        assert "would be overwritten; choose another --output_dir" in one_line_error(capsys)
+    assert (tmp_path / "a.png").read_bytes() == ASTRONAUT.read_bytes()
+    (tmp_path / "out").mkdir()
+    os.link(tmp_path / "a.png", tmp_path / "out" / "a.png")
+    assert run(model_path, "--img_dir", tmp_path / "a.png", "--output_dir", tmp_path / "out") == 0
+    assert (tmp_path / "a.png").read_bytes() == ASTRONAUT.read_bytes()
+
+
+def test_folder_without_a_readable_image(model_path, tmp_path, capsys):
+    (tmp_path / "a.jpg").write_text("text")
+    assert run(model_path, "--img_dir", tmp_path, "--output_dir", tmp_path / "out") == 2
+    assert "none of the images" in one_line_error(capsys)
+    assert read_results(tmp_path / "out")[0][0]["status"].startswith("unreadable: ")
+
+
+@pytest.mark.parametrize(("words", "message"), [
+    (["--img_dir", "{tmp}/none", "--output_dir", "{tmp}/o"], "none' not found"),
+    (["--img_dir", "{tmp}", "--output_dir", "{tmp}/o"], "no image .*add --recursive"),
+    (["--img_dir", "{samples}", "--output_dir", "{tmp}/file"], "is a file"),
+    (["--img_dir", "{samples}", "--output_dir", "{tmp}/o", "--resume", "nosuch"],
+     r"model 'nosuch' not found.*\['default'\]"),
+    (["--img_dir", "{samples}", "--output_dir", "{tmp}/o", "--resume", "{tmp}/file"],
+     "not a checkpoint"),
+    (["--img_dir", "{samples}", "--output_dir", "{tmp}/o", "TRAIN.LR", "1"],
+     "TRAIN.LR' is fixed by the checkpoint"),
+    (["--img_dir", "{samples}", "--output_dir", "{tmp}/o", "TEST.NAME", "1"],
+     "unknown config key 'TEST.NAME'"),
+    (["--img_dir", "{samples}", "--output_dir", "{tmp}/o", "--min_face", "0"], "at least 1"),
+    (["--img_dir", "{samples}", "--output_dir", "{tmp}/o", "--min_confidence", "7"], "0..1"),
+    (["--video", "{tmp}/none.mp4", "--output_dir", "{tmp}/o"], "clip '.*none.mp4' not found"),
+    (["--video", "{tmp}/file", "--output_dir", "{tmp}/o"], "cannot read a frame"),
+    (["--camera", "77", "--output_dir", "{tmp}/o"], "no camera 77"),
+])
+def test_bad_input_ends_in_one_line(words, message, model_path, tmp_path, capfd):
+    (tmp_path / "deeper").mkdir()
+    shutil.copy(ASTRONAUT, tmp_path / "deeper" / "a.png")
+    (tmp_path / "file").write_text("text")
+    assert run(model_path, *(word.format(tmp=tmp_path, samples=SAMPLES) for word in words)) == 2
+    assert re.search(message, one_line_error(capfd))
+    assert not (tmp_path / "o").exists()
+
+
+def test_interrupted_folder_keeps_what_is_done(model_path, tmp_path):
+    (tmp_path / "in").mkdir()
+    for number in range(300):
+        shutil.copy(HOPPER, tmp_path / "in" / f"{number:03}.jpg")
+    process = subprocess.Popen(
+        command(model_path, "--img_dir", tmp_path / "in", "--output_dir", tmp_path / "out"),
+        cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    wait_for(lambda: (tmp_path / "out" / "010.jpg").exists())
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130 and "Traceback" not in err
+    rows, _ = read_results(tmp_path / "out")
+    assert 1 <= len(rows) < 300
+    assert not list((tmp_path / "out").glob(".*"))
+
+
+def wait_for(condition, seconds=120):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.1)
+
+
+# ---- Clips
+
+
+def count_frames(path):
+    capture = cv2.VideoCapture(str(path))
+    count = 0
+    while capture.read()[0]:
+        count += 1
+    return count, capture.get(cv2.CAP_PROP_FPS)
+
+
+def test_clip_gives_a_row_a_frame_and_an_annotated_clip(clip_path, model_path, tmp_path, capsys):
+    assert run(model_path, "--video", clip_path, "--output_dir", tmp_path) == 0
+    assert count_frames(tmp_path / "my clip.mp4") == (40, 30)
+    rows, lines = read_results(tmp_path)
+    assert list(rows[0]) == list(VIDEO_FIELDS)
+    assert [int(row["frame"]) for row in rows] == list(range(40))
+    assert {row["file"] for row in rows} == {"my clip.mp4"}
+    assert {row["face"] for row in rows} == {"1"}  # one track, in every frame
+    assert float(rows[30]["time_s"]) == 1
+    assert len(lines[0]["probs"]) == 101
+    steps = np.abs(np.diff([float(row["x1"]) for row in rows]))
+    assert steps.max() < 12  # the box follows, it does not jump
+    out = capsys.readouterr().out
+    assert re.search(r"frames: 40 in .* frames/s; faces: 1\n", out) and "#1" in out
+
+
+def test_clip_gives_the_same_twice(clip_path, model_path, tmp_path):
+    for folder in ("a", "b"):
+        assert run(model_path, "--video", clip_path, "--output_dir", tmp_path / folder) == 0
+    for one, other in zip(*(read_results(tmp_path / folder)[0] for folder in ("a", "b")),
+                          strict=True):
+        assert float(one["x1"]) == pytest.approx(float(other["x1"]), abs=0.1)
+        assert float(one["age"]) == pytest.approx(float(other["age"]), abs=0.02)
+
+
+def test_clip_itself_is_not_overwritten(clip_path, model_path, tmp_path, capsys):
+    shutil.copy(clip_path, tmp_path / "c.mp4")
+    assert run(model_path, "--video", tmp_path / "c.mp4", "--output_dir", tmp_path) == 2
+    assert "would be overwritten" in one_line_error(capsys)
+    assert (tmp_path / "c.mp4").read_bytes() == clip_path.read_bytes()
+
+
+def test_interrupted_clip_is_finished(model_path, tmp_path):
+    write_clip(tmp_path / "long.mp4", as_photo(ASTRONAUT), 900, size=(320, 240))
+    process = subprocess.Popen(
+        command(model_path, "--video", tmp_path / "long.mp4", "--output_dir", tmp_path / "out"),
+        cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    results = tmp_path / "out" / "results.csv"
+    wait_for(lambda: results.exists() and len(results.read_text().splitlines()) > 20)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 0 and "Traceback" not in err
+    rows, _ = read_results(tmp_path / "out")
+    frames, _ = count_frames(tmp_path / "out" / "long.mp4")
+    assert 20 <= frames < 900 and abs(frames - len(rows)) <= 1
+    assert "frames/s" in out
+
+
+# ---- Windows
+
+
+@pytest.mark.parametrize("source", ["--img_dir", "--video"])
+def test_without_a_display_it_says_what_to_do(source, clip_path, model_path):
+    done = subprocess.run(
+        command(model_path, source, SAMPLES if source == "--img_dir" else clip_path),
+        cwd=ROOT, env=environment(), capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1 and "use --output_dir" in done.stderr
+
+
+@pytest.fixture
+def screen():
+    """A virtual X display, by its name."""
+    if not shutil.which("Xvfb") or not shutil.which("xdotool"):
+        pytest.skip("Xvfb and xdotool, which stand in for a screen and a user, are not installed")
+    reader, writer = os.pipe()
+    server = subprocess.Popen(["Xvfb", "-displayfd", str(writer), "-screen", "0", "1400x900x24"],
+                              pass_fds=[writer], stderr=subprocess.DEVNULL)
+    os.close(writer)
+    with os.fdopen(reader) as numbers:
+        name = f":{numbers.readline().strip()}"
+    yield name
+    server.terminate()
+    server.wait()
+
+
+class User:
+    """Sees the demo's window on a screen and presses keys."""
+
+    def __init__(self, screen):
+        self.env = environment(screen)
+
+    def _xdotool(self, *words):
+        return subprocess.run(["xdotool", *words], env=self.env, capture_output=True, text=True,
+                              check=False)
+
+    def sees_window(self):
+        return self._xdotool("search", "--name", f"^{demo.WINDOW_TITLE}$").stdout.split()
+
+    def press(self, key):
+        self._xdotool("search", "--name", f"^{demo.WINDOW_TITLE}$", "windowfocus", "--sync",
+                      "key", key)
+
+    def close_window(self):
+        """What the window manager's close button does: a WM_DELETE_WINDOW message."""
+        x11 = ctypes.CDLL(ctypes.util.find_library("X11"))
+        x11.XOpenDisplay.restype = ctypes.c_void_p
+        x11.XInternAtom.restype = ctypes.c_ulong
+        display = ctypes.c_void_p(x11.XOpenDisplay(self.env["DISPLAY"].encode()))
+        protocols, delete = (x11.XInternAtom(display, name, 0)
+                             for name in (b"WM_PROTOCOLS", b"WM_DELETE_WINDOW"))
+        for window in map(int, self.sees_window()):
+            event = (ctypes.c_long * 24)()  # an XClientMessageEvent
+            event[:9] = [33, 0, 1, 0, window, protocols, 32, delete, 0]
+            x11.XSendEvent(display, ctypes.c_ulong(window), 0, ctypes.c_long(0),
+                           ctypes.byref(event))
+        x11.XFlush(display)
+        x11.XCloseDisplay(display)
+
+    def start(self, model_path, *words):
+        return subprocess.Popen(command(model_path, *words), cwd=ROOT, env=self.env, text=True,
+                                stdout=subprocess.PIPE, stderr=subprocess.PIPE, bufsize=1)
+
+
+def test_any_key_shows_the_next_photo_and_escape_ends(screen, model_path):
+    user = User(screen)
+    process = user.start(model_path, "--img_dir", SAMPLES)
+    for name in ("astronaut.png", "grace_hopper.jpg"):
+        assert process.stdout.readline().startswith(f"{name}: ")
+        wait_for(user.sees_window)
+        time.sleep(0.5)  # the picture is drawn just after its line is printed
+        user.press("space")
+    assert process.stdout.readline().startswith("two_faces.jpg: ")
+    time.sleep(0.5)
+    user.press("Escape")
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 0 and out == "" and "Traceback" not in err
+
+
+@pytest.mark.parametrize("ending", ["q", "close", "interrupt"])
+def test_clip_in_a_window_ends_cleanly(ending, screen, model_path, tmp_path):
+    write_clip(tmp_path / "long.mp4", as_photo(ASTRONAUT), 900, size=(320, 240))
+    user = User(screen)
+    process = user.start(model_path, "--video", tmp_path / "long.mp4")
+    wait_for(user.sees_window)
+    time.sleep(1)
+    if ending == "interrupt":
+        process.send_signal(signal.SIGINT)
+    elif ending == "close":
+        user.close_window()
+    else:
+        user.press(ending)
+    out, err = process.communicate(timeout=30)
+    assert process.returncode == 0 and "Traceback" not in err
+    frames = int(re.search(r"frames: (\d+) in", out).group(1))
+    assert 1 <= frames < 900
+
+
+def test_help_names_every_flag():
+    done = subprocess.run([sys.executable, "demo.py", "-h"], cwd=ROOT, capture_output=True,
+                          text=True, check=True)
+    for flag in ("--img_dir", "--output_dir", "--video", "--camera", "--resume", "--recursive",
+                 "--no_plot", "--device", "--min_face", "--min_confidence", "KEY VALUE"):
+        assert flag in done.stdout
