@@ -139,9 +139,15 @@ class Window:
     def key(self, wait_ms):
         """Code of the key pressed within wait_ms; ESC when the window was closed; else None."""
         code = cv2.waitKeyEx(wait_ms)
-        if cv2.getWindowProperty(self.title, cv2.WND_PROP_VISIBLE) < 1:
+        if self._is_closed():
             return ESC
         return None if code == -1 or code in MODIFIER_KEYS else code & 0xFF
+
+    def _is_closed(self):
+        try:
+            return cv2.getWindowProperty(self.title, cv2.WND_PROP_VISIBLE) < 1
+        except cv2.error:  # Qt ends with its last window
+            return True
 
     def wait_key(self):
         """The next key; ESC when the window was closed. Ctrl-C in the terminal gets through."""
