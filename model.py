@@ -398,16 +398,21 @@ def _packaged_weights(name):
 def _copy_weights(weights, network):
     """Load a twin's state dict: by name where the names agree, else in order.
 
-    What follows the network's own tensors in the twin, its classifier, is left out. In order,
+    What the twin has beyond the network's own tensors, its classifiers, is left out. In order,
     tensors of the same shape could change places unseen: that they do not is tested.
+
+    Raises:
+        ValueError: too few tensors.
+        RuntimeError: a tensor of another shape.
     """
     own = network.state_dict()
-    weights = {name: tensor for name, tensor in weights.items() if "AuxLogits" not in name}
     counters = {name for name in own if name.endswith("num_batches_tracked")}  # new in torch 0.4
     if own.keys() - counters <= weights.keys():
         weights = {name: weights[name] for name in own if name in weights}
-    else:
+    elif len(weights) >= len(own):
         weights = dict(zip(own, weights.values(), strict=False))
+    else:
+        raise ValueError(f"{len(weights)} tensors for a network of {len(own)}")
     network.load_state_dict(weights, strict=False)
 
 

@@ -334,6 +334,12 @@ def test_weights_of_the_old_host_are_downloaded_and_verified(server, cache, monk
         features = original.eval().features(model.normalise(pixels)).relu().mean((2, 3))
         torch.testing.assert_close(model.backbone(model.normalise(pixels)), features)
 
+    torch.save({"other": torch.zeros(1)}, server.folder / "other.pth")  # no hash to verify
+    monkeypatch.setitem(settings, "url", f"{server.url}/other.pth")
+    with pytest.raises(OSError, match=r"\(1 tensors for a network of \d+\)"):
+        build("nasnetamobile", pretrained="imagenet")
+    (cache / "other.pth").unlink()
+
     for name, reason in (("wrong-0123abcd.pth", "invalid hash"), (f"cut-{digest}.pth", "."),
                          ("absent-0123abcd.pth", "HTTP Error 404")):
         monkeypatch.setitem(settings, "url", f"{server.url}/{name}")
