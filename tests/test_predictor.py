@@ -13,16 +13,13 @@ import pytest
 import torch
 from demo_inputs import ASTRONAUT, HOPPER, ROOT, TWO_FACES, write_model
 from PIL import Image
-from torch import nn
 
 import metrics
 import predictor
-from checkpoint import load_checkpoint
 from dataset import FaceDataset
 from defaults import override_cfg
 from lists import read_faces
-from model import restore_model
-from predictor import AgeEstimator, as_photo, fuse_batch_norms, in_batches
+from predictor import AgeEstimator, as_photo, in_batches
 from preprocess import face_align
 from results import FIELDS, ResultFiles, face_from_probs
 
@@ -64,12 +61,11 @@ def test_network_gets_the_pixels_of_training(estimator, tmp_path, monkeypatch):
     dataset = FaceDataset(faces, estimator.cfg, train=False, cache_dir=tmp_path / "cache")
     trained = dataset.__getitems__([(0, index) for index in range(len(dataset))])["pixels"]
 
-    seen = []
-    hook = estimator.model.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    seen, network = [], estimator.model
+    monkeypatch.setattr(estimator, "model", lambda pixels: seen.append(pixels) or network(pixels))
     images = [as_photo(path) for path in photos]
     found = [faces[0] for faces in estimator.detector.align(images, faces="all")]
     estimator.ages_of(list(zip(images, found, strict=True)))
-    hook.remove()
     torch.testing.assert_close(torch.cat(seen), trained, rtol=0, atol=0)
 
 
@@ -211,47 +207,6 @@ def test_batches_are_bounded_by_pixels(monkeypatch):
               Image.new("RGB", (20, 20)), Image.new("RGB", (90, 90)), Image.new("RGB", (5, 5))]
     assert [len(batch) for batch in in_batches(photos, 16)] == [3, 1, 1, 1]
     assert [len(batch) for batch in in_batches(["x"] * 5, 2)] == [2, 2, 1]
-
-
-# ---- Batch norm folded into the convolutions
-
-
-def test_folded_network_computes_the_same(model_path):
-    model, _ = restore_model(load_checkpoint(model_path))
-    for norm in (module for module in model.modules() if isinstance(module, nn.BatchNorm2d)):
-        norm.running_mean.uniform_(-1, 1)
-        norm.running_var.uniform_(0.5, 2)
-    fused = fuse_batch_norms(model, 64, "cpu")
-    assert not any(isinstance(module, nn.BatchNorm2d) for module in fused.modules())
-    pixels = torch.randint(0, 256, (3, 3, 64, 64), dtype=torch.uint8)
-    with torch.no_grad():
-        torch.testing.assert_close(fused(pixels), model(pixels), rtol=1e-3, atol=1e-4)
-
-
-class BetweenConvAndNorm(nn.Module):
-    """The convolution's output is needed without the norm too, or changed before it."""
-
-    def __init__(self, in_place):
-        super().__init__()
-        self.conv, self.norm = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)
-        self.norm.running_mean.uniform_(1, 2)
-        self.in_place = in_place
-
-    def forward(self, pixels):
-        features = self.conv(pixels.float() / 255)
-        if self.in_place:
-            return self.norm(features.relu_()).mean((2, 3))
-        return (features + self.norm(features)).mean((2, 3))
-
-
-@pytest.mark.parametrize("in_place", [False, True])
-def test_network_that_cannot_be_folded_stays(in_place):
-    model = BetweenConvAndNorm(in_place).eval()
-    fused = fuse_batch_norms(model, 16, "cpu")
-    pixels = torch.randint(0, 256, (2, 3, 16, 16), dtype=torch.uint8)
-    with torch.no_grad():
-        torch.testing.assert_close(fused(pixels), model(pixels))
-    assert isinstance(fused.norm, nn.BatchNorm2d)
 
 
 # ---- Result files
