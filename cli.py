@@ -26,16 +26,14 @@ def run_main(main):
 
 
 def add_data_flags(parser):
-    """Which faces: --data_dir, --dataset, --list_dir, --protocol, --cache_dir."""
-    parser.add_argument("--data_dir", nargs="+", required=True, metavar="DIR",
-                        help="folder of the photos; several train together")
+    """Which faces: --data_dir, --dataset, --list_dir, --cache_dir."""
+    parser.add_argument("--data_dir", nargs="+", metavar="DIR",
+                        help="folder of the photos; several count as one data set")
     parser.add_argument("--dataset", nargs="+", metavar="NAME",
                         help="data set, the NAME in NAME_train_align.csv, one a folder or "
                         "several in one; the folder's only one without it")
     parser.add_argument("--list_dir", nargs="+", metavar="DIR",
                         help="folder of the lists, where it is not --data_dir")
-    parser.add_argument("--protocol", metavar="PROTOCOL",
-                        help="use the splits of NAME_split_PROTOCOL.csv instead of the lists'")
     parser.add_argument("--cache_dir", metavar="DIR",
                         help="folder of the cut-out faces; ~/.cache/age-estimation-ldl/crops "
                         "without it")

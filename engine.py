@@ -7,14 +7,12 @@ import time
 from dataclasses import dataclass, field
 
 import numpy as np
-import pandas as pd
 import torch
 from torch.optim.swa_utils import AveragedModel
 from tqdm import tqdm
 
 import distributed
 import metrics
-from lists import OPTIONAL
 
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16, "off": None}
 TRIAL_STEPS = 3  # timed training steps each way when TRAIN.AMP is auto on a CPU
@@ -360,25 +358,3 @@ def build_optimizer(model, cfg):
                                weight_decay=decays)
     optimizer = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[cfg.TRAIN.OPT]
     return optimizer(groups, lr=cfg.TRAIN.LR, weight_decay=decays)
-
-
-def predictions_table(faces, log_probs, pred_ages, age_bins):
-    """Predictions as a table, one row a face, as evaluation.py and predictions.csv have it.
-
-    Args:
-        faces: table of lists.read_faces.
-        log_probs: (N, K) float32.
-        pred_ages: (N,) years.
-        age_bins: (K,) whole years.
-    Returns:
-        DataFrame: photo, age, pred_age, pred_std (years), a column pAGE for each bin, and what
-        else the data set knows.
-    """
-    probs = log_probs.double().softmax(dim=1).numpy()
-    bins = age_bins.numpy()
-    table = faces[["photo", "age"]].assign(
-        pred_age=pred_ages.numpy(), pred_std=metrics.distribution_std(probs, bins))
-    columns = pd.DataFrame(probs, columns=[f"p{age}" for age in bins], index=faces.index)
-    known = ["dataset", *(name for name in OPTIONAL
-                          if name != "votes" and faces[name].notna().any())]
-    return pd.concat([table, columns, faces[known]], axis=1)

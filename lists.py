@@ -5,6 +5,7 @@ x2 y2 in the rotated, expanded photo), or an APPA-REAL folder as released. What 
 knows stands in OPTIONAL columns.
 """
 
+import fnmatch
 from pathlib import Path
 
 import numpy as np
@@ -129,10 +130,8 @@ def _read_split(list_dir, dataset, split, cfg):
 def _read_protocol(list_dir, dataset, split, protocol, cfg):
     path = list_dir / f"{dataset}_split_{protocol}.csv"
     if not path.is_file():
-        names = sorted(p.stem.removeprefix(f"{dataset}_split_")
-                       for p in list_dir.glob(f"{dataset}_split_*.csv"))
         raise FileNotFoundError(f"protocol file '{path}' not found; protocols there: "
-                                f"{', '.join(names) or 'none'}")
+                                f"{', '.join(_protocols_of(list_dir, dataset)) or 'none'}")
     chosen = read_csv(path, ["photo", "split"])
     unknown = sorted(set(chosen["split"]) - set(SPLITS))
     if unknown:
@@ -147,6 +146,29 @@ def _read_protocol(list_dir, dataset, split, protocol, cfg):
     if faces.empty:
         raise ValueError(f"{path}: none of its {split} photos stands in the lists of '{dataset}'")
     return faces.reset_index(drop=True)
+
+
+def _protocols_of(list_dir, dataset):
+    return sorted(path.stem.removeprefix(f"{dataset}_split_")
+                  for path in Path(list_dir).glob(f"{dataset}_split_*.csv"))
+
+
+def find_protocols(sources, patterns):
+    """Names of the split files that names or patterns such as 'rotation*' stand for, sorted.
+
+    Raises:
+        FileNotFoundError: one of them stands for none of the data sets' split files.
+    """
+    known = sorted({protocol for _, dataset, list_dir in sources
+                    for protocol in _protocols_of(list_dir, dataset)})
+    chosen = []
+    for pattern in patterns:
+        found = fnmatch.filter(known, pattern)
+        if not found:
+            raise FileNotFoundError(f"protocol '{pattern}' not found; protocols there: "
+                                    f"{', '.join(known) or 'none'}")
+        chosen += found
+    return chosen
 
 
 def read_csv(path, required):
@@ -300,3 +322,9 @@ def _refuse(table, bad, problem, columns):
     more = int(bad.sum()) - len(rows)
     raise ValueError(f"{problem}: {int(bad.sum())} of {len(table)} rows: " + "; ".join(rows)
                      + (f"; and {more} more" if more > 0 else ""))
+
+
+def count_rejected(list_dir, dataset):
+    """Photos that the preparation found no face in, or 'unknown' where it was not ours."""
+    path = Path(list_dir, f"{dataset}_rejected.csv")
+    return len(read_csv(path, [])) if path.is_file() else "unknown"

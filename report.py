@@ -96,14 +96,15 @@ def write_report(predictions, out_dir, provenance=None, tta=None, temperatures=N
 
 
 def write_predictions(frame, path):
-    """Write a table of predictions as CSV.
+    """Write a table of predictions as CSV: photo, age, pred_age, pred_std, p0, ..., and the rest.
 
     Probabilities get PROB_DIGITS significant digits; those below metrics.PROB_FLOOR become 0.
     """
     probs = [column for column in frame if re.fullmatch(r"p\d+", column)]
     rounded = pd.DataFrame(_significant(frame[probs].to_numpy(np.float64)), frame.index, probs)
     faces = frame.drop(columns=probs).round({"pred_age": 4, "pred_std": 4})
-    pd.concat([faces, rounded], axis=1).to_csv(path, index=False)
+    first = [name for name in ("photo", "age", "pred_age", "pred_std") if name in faces]
+    pd.concat([faces[first], rounded, faces.drop(columns=first)], axis=1).to_csv(path, index=False)
 
 
 def _significant(values):

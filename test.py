@@ -1,11 +1,15 @@
-"""Measure a trained network on a data set's test split; ends in the line `test mae: ...`."""
+"""Measure trained networks on a data set's test split; ends in the line `test mae: ...`."""
 
 import argparse
+import glob
+import shlex
+import sys
+from pathlib import Path
 
-import pandas as pd
-import torch
+import numpy as np
 
-from checkpoint import load_checkpoint
+import metrics
+from checkpoint import save_checkpoint
 from cli import (
     HelpFormatter,
     add_data_flags,
@@ -14,45 +18,73 @@ from cli import (
     parse_with_overrides,
     run_main,
 )
-from dataset import FaceDataset, OrderedBatches, build_loader
-from defaults import age_bins, override_cfg
-from download import find_model
-from engine import predict, predictions_table, score
-from lists import SPLITS, pair_folders, read_faces
-from losses import DECODES
-from model import restore_model
+from defaults import age_bins
+from engine import score
+from evaluation import load_predictions
+from lists import SPLITS, count_rejected, pair_folders
+from predictions import predict_split
+from report import write_predictions, write_report
+
+CALIBRATED_SHARES = (0.8, 0.9)  # central intervals that the temperature is fitted to
 
 
 def parse_args(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
     add_data_flags(parser)
-    parser.add_argument("--resume", metavar="MODEL", help="checkpoint, name of a released model, "
-                        "or https URL; the model shipped in misc/ without it")
-    parser.add_argument("--split", default="test", choices=SPLITS)
+    parser.add_argument("--protocol", metavar="PROTOCOL",
+                        help="use the splits of NAME_split_PROTOCOL.csv instead of the lists'")
+    parser.add_argument("--resume", nargs="+", metavar="MODEL",
+                        help="checkpoint, name of a released model, or https URL; the model "
+                        "shipped in misc/ without it. Several are compared; a quoted glob is "
+                        "one recipe with several seeds")
+    parser.add_argument("--split", choices=SPLITS,
+                        help="split to measure on; test, or with --calibrate valid, without it")
     parser.add_argument("--output", metavar="CSV", help="write one row an image: photo, age, "
                         "pred_age, pred_std, and the probability of each age")
+    parser.add_argument("--report", metavar="DIR", help="write report.html, metrics.json and "
+                        "predictions.csv")
+    parser.add_argument("--predictions", metavar="CSV", help="evaluate these predictions, of "
+                        "any model, instead of predicting")
+    parser.add_argument("--calibrate", action="store_true",
+                        help="fit the temperature that makes the 80 and 90%% intervals true, and "
+                        "store it in the checkpoint")
     add_device_flag(parser)
     return parse_with_overrides(parser, argv)
 
 
 def main():
     args = parse_args()
-    device = choose_device(args.device)
-    checkpoint = load_checkpoint(find_model(args.resume))
-    model, cfg = restore_model(checkpoint, device)
-    cfg = override_cfg(cfg, args.opts, "TEST")
+    if args.predictions:
+        return report_predictions(args)
+    if not args.data_dir:
+        raise ValueError("no --data_dir: name the folder of the photos, or a table of "
+                         "predictions with --predictions")
+    models = _named_models(args.resume)
+    paths = [path for seeds in models.values() for path in seeds]
+    if args.calibrate or args.output:
+        if len(paths) > 1:
+            raise ValueError(f"--{'calibrate' if args.calibrate else 'output'} takes one model, "
+                             f"--resume names {len(paths)}")
+        if args.calibrate and args.resume is None:
+            raise ValueError("--calibrate changes a checkpoint; name it with --resume")
     sources = pair_folders(args.data_dir, args.dataset, args.list_dir)
-    faces = pd.concat([read_faces(data_dir, name, args.split, cfg, list_dir, args.protocol)
-                       for data_dir, name, list_dir in sources], ignore_index=True)
-    data = FaceDataset(faces, cfg, train=False, cache_dir=args.cache_dir)
-    loader = build_loader(data, OrderedBatches(len(data), cfg.TEST.BATCH_SIZE), cfg.TEST.WORKERS)
-    log_probs = predict(model, loader, device, cfg.TEST.TTA, "testing")
-    log_probs = (log_probs / checkpoint.get("temperature", 1.0)).log_softmax(dim=1)
-    bins = torch.tensor(age_bins(cfg))
-    pred_ages = DECODES[cfg.TEST.DECODE](log_probs, bins)
+    split = args.split or ("valid" if args.calibrate else "test")
+    predicted = {name: [predict_split(path, sources, split, choose_device(args.device), args.opts,
+                                      args.protocol, args.cache_dir, both=bool(args.report))
+                        for path in seeds] for name, seeds in models.items()}
+    first = next(iter(predicted.values()))[0]
+    if args.calibrate:
+        calibrate(first)
     if args.output:
-        predictions_table(faces, log_probs, pred_ages, bins).to_csv(args.output, index=False)
-    print_scores(score(data.labels, pred_ages, cfg.DATA.AGE_MAX), len(faces))
+        write_predictions(first.table(), args.output)
+    if args.report:
+        report_models(predicted, args, sources, split)
+    for name, seeds in predicted.items():
+        for one in seeds:
+            if len(paths) > 1:
+                print(f"{name}: {one.path}")
+            print_scores(one.scores(), len(one.data))
+    return 0
 
 
 def print_scores(scores, count):
@@ -65,6 +97,96 @@ def print_scores(scores, count):
         for n in (3, 5, 7):
             print(f"CA({n}): {scores[f'ca{n}']:.2f} %  (error < {n} years)")
         print(f"test mae: {scores['mae']:.3f}")
+
+
+def calibrate(predicted):
+    """Fit the temperature to a split's faces with an exact age, store it, say what it changes.
+
+    What the intervals cover is measured on each half of the faces with the temperature fitted
+    on the other.
+    """
+    labels, tta = predicted.data.labels, predicted.cfg.TEST.TTA
+    exact = (labels["age_min"] == labels["age_max"]).numpy()
+    if exact.sum() < 2:
+        raise ValueError("--calibrate needs faces with an exact age; this split has none")
+    ages = labels["age"].numpy()[exact].astype(float)
+    log_probs = predicted.log_probs[tta].numpy()[exact].astype(float)
+    bins = np.array(age_bins(predicted.cfg))
+
+    def fit(rows):
+        return metrics.fit_temperature(log_probs[rows], ages[rows], bins, CALIBRATED_SHARES)
+
+    halves = np.arange(len(ages)) % 2 == 0
+    probs = np.exp(log_probs)
+    unseen = probs.copy()
+    for half in (halves, ~halves):
+        unseen[half] = metrics.apply_temperature(probs[half], fit(~half))
+    temperature = fit(slice(None))
+    print(f"temperature {temperature:.3f}, fitted on {len(ages)} faces")
+    for share in CALIBRATED_SHARES:
+        print(f"the central {share:.0%} interval covers "
+              f"{metrics.coverage(probs, ages, bins, share):.1f} % before, "
+              f"{metrics.coverage(unseen, ages, bins, share):.1f} % after, on faces not fitted")
+    mae = {t: metrics.mae(ages, predicted.ages(tta, t)[0].numpy()[exact])
+           for t in (1.0, temperature)}
+    print(f"MAE {mae[1.0]:.3f} before, {mae[temperature]:.3f} after")
+    predicted.checkpoint["temperature"] = temperature
+    save_checkpoint(predicted.path, predicted.checkpoint)
+
+
+def report_models(predicted, args, sources, split):
+    """Write the report of one or several models."""
+    def tables(tta):
+        made = {name: [one.table(tta) for one in seeds] for name, seeds in predicted.items()}
+        return {name: seeds[0] if len(seeds) == 1 else seeds for name, seeds in made.items()}
+
+    first = next(iter(predicted.values()))[0]
+    singles = {name: seeds[0] for name, seeds in predicted.items() if len(seeds) == 1}
+    names = ", ".join(name for _, name, _ in sources)
+    write_report(
+        tables(first.cfg.TEST.TTA), args.report,
+        provenance={"Command": shlex.join(["python", *sys.argv]), "Split": split,
+                    "Protocol": args.protocol or "the lists' own split",
+                    **first.provenance(),
+                    "Photos without a face": {name: count_rejected(list_dir, name)
+                                              for _, name, list_dir in sources}},
+        tta=None if first.cfg.TEST.TTA else {
+            name: table for name, table in tables(True).items() if name in singles},
+        temperatures={name: one.temperature for name, one in singles.items() if one.temperature},
+        photo_of=first.data.face, title=f"{names}, {split}")
+    print(f"report in {Path(args.report, 'report.html')}")
+
+
+def report_predictions(args):
+    """Evaluate a table of predictions, of any model."""
+    if args.resume or args.calibrate:
+        raise ValueError("--predictions evaluates a table; leave --resume and --calibrate out")
+    table = load_predictions(args.predictions)
+    if args.report:
+        write_report(table, args.report, provenance={
+            "Command": shlex.join(["python", *sys.argv]), "Predictions": args.predictions})
+        print(f"report in {Path(args.report, 'report.html')}")
+    low, high = (table[name].fillna(table["age"]) if name in table else table["age"]
+                 for name in ("age_min", "age_max"))
+    bins = [int(name[1:]) for name in table if name[1:].isdigit() and name[0] == "p"]
+    print_scores(score({"age": table["age"], "age_min": low, "age_max": high},
+                       table["pred_age"], max(bins, default=np.inf)), len(table))
+    return 0
+
+
+def _named_models(resume):
+    """{name: [path, ...]}: a glob is one recipe with a path a seed."""
+    if resume is None:
+        return {"default": [None]}
+    models = {}
+    for word in resume:
+        found = [word]
+        if glob.has_magic(word):
+            found = sorted(glob.glob(word))  # noqa: PTH207 (Path.glob takes no absolute pattern)
+        if not found:
+            raise FileNotFoundError(f"--resume '{word}' matches no file")
+        models[word] = found
+    return models
 
 
 if __name__ == "__main__":

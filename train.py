@@ -40,10 +40,11 @@ from engine import (
     score,
     train_one_epoch,
 )
-from lists import pair_folders, read_faces, source_of
+from lists import find_protocols, pair_folders, read_faces, source_of
 from losses import DECODES, build_criterion, drawn_target
 from model import build_model, list_archs, restore_model
 from monitor import SHOWN_FACES, Monitor, SilentMonitor, draw_distributions, draw_scatter
+from predictions import predict_split
 
 AUGMENTED_SHOWN = 16  # faces in TensorBoard's picture of the augmentation
 
@@ -54,6 +55,10 @@ def parse_args(argv=None):
         epilog="architectures for MODEL.ARCH, beside any timm model as timm/NAME:\n  "
                + "\n  ".join(list_archs()))
     add_data_flags(parser)
+    parser.add_argument("--protocol", nargs="+", metavar="PROTOCOL",
+                        help="use the splits of NAME_split_PROTOCOL.csv instead of the lists'; "
+                        "of several, a quoted pattern such as 'rotation*' included, each is "
+                        "trained and tested in turn, in a folder of its own")
     parser.add_argument("--cfg", metavar="YAML", help="recipe over the defaults, as in configs/")
     parser.add_argument("--checkpoint", metavar="DIR", help="folder of this run's files; "
                         "'checkpoint', or that of the run that --resume continues")
@@ -72,16 +77,51 @@ def main():
         words = shlex.join(word for word in sys.argv if word != "--multi_gpu")
         raise ValueError("--multi_gpu: start one process a GPU instead: torchrun "
                          f"--nproc_per_node={max(torch.cuda.device_count(), 2)} {words}")
+    if not args.data_dir:
+        raise ValueError("no --data_dir: name the folder of the photos")
     resumed = load_checkpoint(args.resume) if args.resume else None
     cfg = _config(args, resumed)
+    sources = pair_folders(args.data_dir, args.dataset, args.list_dir)
+    protocols = find_protocols(sources, args.protocol or [])
     with distributed.processes(choose_device(args.device)) as device:
-        return train(args, cfg, device, resumed)
+        if len(protocols) > 1:
+            return train_rotations(args, cfg, device, sources, protocols)
+        args.protocol = protocols[0] if protocols else None
+        return train(args, cfg, device, sources, resumed)
 
 
-def train(args, cfg, device, resumed):
+def train_rotations(args, cfg, device, sources, protocols):
+    """Train and test each protocol in turn; prints the mean and spread of the test MAE.
+
+    Started again after an interruption, it goes on with the protocol under way.
+    """
+    if args.resume:
+        raise ValueError("--resume continues one protocol; several continue by themselves when "
+                         "the same command is started again")
+    maes = []
+    for protocol in protocols:
+        one = argparse.Namespace(**vars(args) | {
+            "protocol": protocol, "checkpoint": str(_run_folder(args) / protocol)})
+        last = Path(one.checkpoint, "last.pth")
+        one.resume = str(last) if last.is_file() else None
+        resumed = load_checkpoint(last) if one.resume else None
+        code = train(one, cfg, device, sources, resumed)
+        if code:
+            return code
+        if distributed.is_main():
+            tested = predict_split(Path(one.checkpoint, "best.pth"), sources, "test", device,
+                                   protocol=protocol, cache_dir=args.cache_dir)
+            maes.append(tested.scores()["mae"])
+            print(f"{protocol}: test mae: {maes[-1]:.3f}")
+    if distributed.is_main():
+        print(f"test mae: {np.mean(maes):.3f} (sd {np.std(maes, ddof=1):.3f} over "
+              f"{len(maes)} protocols)")
+    return 0
+
+
+def train(args, cfg, device, sources, resumed):
     """Train until the last epoch (returns 0) or an interruption (returns 130)."""
     _fix_seeds(cfg)
-    sources = pair_folders(args.data_dir, args.dataset, args.list_dir)
     loaders = {split: _build_loader(sources, split, cfg, args) for split in ("train", "valid")}
     trainer = build_trainer(cfg, device, loaders["train"], resumed)
     run = Run(_run_folder(args), cfg, trainer, loaders, sources)
@@ -381,9 +421,7 @@ def _command(script, args, *words):
     for flag in ("dataset", "list_dir"):
         if getattr(args, flag):
             line += [f"--{flag}", *getattr(args, flag)]
-    flags = ("protocol", "cache_dir", "tensorboard") if script == "train.py" else ("protocol",
-                                                                                   "cache_dir")
-    for flag in flags:
+    for flag in ("protocol", "cache_dir", *(("tensorboard",) if script == "train.py" else ())):
         if getattr(args, flag):
             line += [f"--{flag}", getattr(args, flag)]
     return shlex.join([*line, *map(str, words)])

@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from faces import TINY, write_dataset
+from faces import TINY, write_dataset, write_list
 
 ROOT = Path(__file__).parent.parent
 AGES = [5, 15, 25, 35, 45, 55, 65, 75]
@@ -298,3 +298,57 @@ def test_bad_images_end_the_run_at_the_start(folder, tmp_path):
     assert "drawn_2.png" in refusal(train(broken, tmp_path / "run", *TINY, check=False))
     done = train(broken, tmp_path / "run", *TINY, "DATA.CACHE", "False", check=False)
     assert "drawn_2.png" in refusal(done)
+
+
+def test_rotations_train_and_test_in_turn(tmp_path):
+    folder = tmp_path / "data"
+    write_dataset(folder, AGES, splits=("train",))
+    for fold in range(2):
+        rows = [{"photo": f"drawn_{i}.png", "split": ("train", "train", "valid", "test")[
+            (i + fold) % 4]} for i in range(len(AGES))]
+        write_list(folder / f"drawn_split_fold{fold}.csv", rows)
+    words = ["--protocol", "fold*", *TINY, "TRAIN.EPOCHS", "1", "TRAIN.BATCH_SIZE", "2"]
+    lines = train(folder, tmp_path / "run", *words).stdout.splitlines()
+    maes = [float(line.split()[-1]) for line in lines if re.match(r"fold\d: test mae:", line)]
+    assert len(maes) == 2
+    told = re.fullmatch(r"test mae: (\S+) \(sd (\S+) over 2 protocols\)", lines[-1])
+    assert float(told[1]) == pytest.approx(np.mean(maes), abs=0.0015)
+    assert float(told[2]) == pytest.approx(np.std(maes, ddof=1), abs=0.0015)
+    again = train(folder, tmp_path / "run", *words).stdout  # both done: only tested again
+    assert again.splitlines()[-1] == lines[-1]
+    tested = script("test.py", "--data_dir", folder, "--protocol", "fold1", "--resume",
+                    tmp_path / "run" / "fold1" / "best.pth", "--cache_dir", tmp_path / "cache")
+    assert tested.stdout.splitlines()[-1] == f"test mae: {maes[1]:.3f}"
+
+
+def test_calibration_is_stored_and_applied(folder, tmp_path):
+    train(folder, tmp_path / "run", *TINY, "TRAIN.EPOCHS", "1")
+    model = tmp_path / "run" / "best.pth"
+    words = ["--data_dir", folder, "--resume", model, "--cache_dir", tmp_path / "cache"]
+    script("test.py", *words, "--output", tmp_path / "before.csv")
+    told = script("test.py", *words, "--calibrate").stdout
+    temperature = weights(model)["temperature"]
+    assert f"temperature {temperature:.3f}" in told
+    assert "covers" in told
+    script("test.py", *words, "--output", tmp_path / "after.csv")
+    columns = [f"p{age}" for age in range(101)]
+    before, after = (pd.read_csv(tmp_path / f"{name}.csv")[columns].to_numpy()
+                     for name in ("before", "after"))
+    scaled = before ** (1 / temperature)
+    np.testing.assert_allclose(after, scaled / scaled.sum(axis=1, keepdims=True), atol=1e-4)
+    assert not np.allclose(before, after, atol=1e-3)
+
+
+def test_reports_of_one_model_of_several_and_of_a_table(folder, trained, tmp_path):
+    words = ["--data_dir", folder, "--cache_dir", tmp_path / "cache", "--report"]
+    script("test.py", *words, tmp_path / "one", "--resume", trained)
+    metrics = json.loads((tmp_path / "one" / "metrics.json").read_text())
+    assert {"value", "low", "high"} <= metrics["mae"].keys()
+    assert (tmp_path / "one" / "report.html").stat().st_size > 10_000
+    other = tmp_path / "other.pth"
+    shutil.copy(trained, other)
+    script("test.py", *words, tmp_path / "two", "--resume", trained, other)
+    assert len(json.loads((tmp_path / "two" / "metrics.json").read_text())["comparisons"]) == 1
+    done = script("test.py", "--predictions", tmp_path / "one" / "predictions.csv", "--report",
+                  tmp_path / "table")
+    assert done.stdout.splitlines()[-1] == f"test mae: {metrics['mae']['value']:.3f}"
