@@ -10,6 +10,7 @@ installed, and the two passes that every face of the project goes through:
 
 import warnings
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -36,7 +37,7 @@ except ImportError:  # the same networks then run in PyTorch, at about half the 
 
 BATCH_PIXELS = 4_000_000  # of the photos that are searched together
 FIRST_SHARE = 0.25  # of a photo's shorter side: the search for the main face starts there
-SPAN = 3.0  # levels down to this fraction of a face's size have a say in where it is found
+SPAN = 4.0  # levels down to this fraction of a face's size have a say in where it is found
 SURE = 0.95  # a less probable face does not end the search for the main one
 REACH = 1.0  # times a face's size: how far around its centre the second pass looks
 SAME_FACE_IOU = 0.2  # least overlap of the faces of the two passes
@@ -80,7 +81,13 @@ class FaceDetector:
             raise ValueError(f"min_face_ratio must lie in 0..1, got {min_face_ratio}")
         self.min_face_size = min_face_size
         self.min_face_ratio = min_face_ratio
-        self.networks = _load_networks(torch.device(device), threads or torch.get_num_threads())
+        self.device = torch.device(device)
+        self.threads = threads or torch.get_num_threads()
+
+    @cached_property
+    def networks(self):
+        """The three networks (mtcnn.Networks), loaded when first used."""
+        return _load_networks(self.device, self.threads)
 
     def detect(self, photos):
         """All faces of each photo.
@@ -321,7 +328,9 @@ class _TorchNetwork:
 class _OpenVinoNetwork:
     def __init__(self, network, side, threads):
         example = torch.zeros(2, 3, side, side)
-        model = openvino.convert_model(network, example_input=example)
+        with warnings.catch_warnings(), torch.no_grad():
+            warnings.simplefilter("ignore")  # torch's about the tracing that OpenVINO relies on
+            model = openvino.convert_model(network, example_input=example)
         self.request = openvino.Core().compile_model(model, "CPU", {
             "INFERENCE_NUM_THREADS": threads, "NUM_STREAMS": 1,
             "INFERENCE_PRECISION_HINT": "f32",  # bf16, its default on some CPUs, moves boxes

@@ -16,24 +16,15 @@ import contextlib
 import csv
 import hashlib
 import itertools
-import multiprocessing
-import operator
 import os
-import signal
 from collections import Counter
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from functools import partial
 from pathlib import Path
 
-import cv2
-import numpy as np
 import torch
 from tqdm import tqdm
 
 from cli import HelpFormatter, add_device_flag, choose_device, run_main
-from preprocess.detector import FaceDetector, batches
-from preprocess.face import load_photo
+from preprocess.detector import FaceDetector
 from preprocess.journal import (
     CHUNK,
     Journal,
@@ -44,8 +35,8 @@ from preprocess.journal import (
     writable_folder,
 )
 from preprocess.readers import LOCATION, SPLITS
+from preprocess.workers import RESULT, worker_pool
 
-RESULT = ["deg", "box1", "box2", "box3", "box4", "confidence"]
 AHEAD = 3  # chunks a worker process finds waiting
 
 
@@ -106,101 +97,6 @@ def rank_device(name):
 
 def available_cores():
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-
-
-# ------------------------------------------------------------------------------- workers
-
-
-@contextlib.contextmanager
-def worker_pool(workers, data_dir, settings):
-    """A function that sends rows to a worker process and returns a future of their results."""
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, context, start_worker, (str(data_dir), settings)) as pool:
-        try:
-            yield partial(pool.submit, align_in_worker)
-        except BrokenProcessPool as error:
-            raise OSError("a worker process died, perhaps out of memory; start again, if need be "
-                          f"with fewer than {workers} --workers: nothing done is lost") from error
-        finally:
-            pool.shutdown(cancel_futures=True)
-
-
-def start_worker(data_dir, settings):
-    """Each process detects on one core: that is faster than one process on several."""
-    global worker
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the main process's to handle
-    torch.set_num_threads(1)
-    cv2.setNumThreads(1)
-    worker = partial(align_rows, FaceDetector(**settings, threads=1), Path(data_dir))
-
-
-def align_in_worker(rows):
-    return worker(rows)
-
-
-def align_rows(detector, data_dir, rows):
-    """Results of a few rows of a list.
-
-    Args:
-        detector: FaceDetector.
-        data_dir: folder of the photos.
-        rows: list of dicts with photo and age, and perhaps the columns of LOCATION.
-    Returns:
-        list, one a row, of fields as text: a reason why there is no face, or "" and RESULT.
-    """
-    results = [None] * len(rows)
-
-    def photos():  # read as the detector takes them, so that few are in memory
-        for index, row in enumerate(rows):
-            results[index] = row_problem(row)
-            if results[index] is None:
-                try:
-                    yield index, load_photo(data_dir / row["photo"])
-                except FileNotFoundError:
-                    results[index] = ["file missing"]
-                except OSError:
-                    results[index] = ["unreadable image"]
-
-    for batch in batches(photos(), photo_of=operator.itemgetter(1)):
-        indices, images = zip(*batch, strict=True)
-        locations = [row_location(rows[index]) for index in indices]
-        for index, faces in zip(indices, detector.align(images, locations=locations), strict=True):
-            results[index] = face_result(faces)
-    return results
-
-
-def face_result(faces):
-    if not faces:
-        return ["no face in the first pass"]
-    face = faces[0]
-    if face.aligned_bbox is None:
-        return ["no face in the second pass"]
-    return ["", f"{face.roll_deg:.4f}", *(f"{value:.2f}" for value in face.aligned_bbox),
-            f"{face.confidence:.5f}"]
-
-
-def row_problem(row):
-    """Why a row cannot be used as it stands, as a result, or None."""
-    if not row["photo"]:
-        return ["no photo"]
-    if not row["age"].strip() and row.get("age_min") and row.get("age_max"):
-        return None
-    try:
-        float(row["age"])
-    except ValueError:
-        return [f"age '{row['age']}' is no number"]
-    return None
-
-
-def row_location(row):
-    """xyxy pixels of the face in question, or None where the list does not tell."""
-    try:
-        return np.array([float(row[name]) for name in LOCATION])
-    except (KeyError, ValueError):
-        return None
-
-
-# --------------------------------------------------------------------------------- lists
 
 
 def align_list(list_path, split, args, settings, submit, workers, rank, world_size):

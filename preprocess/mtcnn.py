@@ -97,6 +97,7 @@ class SummedPhoto:
         self.size = size or (pixels.shape[1], pixels.shape[0])
         self.origin = origin
         self.part = np.array([*origin, origin[0] + pixels.shape[1], origin[1] + pixels.shape[0]])
+        self.judged = {}  # (side, x1, y1, x2, y2) of a crop -> a network's outputs for it
 
     def window(self, level, top, left, height, width):
         """(3, height, width) network input: a part of a level, its corner at (left, top)."""
@@ -171,8 +172,8 @@ def windows(level, size, region=None):
 def _span(low, high, length, scale):
     """Even start and stop, in pixels of a level, of a range of the photo."""
     start = max(int(low * scale), 0) // STRIDE * STRIDE  # the cells keep their places
-    count = -(-int(np.ceil(high * scale) - start) // 8) * 8  # few shapes: each is compiled
-    return start, min(start + count, length)
+    stop = -(-int(np.ceil(high * scale)) // STRIDE) * STRIDE  # as if the level went on
+    return start, min(stop, length)
 
 
 def _tiles(start, stop):
@@ -253,16 +254,15 @@ def find_faces(photos, proposals, networks):
     sides = squares[:, 2:4] - squares[:, :2]
     boxes = _square(squares[:, :4] + squares[:, 5:9] * np.tile(sides, 2))
 
-    boxes, owners, crops = _crops(photos, boxes, owners, REFINE_SIZE)
-    offsets, probs = networks.refine(crops)
+    boxes, owners, (offsets, probs) = _judge(networks.refine, REFINE_SIZE, photos, boxes, owners)
     passed = probs[:, 1] > REFINED_SCORE
     boxes, owners, scores, offsets = _select(passed, boxes, owners, probs[:, 1], offsets)
     kept = _nms_by_owner(boxes, scores, owners, PHOTO_IOU)
     boxes, owners, offsets = _select(kept, boxes, owners, offsets)
     boxes = _square(_shifted(boxes, offsets))
 
-    boxes, owners, crops = _crops(photos, boxes, owners, OUTPUT_SIZE)
-    offsets, points, probs = networks.output(crops)
+    boxes, owners, (offsets, points, probs) = _judge(networks.output, OUTPUT_SIZE,
+                                                     photos, boxes, owners)
     passed = probs[:, 1] > FACE_SCORE
     boxes, owners, scores, offsets, points = _select(
         passed, boxes, owners, probs[:, 1], offsets, points)
@@ -280,19 +280,30 @@ def _photo_faces(boxes, scores, landmarks):
     return Detections(*_select(np.argsort(areas)[::-1], boxes, scores, landmarks))
 
 
-def _crops(photos, boxes, owners, side):
-    """Network inputs of the boxes that hold pixels, with those boxes and their owners."""
+def _judge(network, side, photos, boxes, owners):
+    """The boxes that hold pixels, their owners and the network's outputs for them.
+
+    A photo remembers the outputs: a search that goes on to finer levels judges many boxes again.
+    """
     parts = np.stack([photo.part for photo in photos])[owners]  # (N, 4)
     pixels = np.trunc(boxes).astype(np.int64)
     pixels[:, :2] = np.maximum(pixels[:, :2] - 1, parts[:, :2])
     pixels[:, 2:] = np.minimum(pixels[:, 2:], parts[:, 2:])
-    filled = (pixels[:, 2:] > pixels[:, :2]).all(1)
-    pixels, boxes, owners = pixels[filled], boxes[filled], owners[filled]
+    pixels, boxes, owners = _select((pixels[:, 2:] > pixels[:, :2]).all(1), pixels, boxes, owners)
+    keys = [(side, *box) for box in pixels.tolist()]
+    new = np.array([key not in photos[owner].judged
+                    for key, owner in zip(keys, owners, strict=True)], bool)
     crops = np.empty((len(boxes), 3, side, side), np.float32)
-    for owner in np.unique(owners):
-        mine = owners == owner
+    for owner in np.unique(owners[new]):
+        mine = new & (owners == owner)
         crops[mine] = photos[owner].crops(pixels[mine], side)
-    return boxes, owners, crops
+    outputs = network(crops[new])
+    for index, *output in zip(np.flatnonzero(new), *outputs, strict=True):
+        photos[owners[index]].judged[keys[index]] = output
+    known = [photos[owner].judged[key] for key, owner in zip(keys, owners, strict=True)]
+    columns = zip(*known, strict=True) if known else [[] for _ in outputs]
+    return boxes, owners, [np.array(column, np.float32).reshape(len(known), *output.shape[1:])
+                           for column, output in zip(columns, outputs, strict=True)]
 
 
 def _shifted(boxes, offsets):
