@@ -1,5 +1,10 @@
-"""Checkpoints: tensors and plain Python values in one file, read without running any code."""
+"""Checkpoints: tensors and plain Python values in one file, read without running any code.
 
+    python -m checkpoint RUN/best.pth misc/model.pth     # the part that is released
+"""
+
+import argparse
+import hashlib
 import os
 import pickle
 import subprocess
@@ -9,6 +14,7 @@ import torch
 
 VERSION = 1
 REQUIRED = ("version", "cfg", "model")
+RELEASED = ("cfg", "commit", "epochs_done", "best", "metrics", "datasets", "temperature")
 
 
 def save_checkpoint(path, checkpoint):
@@ -62,6 +68,23 @@ def load_checkpoint(path):
     return checkpoint
 
 
+def release_checkpoint(source, target):
+    """Write the part of a checkpoint that using it needs: half-precision weights, no optimiser.
+
+    Args:
+        source: checkpoint of a training run.
+        target: file to write.
+    Returns:
+        sha256 of the target, 64 hexadecimal digits.
+    """
+    checkpoint = load_checkpoint(source)
+    kept = {key: checkpoint[key] for key in RELEASED if key in checkpoint}
+    kept["model"] = {name: values.half() if values.is_floating_point() else values
+                     for name, values in checkpoint["model"].items()}
+    save_checkpoint(target, kept)
+    return hashlib.sha256(Path(target).read_bytes()).hexdigest()
+
+
 def current_commit():
     """Short hash of the code's git commit, '+' appended where files differ; else 'unknown'."""
     def git(*words):
@@ -73,3 +96,16 @@ def current_commit():
                                                                  "-uno") else "")
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
+
+
+def _main():
+    parser = argparse.ArgumentParser(description="Write the part of a checkpoint that is released.")
+    parser.add_argument("source", help="checkpoint of a training run")
+    parser.add_argument("target", help="file to write")
+    args = parser.parse_args()
+    print(f"{args.target}: sha256 {release_checkpoint(args.source, args.target)}")
+
+
+if __name__ == "__main__":
+    from cli import run_main
+    run_main(_main)

@@ -65,6 +65,12 @@ def _only_dataset(list_dir):
     return names[0]
 
 
+def read_sources(sources, split, cfg, protocol=None):
+    """One split of several data sets as one table; sources are those of pair_folders."""
+    return pd.concat([read_faces(data_dir, dataset, split, cfg, list_dir, protocol)
+                      for data_dir, dataset, list_dir in sources], ignore_index=True)
+
+
 def read_faces(data_dir, dataset, split, cfg, list_dir=None, protocol=None):
     """One split of one data set as a checked table.
 

@@ -11,7 +11,7 @@ from dataset import FaceDataset, OrderedBatches, build_loader
 from defaults import age_bins, override_cfg
 from download import file_sha256, find_model
 from engine import predict, score
-from lists import OPTIONAL, read_faces
+from lists import OPTIONAL, read_sources
 from losses import DECODES
 from model import restore_model
 
@@ -87,8 +87,7 @@ def predict_split(resume, sources, split, device, opts=(), protocol=None, cache_
     checkpoint = load_checkpoint(path)
     model, cfg = restore_model(checkpoint, device)
     cfg = override_cfg(cfg, opts, "TEST")
-    faces = pd.concat([read_faces(data_dir, name, split, cfg, list_dir, protocol)
-                       for data_dir, name, list_dir in sources], ignore_index=True)
+    faces = read_sources(sources, split, cfg, protocol)
     data = FaceDataset(faces, cfg, train=False, cache_dir=cache_dir)
     loader = build_loader(data, OrderedBatches(len(data), cfg.TEST.BATCH_SIZE), cfg.TEST.WORKERS)
     log_probs = {tta: predict(model, loader, device, tta, "testing, mirrored" if tta else "testing")

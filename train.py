@@ -13,7 +13,6 @@ from datetime import datetime
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import torch
 
 import distributed
@@ -40,7 +39,7 @@ from engine import (
     score,
     train_one_epoch,
 )
-from lists import find_protocols, pair_folders, read_faces, source_of
+from lists import find_protocols, pair_folders, read_sources, source_of
 from losses import DECODES, build_criterion, drawn_target
 from model import build_model, list_archs, restore_model
 from monitor import SHOWN_FACES, Monitor, SilentMonitor, draw_distributions, draw_scatter
@@ -122,7 +121,8 @@ def train_rotations(args, cfg, device, sources, protocols):
 def train(args, cfg, device, sources, resumed):
     """Train until the last epoch (returns 0) or an interruption (returns 130)."""
     _fix_seeds(cfg)
-    loaders = {split: _build_loader(sources, split, cfg, args) for split in ("train", "valid")}
+    loaders = {"train": build_train_loader(sources, cfg, args.cache_dir, args.protocol),
+               "valid": build_valid_loader(sources, cfg, args.cache_dir, args.protocol)}
     trainer = build_trainer(cfg, device, loaders["train"], resumed)
     run = Run(_run_folder(args), cfg, trainer, loaders, sources)
     if resumed is not None:
@@ -371,16 +371,25 @@ def _run_folder(args):
     return Path(args.resume).parent if args.resume else Path("checkpoint")
 
 
-def _build_loader(sources, split, cfg, args):
-    faces = pd.concat([read_faces(data_dir, name, split, cfg, list_dir, args.protocol)
-                       for data_dir, name, list_dir in sources], ignore_index=True)
-    data = FaceDataset(faces, cfg, split == "train", args.cache_dir)
-    share = distributed.rank(), distributed.world_size()
-    if split == "train":
-        batches = ShuffledBatches(len(data), cfg.TRAIN.BATCH_SIZE, cfg.TRAIN.SEED, *share)
-        return build_loader(data, batches, cfg.TRAIN.WORKERS)
-    return build_loader(data, OrderedBatches(len(data), cfg.TEST.BATCH_SIZE, *share),
-                        cfg.TEST.WORKERS)
+def build_train_loader(sources, cfg, cache_dir=None, protocol=None):
+    """Loader of the training split, shuffled, augmented, this process's share."""
+    data = _build_dataset(sources, "train", cfg, cache_dir, protocol)
+    batches = ShuffledBatches(len(data), cfg.TRAIN.BATCH_SIZE, cfg.TRAIN.SEED,
+                              distributed.rank(), distributed.world_size())
+    return build_loader(data, batches, cfg.TRAIN.WORKERS)
+
+
+def build_valid_loader(sources, cfg, cache_dir=None, protocol=None):
+    """Loader of the validation split, in order, this process's share."""
+    data = _build_dataset(sources, "valid", cfg, cache_dir, protocol)
+    batches = OrderedBatches(len(data), cfg.TEST.BATCH_SIZE, distributed.rank(),
+                             distributed.world_size())
+    return build_loader(data, batches, cfg.TEST.WORKERS)
+
+
+def _build_dataset(sources, split, cfg, cache_dir, protocol):
+    faces = read_sources(sources, split, cfg, protocol)
+    return FaceDataset(faces, cfg, split == "train", cache_dir)
 
 
 def _fix_seeds(cfg):

@@ -1,5 +1,6 @@
 """Checkpoints: written whole, read without running code, refused in one line."""
 
+import hashlib
 import io
 import pickle
 import zipfile
@@ -7,7 +8,7 @@ import zipfile
 import pytest
 import torch
 
-from checkpoint import load_checkpoint, save_checkpoint
+from checkpoint import load_checkpoint, release_checkpoint, save_checkpoint
 
 PLAIN = {"cfg": "TRAIN:\n  LR: 0.1\n", "model": {"w": torch.arange(3.0)}, "epochs_done": 2,
          "best": {"metric": "val_mae", "value": 5.2, "epoch": 2}, "random_state": None}
@@ -88,3 +89,14 @@ def test_a_newer_version_is_refused(tmp_path):
 def test_a_missing_checkpoint_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"gone\.pth"):
         load_checkpoint(tmp_path / "gone.pth")
+
+
+def test_a_released_checkpoint_keeps_half_precision_weights_only(tmp_path):
+    save_checkpoint(tmp_path / "a.pth", {**PLAIN, "optimizer": {"state": torch.zeros(1000)}})
+    sha256 = release_checkpoint(tmp_path / "a.pth", tmp_path / "b.pth")
+    released = load_checkpoint(tmp_path / "b.pth")
+    assert released["model"]["w"].dtype == torch.float16
+    assert released["model"]["w"].tolist() == [0, 1, 2]
+    assert "optimizer" not in released
+    assert released["best"] == PLAIN["best"]
+    assert hashlib.sha256((tmp_path / "b.pth").read_bytes()).hexdigest() == sha256
