@@ -47,11 +47,11 @@ def chunks(rows):
         number += 1
 
 
-def writable_folder(path):
+def writable_folder(path, flag="--list_dir"):
     """The folder, created where it is missing.
 
     Raises:
-        OSError: it cannot be written to; names --list_dir.
+        OSError: it cannot be written to; names the flag that chooses another.
     """
     path = Path(path)
     probe = path / ".writable"
@@ -61,7 +61,7 @@ def writable_folder(path):
         probe.unlink()
     except OSError as error:
         raise OSError(f"folder '{path}' cannot be written to ({error.strerror}); choose another "
-                      "for the lists with --list_dir") from error
+                      f"one with {flag}") from error
     return path
 
 

@@ -1,0 +1,117 @@
+"""See whether the alignment is right: a contact sheet of random faces, and the ages of each split.
+
+    python -m preprocess.show --dataset utkface --data_dir DIR
+
+Writes NAME_faces.png, for each face the photo with its box, turned back by deg, beside the crop
+that training sees, and NAME_ages.png, how many faces of each age a split has.
+"""
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+from PIL import Image, ImageDraw
+
+from cli import HelpFormatter, run_main
+from preprocess.face import crop_face, load_photo, photo_quad, resize_face
+from preprocess.journal import read_rows, writable_folder
+from preprocess.readers import SPLITS
+
+COLUMNS = ["photo", "age", "deg", "box1", "box2", "box3", "box4"]
+SIDE = 160  # pixels of a photo and of a crop on the sheet
+CAPTION = 16  # pixels below them
+PAIRS_A_ROW = 5
+
+
+def parse_args():
+    parser = argparse.ArgumentParser(prog="python -m preprocess.show", description=__doc__,
+                                     formatter_class=HelpFormatter)
+    parser.add_argument("--data_dir", required=True, metavar="DIR", help="folder of the photos")
+    parser.add_argument("--dataset", required=True, metavar="NAME",
+                        help="the NAME in NAME_train_align.csv")
+    parser.add_argument("--list_dir", metavar="DIR",
+                        help="folder of the lists, --data_dir without it")
+    parser.add_argument("--output_dir", metavar="DIR",
+                        help="folder of the pictures, that of the lists without it")
+    parser.add_argument("--count", type=int, default=40, help="faces on the sheet")
+    parser.add_argument("--margin", type=float, default=0.0,
+                        help="share of the box added on each side of the crop, as DATA.MARGIN")
+    parser.add_argument("--seed", type=int, default=0, help="another one draws other faces")
+    return parser.parse_args()
+
+
+def main():
+    args = parse_args()
+    list_dir = Path(args.list_dir or args.data_dir)
+    splits = {split: list(read_rows(path, COLUMNS)) for split in SPLITS
+              if (path := list_dir / f"{args.dataset}_{split}_align.csv").is_file()}
+    faces = [row for rows in splits.values() for row in rows]
+    if not faces:
+        raise FileNotFoundError(f"no faces in {args.dataset}_train_align.csv, "
+                                f"{args.dataset}_valid_align.csv or {args.dataset}_test_align.csv "
+                                f"in '{list_dir}'; align them with python -m preprocess.face_align")
+    output_dir = writable_folder(args.output_dir or list_dir, "--output_dir")
+    order = np.random.default_rng(args.seed).permutation(len(faces))
+    sheet_path = output_dir / f"{args.dataset}_faces.png"
+    sheet = contact_sheet([faces[i] for i in order[:args.count]], args.data_dir, args.margin)
+    sheet.save(sheet_path)
+    ages_path = output_dir / f"{args.dataset}_ages.png"
+    plot_ages({split: [float(row["age"]) for row in rows if row["age"]]
+               for split, rows in splits.items()}, args.dataset).savefig(ages_path, dpi=120)
+    print(f"{len(faces):,} faces in {', '.join(splits)} -> {sheet_path}, {ages_path}")
+
+
+def contact_sheet(rows, data_dir, margin_ratio):
+    """PIL.Image with the photo and the crop of each row of an aligned list."""
+    across = 2 * SIDE + 8
+    lines = -(-len(rows) // PAIRS_A_ROW)
+    sheet = Image.new("RGB", (across * min(len(rows), PAIRS_A_ROW), (SIDE + CAPTION) * lines),
+                      "white")
+    pen = ImageDraw.Draw(sheet)
+    for index, row in enumerate(rows):
+        x, y = index % PAIRS_A_ROW * across, index // PAIRS_A_ROW * (SIDE + CAPTION)
+        before, after = before_and_after(row, data_dir, margin_ratio)
+        sheet.paste(before, (x, y))
+        sheet.paste(after, (x + SIDE, y))
+        pen.text((x + 2, y + SIDE + 2), f"{float(row['age']):g} years  {float(row['deg']):+.1f} deg"
+                 f"  {row['photo'].rsplit('/', 1)[-1][:24]}", fill="black")
+    return sheet
+
+
+def before_and_after(row, data_dir, margin_ratio):
+    """The photo with the face's box drawn, and the crop, each SIDE pixels square."""
+    photo = load_photo(Path(data_dir, row["photo"]))
+    deg, *box = (float(row[name]) for name in COLUMNS[2:])
+    crop = Image.fromarray(resize_face(crop_face(photo, box, deg, margin_ratio), SIDE))
+    quad = photo_quad(box, photo.size, deg)
+    low = np.minimum(quad.min(0), 0)  # boxes overhang the photo: make room for all of them
+    high = np.maximum(quad.max(0), photo.size)
+    scale = (SIDE - 2) / (high - low).max()
+    before = Image.new("RGB", (SIDE, SIDE), "gray")
+    size = [max(1, round(side * scale)) for side in photo.size]
+    before.paste(photo.resize(size), tuple((-low * scale).round().astype(int).tolist()))
+    corners = [tuple(corner) for corner in ((quad - low) * scale).tolist()]
+    pen = ImageDraw.Draw(before)
+    pen.line([*corners, corners[0]], fill="lime", width=2)
+    pen.line(corners[:2], fill="red", width=2)  # the top of the face
+    return before, crop
+
+
+def plot_ages(split_ages, name):
+    """matplotlib Figure: faces a year of age, one panel a split."""
+    figure = Figure(figsize=(8, 2 * len(split_ages)), layout="constrained")
+    panels = figure.subplots(len(split_ages), sharex=True, squeeze=False)[:, 0]
+    for panel, (split, ages) in zip(panels, split_ages.items(), strict=True):
+        years = np.arange(0, max(100, *map(max, filter(None, split_ages.values()))) + 2)
+        panel.hist(ages, bins=years)
+        panel.set_ylabel("faces")
+        panel.yaxis.set_major_locator(MaxNLocator(integer=True))
+        panel.set_title(f"{name} {split}: {len(ages):,} faces", fontsize=10, loc="left")
+    panels[-1].set_xlabel("age (years)")
+    return figure
+
+
+if __name__ == "__main__":
+    run_main(main)
