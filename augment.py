@@ -25,8 +25,8 @@ def augment(canvas, size, rng, aug):
     if rng.random() < strength * aug.BLUR:
         face = cv2.GaussianBlur(face, (0, 0), rng.uniform(0.3, 1.5) * size / 128)
     if rng.random() < strength * aug.NOISE:
-        noise = rng.normal(0, rng.uniform(2, 12), face.shape)
-        face = (face + noise).clip(0, 255).astype(np.uint8)
+        noise = rng.standard_normal(face.shape, np.float32) * rng.uniform(2, 12)
+        face = cv2.add(face, noise, dtype=cv2.CV_8U)  # saturates to 0..255
     if rng.random() < strength * aug.ERASING:
         _erase(face, rng)
     return face

@@ -31,8 +31,8 @@ from train import build_train_loader, build_trainer
 def parse_args():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
     add_data_flags(parser)
-    parser.add_argument("--stretches", type=int, default=8, help="of each kind")
-    parser.add_argument("--steps", type=int, default=8, help="batches of a stretch")
+    parser.add_argument("--stretches", type=int, default=6, help="of each kind")
+    parser.add_argument("--steps", type=int, default=10, help="batches of a stretch")
     add_device_flag(parser)
     return parse_with_overrides(parser)
 
@@ -50,9 +50,13 @@ def main():
     held = to_device(next(batches), device)
     print(f"{cfg.MODEL.ARCH} at {cfg.MODEL.IMG_SIZE} px, batch {trainer.batch_faces}, "
           f"{torch.get_num_threads()} threads, {device}, precision {trainer.amp}")
-    stretch(trainer, batches, args.steps), stretch(trainer, itertools.repeat(held), args.steps)
+    for warm_up in (batches, itertools.repeat(held)):
+        stretch(trainer, warm_up, 2)
     ratios, speeds = [], {"full": [], "bare": []}
+    waiting = loader.num_workers * (loader.prefetch_factor or 0)
     for number in range(args.stretches):
+        for _ in range(waiting):  # what the workers made during the bare stretch is no gift
+            next(batches)
         seconds = {"full": stretch(trainer, batches, args.steps),
                    "bare": stretch(trainer, itertools.repeat(held), args.steps)}
         for kind, value in seconds.items():
