@@ -8,7 +8,6 @@ photo and split. Photos that cannot be used are listed with the reason in NAME_s
 """
 
 import argparse
-import sys
 from collections import Counter
 from pathlib import Path
 
@@ -80,7 +79,7 @@ def read_rows(records, data_dir, oldest, drop):
         rows, list of Skipped, number of ages clipped.
     """
     rows, skipped, clipped, checked = [], [], 0, {}
-    for record in tqdm(records, unit=" photos", file=sys.stderr):
+    for record in tqdm(records, unit=" photos", delay=1):
         if isinstance(record, Skipped):
             skipped.append(record)
             continue

@@ -375,13 +375,15 @@ def read_fgnet(data_dir, options):
             yield Skipped(photo, "name is not NNNAYY.JPG")
             continue
         yield {"photo": photo, "age": int(match[2]), "subject": match[1],
-               "split": share_by_hash(match[1])}
+               "split": share_by_hash(f"fgnet {match[1]}")}
 
 
 def _fgnet_protocols(rows, data_dir):
     """Leave one person out: of the others, a tenth of the persons validates."""
     def split(subject, person):
-        return "test" if subject == person else share_by_hash(subject, VALID_FROM_TRAIN)
+        if subject == person:
+            return "test"
+        return share_by_hash(f"fgnet {subject}", VALID_FROM_TRAIN)
 
     return {f"without{person}": {row["photo"]: split(row["subject"], person) for row in rows}
             for person in sorted({row["subject"] for row in rows})}

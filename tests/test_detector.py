@@ -1,0 +1,240 @@
+import re
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from matplotlib.cbook import get_sample_data
+from PIL import Image
+from skimage.data import astronaut
+
+from preprocess import detector as detector_module
+from preprocess.detector import FaceDetector, batches
+from preprocess.face import crop_face, load_photo, roll_from_landmarks, rotate_photo
+from preprocess.mtcnn import SummedPhoto, Window, _nms_within, propose, pyramid, windows
+
+SHARED = Path("../shared/data")
+
+
+@pytest.fixture(scope="module")
+def faces_found():
+    return FaceDetector(threads=1)
+
+
+@pytest.fixture(scope="module")
+def portraits():
+    return [Image.fromarray(astronaut()), load_photo(get_sample_data("grace_hopper.jpg", False))]
+
+
+@pytest.fixture(scope="module")
+def mtcnn():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from facenet_pytorch import MTCNN
+        return MTCNN()
+
+
+def plain_two_passes(mtcnn, photo):
+    _, _, landmarks = mtcnn.detect(photo, landmarks=True)
+    roll_deg = roll_from_landmarks(landmarks[0])
+    boxes, probs = mtcnn.detect(rotate_photo(photo, roll_deg))
+    return roll_deg, boxes[0].astype(float), probs[0]
+
+
+def test_detects_what_the_package_detects(faces_found, portraits, mtcnn):
+    # Two faces side by side and one small photo: several faces, several sizes.
+    couple = Image.new("RGB", (700, 300))
+    for x, portrait in zip((0, 350), portraits, strict=True):
+        couple.paste(portrait.resize((350, 300)), (x, 0))
+    photos = [*portraits, couple, portraits[0].crop((150, 20, 330, 220))]
+    for photo, found in zip(photos, faces_found.detect(photos), strict=True):
+        boxes, probs, landmarks = mtcnn.detect(photo, landmarks=True)
+        assert len(found) == len(boxes)
+        np.testing.assert_allclose(found.bboxes, boxes.astype(float), atol=0.01)
+        np.testing.assert_allclose(found.confidences, probs.astype(float), atol=1e-5)
+        np.testing.assert_allclose(found.landmarks, landmarks.astype(float), atol=0.01)
+
+
+@pytest.mark.parametrize("turn", [0, 14, -37])
+def test_aligns_as_two_plain_passes_do(faces_found, portraits, mtcnn, turn):
+    photos = [portrait.rotate(turn, expand=True) for portrait in portraits]
+    for photo, [face] in zip(photos, faces_found.align(photos), strict=True):
+        # A pixel that differs by one grey level can tip which of two overlapping boxes wins.
+        roll_deg, bbox, prob = plain_two_passes(mtcnn, photo)
+        assert abs(face.roll_deg - roll_deg) < 0.01
+        np.testing.assert_allclose(face.aligned_bbox, bbox, atol=5)
+        assert abs(face.confidence - prob) < 0.01
+
+
+def test_roll_levels_the_eyes(faces_found, portraits):
+    tilted = portraits[1].rotate(-25, expand=True)
+    [[face]] = faces_found.align([tilted])
+    [upright] = faces_found.detect([rotate_photo(tilted, face.roll_deg)])
+    assert abs(face.roll_deg) > 15
+    assert abs(roll_from_landmarks(upright.landmarks[0])) < 3
+
+
+def test_all_faces_largest_first(faces_found, portraits):
+    group = Image.new("RGB", (900, 420))
+    group.paste(portraits[0].crop((130, 0, 330, 250)).resize((240, 300)), (600, 20))
+    group.paste(portraits[1].crop((100, 0, 420, 400)), (0, 0))
+    [everyone] = faces_found.align([group], faces="all")
+    assert len(everyone) == 2 and all(face.aligned_bbox is not None for face in everyone)
+    areas = [(face.bbox[2:] - face.bbox[:2]).prod() for face in everyone]
+    assert areas[0] > areas[1]
+    [[main]] = faces_found.align([group])
+    np.testing.assert_allclose(main.bbox, everyone[0].bbox, atol=0.5)
+    [[smaller]] = faces_found.align([group], locations=[everyone[1].bbox])
+    np.testing.assert_allclose(smaller.bbox, everyone[1].bbox, atol=0.5)
+    [nobody] = faces_found.align([group], locations=[np.array([400, 300, 450, 350])])
+    assert nobody == []
+
+
+def test_photos_without_faces_and_of_any_size(faces_found):
+    sizes = [(300, 200), (40, 900), (20, 20), (12, 30), (1, 1)]
+    photos = [Image.new("RGB", size, (90, 120, 30)) for size in sizes]
+    assert [len(found) for found in faces_found.detect(photos)] == [0] * 5
+    assert faces_found.align(photos) == [[]] * 5
+    assert faces_found.align([]) == [] and faces_found.detect([]) == []
+    assert faces_found.align([], faces="all") == []
+
+
+def test_a_face_does_not_depend_on_its_batch(faces_found, portraits):
+    alone = faces_found.align(portraits[:1])[0][0]
+    among = faces_found.align([portraits[1], portraits[0], portraits[1]])[1][0]
+    np.testing.assert_allclose(alone.aligned_bbox, among.aligned_bbox, atol=0.01)
+
+
+def test_pytorch_networks_find_the_same(portraits, faces_found, monkeypatch):
+    monkeypatch.setattr(detector_module, "openvino", None)
+    for ours, theirs in zip(faces_found.align(portraits),
+                            FaceDetector(threads=1).align(portraits), strict=True):
+        np.testing.assert_allclose(ours[0].aligned_bbox, theirs[0].aligned_bbox, atol=0.01)
+
+
+def test_min_face_ratio_leaves_small_faces_out(faces_found, portraits):
+    scene = Image.new("RGB", (400, 400), "gray")
+    scene.paste(portraits[1].resize((128, 150)), (200, 200))  # a face of about 50 pixels
+    assert len(faces_found.detect([scene])[0]) == 1
+    assert len(FaceDetector(threads=1, min_face_ratio=0.25).detect([scene])[0]) == 0
+
+
+def test_bad_arguments(faces_found, portraits):
+    with pytest.raises(ValueError, match="'main' or 'all'"):
+        faces_found.align(portraits, faces="largest")
+    with pytest.raises(ValueError, match="1 locations for 2 photos"):
+        faces_found.align(portraits, locations=[None])
+    with pytest.raises(ValueError, match="min_face_size"):
+        FaceDetector(min_face_size=0)
+    with pytest.raises(ValueError, match="min_face_ratio"):
+        FaceDetector(min_face_ratio=2)
+
+
+def test_windows_equal_adaptive_pooling():
+    pixels = np.random.default_rng(0).integers(0, 256, (97, 141, 3), np.uint8)
+    [level, *_] = pyramid((141, 97), 20)
+    tensor = torch.from_numpy(pixels).permute(2, 0, 1)[None].float()
+    whole = torch.nn.functional.interpolate(tensor, (level.height, level.width), mode="area")
+    whole = ((whole - 127.5) * 0.0078125)[0].numpy()
+    part = SummedPhoto(pixels).window(level, 4, 10, 30, 41)
+    np.testing.assert_allclose(part, whole[:, 4:34, 10:51], atol=1e-5)
+    # The same window from the part of the photo that it needs.
+    piece = SummedPhoto(pixels[3:70, 12:120], (141, 97), (12, 3))
+    np.testing.assert_allclose(piece.window(level, 4, 10, 30, 41), part, atol=1e-6)
+
+
+def test_crops_equal_adaptive_pooling():
+    pixels = np.random.default_rng(1).integers(0, 256, (90, 80, 3), np.uint8)
+    boxes = np.array([[0, 0, 80, 90], [10, 20, 13, 25], [5, 5, 53, 53], [7, 60, 80, 61]])
+    crops = SummedPhoto(pixels).crops(boxes, 24)
+    for (x1, y1, x2, y2), crop in zip(boxes, crops, strict=True):
+        tensor = torch.from_numpy(pixels[y1:y2, x1:x2]).permute(2, 0, 1).float()
+        pooled = torch.nn.functional.adaptive_avg_pool2d(tensor, 24)
+        np.testing.assert_allclose(crop, ((pooled - 127.5) * 0.0078125).numpy(), atol=1e-5)
+
+
+def test_sums_of_a_large_white_photo_do_not_overflow():
+    white = np.full((4200, 4200, 3), 255, np.uint8)  # its sum exceeds 32 bits
+    crops = SummedPhoto(white).crops(np.array([[4000, 4000, 4200, 4200], [0, 0, 4200, 4200]]), 48)
+    np.testing.assert_allclose(crops, 127.5 * 0.0078125, atol=1e-5)
+
+
+@pytest.mark.parametrize("size", [(700, 431), (128, 129), (129, 300), (247, 90)])
+def test_tiles_cover_every_cell_once(faces_found, size):
+    """Cells found tile by tile are those of one scan of the whole level."""
+    pixels = np.random.default_rng(2).integers(0, 256, (size[1], size[0], 3), np.uint8)
+    photo = SummedPhoto(pixels)
+    level = pyramid(size, 12)[0]  # a level as large as the photo
+    whole = Window(level, 0, 0, level.height, level.width)
+
+    def cells(scan):
+        count = {}
+
+        def network(images):
+            offsets, probs = faces_found.networks.propose(images)
+            return offsets, np.stack([1 - probs[:, 1], 0.6 + 0.4 * probs[:, 1]], 1)  # all pass
+
+        import preprocess.mtcnn as mtcnn
+        squares = [mtcnn._squares(window, offset[0], prob[0, 1]) for window in scan
+                   for offset, prob in [network(photo.window(*window)[None])]]
+        for row in np.concatenate(squares):
+            count[tuple(row[:4])] = count.get(tuple(row[:4]), 0) + 1
+        return count
+
+    assert cells(windows(level, size)) == cells([whole])
+
+
+def test_region_proposes_what_the_whole_level_proposes_there(faces_found, portraits):
+    photo = portraits[0]
+    summed = SummedPhoto(np.asarray(photo))
+    level = pyramid(photo.size, 20)[3]
+    whole = propose([summed], [windows(level, photo.size)], faces_found.networks)[0][level]
+    region = (150, 0, 330, 260)
+    part = propose([summed], [windows(level, photo.size, region)], faces_found.networks)[0][level]
+    inside = whole[(whole[:, 0] >= region[0]) & (whole[:, 1] >= region[1])
+                   & (whole[:, 2] <= region[2]) & (whole[:, 3] <= region[3])]
+    assert len(inside)
+    for row in inside:
+        np.testing.assert_allclose(np.abs(part - row).sum(1).min(), 0, atol=1e-3)
+
+
+def test_suppression_by_the_smaller_box():
+    boxes = np.array([[0, 0, 100, 100], [10, 10, 50, 50], [90, 90, 190, 190]], np.float32)
+    assert _nms_within(boxes, np.array([0.9, 0.8, 0.7], np.float32), 0.7).tolist() == [0, 2]
+    assert _nms_within(boxes, np.array([0.8, 0.9, 0.7], np.float32), 0.7).tolist() == [1, 2]
+
+
+def test_batches_bound_the_pixels_and_read_no_further(portraits):
+    read = []
+
+    def photos():
+        for side in (1000, 1500, 1500, 3000, 10, 10):
+            read.append(side)
+            yield Image.new("RGB", (side, side))
+
+    taken = batches(photos())
+    assert len(next(taken)) == 2 and read == [1000, 1500, 1500]
+    assert [len(batch) for batch in taken] == [1, 1, 2]
+
+
+def test_only_the_detector_imports_the_package():
+    users = [path.name for path in [*Path().glob("*.py"), *Path("preprocess").glob("*.py")]
+             if re.search(r"(from|import) facenet_pytorch", path.read_text(encoding="utf-8"))]
+    assert users == ["detector.py"]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not SHARED.is_dir(), reason="no ../shared/data")
+@pytest.mark.parametrize("folder", ["portraits", "UTKFace", "appa-real-release/valid",
+                                    "fairface/val"])
+def test_agrees_with_the_plain_loop_on_real_photos(folder):
+    from benchmarks.align_speed import agreement, choose_images, load_mtcnn, plain_loop
+    from preprocess.workers import align_rows
+    paths = choose_images((SHARED / folder).resolve(), 25 if folder == "portraits" else 200)
+    load_mtcnn()
+    rows = [{"photo": str(path), "age": "0"} for path in paths]
+    ours = [tuple(map(float, fields[:5])) if fields else None
+            for _, *fields in align_rows(FaceDetector(threads=1), Path(), rows)]
+    assert agreement(plain_loop(paths), ours) >= 0.99
+    assert crop_face(load_photo(paths[0]), ours[0][1:], ours[0][0], 0).size[0] > 20

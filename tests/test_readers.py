@@ -1,0 +1,301 @@
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+from scipy.io import savemat
+
+from preprocess.readers import DATASETS, SPLITS, Options, Skipped, share_by_hash
+
+SHARED = Path("../shared/data")
+
+
+def write_photos(folder, names, size=(20, 30)):
+    for name in names:
+        path = Path(folder, name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", size, "gray").save(path)
+
+
+def write_text(folder, name, text):
+    path = Path(folder, name)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding="utf-8")
+
+
+def read(name, folder, **options):
+    records = list(DATASETS[name].read(folder, Options(**options)))
+    rows = {row["photo"]: row for row in records if not isinstance(row, Skipped)}
+    return rows, dict(row for row in records if isinstance(row, Skipped))
+
+
+def generate(*arguments):
+    return subprocess.run([sys.executable, "-m", "preprocess.generate_csv", *map(str, arguments)],
+                          capture_output=True, text=True)
+
+
+def test_shares_are_stable_and_as_asked():
+    keys = [f"photo {i}" for i in range(5000)]
+    counts = Counter(map(share_by_hash, keys))
+    assert set(counts) == set(SPLITS)
+    assert abs(counts["train"] / 5000 - 0.8) < 0.02 and abs(counts["test"] / 5000 - 0.1) < 0.02
+    # A frozen list: a change of the hash would move photos between splits of users' lists.
+    assert [share_by_hash(key) for key in ("a", "anna", "g", "i", "5", "31")] == [
+        "train", "train", "valid", "valid", "test", "test"]
+
+
+def test_utkface_odd_names(tmp_path):
+    names = {"61_1_2_20170109142408075.jpg.chip.jpg": (61, "female", "asian"),
+             "39_1_20170116174525125.jpg.chip.jpg": (39, "female", None),  # no race
+             "24_0_1_20170116220224657 .jpg.chip.jpg": (24, "male", "black"),
+             "55_0_0_20170116232725357jpg.chip.jpg": (55, "male", "white"),
+             "14_0_0_2017011022340900.jpg.chip.jpg": (14, "male", "white"),
+             "116_1_3_20170120134921760.jpg": (116, "female", "indian"),
+             "part1/7_0_4_20161219210226888.jpg": (7, "male", "others")}
+    write_photos(tmp_path, [*names, "cover.jpg", "notes_1_2.jpg"])
+    rows, skipped = read("utkface", tmp_path)
+    assert {photo: (row["age"], row.get("gender"), row.get("race"))
+            for photo, row in rows.items()} == names
+    assert set(skipped) == {"cover.jpg", "notes_1_2.jpg"}
+
+
+def test_utkface_protocols(tmp_path):
+    write_photos(tmp_path, [f"{age}_0_0_201701{age:02}{i:09}.jpg.chip.jpg"
+                            for age in range(10, 80, 5) for i in range(30)])
+    rows = list(read("utkface", tmp_path)[0].values())
+    protocols = DATASETS["utkface"].protocols(rows, tmp_path)
+    assert set(protocols) == {f"rotation{i}" for i in range(5)} | {"21-60"}
+    tested = Counter(photo for i in range(5)
+                     for photo, split in protocols[f"rotation{i}"].items() if split == "test")
+    assert set(tested) == {row["photo"] for row in rows} and set(tested.values()) == {1}
+    counts = Counter(protocols["rotation2"].values())
+    assert counts["train"] > 2 * counts["valid"] > 0
+    ages = {row["photo"]: row["age"] for row in rows}
+    assert {ages[photo] for photo in protocols["21-60"]} == {25, 30, 35, 40, 45, 50, 55, 60}
+
+
+def test_utkface_published_lists_win(tmp_path):
+    names = [f"{age}_0_0_201701170000000{age}.jpg.chip.jpg" for age in (25, 30, 35, 70)]
+    write_photos(tmp_path, names)
+    write_text(tmp_path, "utk_train.csv", f",file,age\n0,{names[0]},4\n1,{names[2]},9\n")
+    write_text(tmp_path, "utk_test.csv", f",file,age\n2,{names[1]},9\n")
+    rows = list(read("utkface", tmp_path)[0].values())
+    splits = DATASETS["utkface"].protocols(rows, tmp_path)["21-60"]
+    assert set(splits) == set(names[:3]) and splits[names[1]] == "test"
+    assert "test" not in {splits[names[0]], splits[names[2]]}
+
+
+def test_appa_real_votes_and_uncropped(tmp_path):
+    write_text(tmp_path, "gt_avg_train.csv", "file_name,num_ratings,apparent_age_avg,"
+               "apparent_age_std,real_age\n000000.jpg,3,5.3,1.1,4\n000001.jpg,2,20,4.1,\n")
+    write_text(tmp_path, "gt_train.csv", "file_name,real_age,apparent_age,worker_age,"
+               "worker_gender\n000000.jpg,4,5,30,female\n000000.jpg,4,6,31,male\n"
+               "000000.jpg,4,5,32,female\n")
+    write_photos(tmp_path, ["train/000000.jpg", "train/000000.jpg_face.jpg",
+                            "train/000001.jpg_face.jpg"])
+    rows, _ = read("appa_real", tmp_path)
+    assert rows["train/000000.jpg"] == {"photo": "train/000000.jpg", "age": 5.3, "split": "train",
+                                        "age_std": "1.1", "votes": "5:2 6:1"}
+    assert rows["train/000001.jpg_face.jpg"]["votes"] == ""
+    rows, skipped = read("appa_real", tmp_path, appa_real_label="real")
+    assert rows["train/000000.jpg"]["age"] == 4 and "votes" not in rows["train/000000.jpg"]
+    assert skipped == {"train/000001.jpg_face.jpg": "no real_age"}
+
+
+@pytest.mark.parametrize("first_age", [0, 1])
+def test_megaage_distributions_and_test_list(tmp_path, first_age):
+    for part, ages in (("train", (3, 40)), ("test", (10,))):
+        write_text(tmp_path, f"list/{part}_name.txt", "".join(f"{age}.jpg\n" for age in ages))
+        write_text(tmp_path, f"list/{part}_age.txt", "".join(f"{age}\n" for age in ages))
+    weights = np.zeros((2, 60))
+    weights[0, [2 - first_age, 3 - first_age, 4 - first_age]] = 0.25, 0.5, 0.25
+    weights[1, 40 - first_age] = 1
+    np.savetxt(tmp_path / "list/train_age_dis.txt", weights)
+    records = list(DATASETS["megaage_asian"].read(tmp_path, Options()))
+    assert [(row["photo"], row["age"], row["split"]) for row in records] == [
+        ("train/3.jpg", 3, "train"), ("train/40.jpg", 40, "train"),
+        ("test/10.jpg", 10, "valid"), ("test/10.jpg", 10, "test")]
+    assert records[0]["votes"] == "2:0.25 3:0.5 4:0.25" and records[1]["votes"] == "40:1"
+
+
+def test_megaage_refuses_distributions_of_other_ages(tmp_path):
+    for part in ("train", "test"):
+        write_text(tmp_path, f"list/{part}_name.txt", "1.jpg\n")
+        write_text(tmp_path, f"list/{part}_age.txt", "30\n")
+    np.savetxt(tmp_path / "list/train_age_dis.txt", np.eye(60)[[10]])
+    with pytest.raises(ValueError, match="20.0 years off"):
+        read("megaage", tmp_path)
+
+
+def test_morph_persons_stay_together(tmp_path):
+    lines = [f"{person:06},Album2/{person:06}_{i}M{20 + i}.JPG,{20 + i},B,M"
+             for person in range(60) for i in range(4)]
+    write_text(tmp_path, "morph_2008_nonCommercial.csv",
+               "id_num,photo,age,race,gender\n" + "\n".join(lines) + "\n000099,x.JPG,,W,F\n")
+    rows, skipped = read("morph", tmp_path)
+    assert len(rows) == 240 and "x.JPG" in skipped
+    row = rows["Album2/000007_2M22.JPG"]
+    assert (row["age"], row["gender"], row["race"], row["subject"]) == (22, "male", "b", "000007")
+    rows = list(rows.values())
+    protocols = DATASETS["morph"].protocols(rows, tmp_path)
+
+    def shared_persons(splits):
+        persons = {split: {row["subject"] for row in rows if splits[row["photo"]] == split}
+                   for split in SPLITS}
+        assert all(persons.values())
+        return persons["train"] & persons["test"]
+
+    assert not shared_persons({row["photo"]: row["split"] for row in rows})
+    assert not shared_persons(protocols["subject"])
+    assert shared_persons(protocols["random"])
+
+
+def test_intervals_of_fairface_and_adience(tmp_path):
+    header = "file,age,gender,race,service_test\n"
+    write_text(tmp_path, "fairface_label_train.csv", header
+               + "train/1.jpg,3-9,Male,East Asian,True\ntrain/2.jpg,more than 70,Female,White,True"
+               "\ntrain/3.jpg,?,Female,White,True\n")
+    write_text(tmp_path, "fairface_label_val.csv", header + "val/1.jpg,0-2,Female,Indian,False\n")
+    rows, skipped = read("fairface", tmp_path)
+    assert rows["train/1.jpg"] == {"photo": "train/1.jpg", "age": 6, "age_min": 3, "age_max": 9,
+                                   "gender": "male", "race": "east asian", "split": "train"}
+    assert (rows["train/2.jpg"]["age_min"], rows["train/2.jpg"]["age_max"]) == (70, 100)
+    assert rows["val/1.jpg"]["split"] == "valid" and set(skipped) == {"train/3.jpg"}
+
+    (tmp_path / "aligned").mkdir()
+    for fold, age in enumerate(["(25, 32)", "35", "None", "(0, 2)", "(60, 100)"]):
+        write_text(tmp_path, f"fold_{fold}_data.txt", "user_id\toriginal_image\tface_id\tage\t"
+                   f"gender\n3{fold}@N03\tp.jpg\t{fold}\t{age}\tf\n")
+    rows, skipped = read("adience", tmp_path)
+    row = rows["aligned/30@N03/landmark_aligned_face.0.p.jpg"]
+    assert (row["age"], row["age_min"], row["age_max"], row["split"]) == (28.5, 25, 32, "train")
+    assert rows["aligned/31@N03/landmark_aligned_face.1.p.jpg"]["age_max"] == 35
+    assert len(rows) == 4 and len(skipped) == 1
+    folds = DATASETS["adience"].protocols(list(rows.values()), tmp_path)
+    assert folds["fold0"][row["photo"]] == "test" and folds["fold1"][row["photo"]] == "valid"
+
+
+def write_imdb(folder, name="imdb"):
+    births = [730668, 730669, 100, 750000, 730668]  # 730486 is 2000-01-01; 100 is no date
+    faces = {"dob": births, "photo_taken": [2030, 2030, 2030, 1950, 2030],
+             "full_path": np.array([f"0{i}/p{i}.jpg" for i in range(5)], object),
+             "gender": [1.0, 0.0, np.nan, 1.0, 1.0],
+             "face_location": np.array([np.array([[1.0, 2, 3, 4]])] * 5 + [None], object)[:5],
+             "face_score": [3.0, 0.5, 3.0, 3.0, -np.inf],
+             "second_face_score": [np.nan, np.nan, np.nan, np.nan, 1.0],
+             "celeb_id": [7, 8, 9, 10, 11]}
+    savemat(folder / f"{name}.mat", {name: faces})
+
+
+def test_imdb_ages_filters_and_locations(tmp_path):
+    (tmp_path / "imdb_crop").mkdir()
+    write_imdb(tmp_path / "imdb_crop")
+    rows, skipped = read("imdb", tmp_path)
+    assert set(rows) == {"imdb_crop/00/p0.jpg"}
+    row = rows["imdb_crop/00/p0.jpg"]
+    assert (row["age"], row["gender"], row["subject"]) == (30, "male", "7")
+    assert skipped == {"imdb_crop/01/p1.jpg": "face_score below 1",
+                       "imdb_crop/02/p2.jpg": "age outside 0..100",
+                       "imdb_crop/03/p3.jpg": "age outside 0..100",
+                       "imdb_crop/04/p4.jpg": "no face by its own detector"}
+    rows = read("imdb", tmp_path, min_face_score=0)[0]
+    assert rows["imdb_crop/01/p1.jpg"]["age"] == 29  # born a day later, on 2 July
+
+
+def test_location_of_a_crop_becomes_pixels(tmp_path):
+    (tmp_path / "imdb_crop").mkdir()
+    write_imdb(tmp_path / "imdb_crop")
+    write_photos(tmp_path, ["imdb_crop/00/p0.jpg"], size=(180, 90))
+    done = generate("--dataset", "imdb", "--data_dir", tmp_path)
+    assert done.returncode == 0, done.stderr
+    lists = [pd.read_csv(path) for path in tmp_path.glob("imdb_t*.csv")]
+    lists += [pd.read_csv(path) for path in tmp_path.glob("imdb_valid.csv")]
+    [row] = pd.concat(lists).to_dict("records")
+    assert [row[f"face_{name}"] for name in ("x1", "y1", "x2", "y2")] == [40, 20, 140, 70]
+
+
+@pytest.mark.parametrize(("name", "photo", "age", "subject"), [
+    ("fgnet", "images/001A02.JPG", 2, "001"), ("fgnet", "images/082a18b.jpg", 18, "082"),
+    ("agedb", "3_Maria_Callas_35_f.jpg", 35, "Maria_Callas"),
+    ("cacd", "14_Aaron_Johnson_0001.jpg", 14, "Aaron_Johnson"),
+    ("cacd", "53_Zoë_O'Neil_0016.jpg", 53, "Zoë_O'Neil")])
+def test_person_and_age_in_the_name(tmp_path, name, photo, age, subject):
+    write_photos(tmp_path, [photo, "images/readme.png"])
+    rows, skipped = read(name, tmp_path)
+    assert (rows[photo]["age"], rows[photo]["subject"]) == (age, subject)
+    assert set(skipped) == {"images/readme.png"}
+
+
+@pytest.mark.parametrize(("name", "pattern"), [
+    ("fgnet", "{0:03}A{1:02}.JPG"), ("agedb", "{1}_Person{0}_{1}_f.jpg"),
+    ("cacd", "{1}_Person{0}_0001.jpg")])
+def test_persons_are_in_one_split(tmp_path, name, pattern):
+    write_photos(tmp_path, [pattern.format(person, age) for person in range(1, 83)
+                            for age in (20, 30)])
+    rows, _ = read(name, tmp_path)
+    persons = {split: {row["subject"] for row in rows.values() if row["split"] == split}
+               for split in SPLITS}
+    assert all(persons.values()) and sum(map(len, persons.values())) == 82
+
+
+def test_fgnet_leaves_one_person_out(tmp_path):
+    write_photos(tmp_path, [f"images/{person:03}A{age:02}.JPG" for person in range(1, 83)
+                            for age in (2, 30)])
+    rows = list(read("fgnet", tmp_path)[0].values())
+    protocols = DATASETS["fgnet"].protocols(rows, tmp_path)
+    assert len(protocols) == 82
+    tested = [photo for photo, split in protocols["without007"].items() if split == "test"]
+    assert sorted(tested) == ["images/007A02.JPG", "images/007A30.JPG"]
+    assert set(protocols["without007"].values()) == set(SPLITS)
+
+
+def test_afad_folders(tmp_path):
+    write_photos(tmp_path, ["AFAD-Full/25/112/9-0.jpg", "AFAD-Full/31/111/8-1.jpg", "logo.jpg"])
+    rows, skipped = read("afad", tmp_path)
+    assert rows["AFAD-Full/25/112/9-0.jpg"]["gender"] == "female"
+    assert rows["AFAD-Full/31/111/8-1.jpg"]["age"] == 31 and set(skipped) == {"logo.jpg"}
+
+
+@pytest.mark.parametrize("name", sorted(DATASETS))
+def test_a_wrong_folder_names_what_was_looked_for(tmp_path, name):
+    done = generate("--dataset", name, "--data_dir", tmp_path) if name == "utkface" else None
+    with pytest.raises((FileNotFoundError, ValueError), match=r"holds no|not found"):
+        read(name, tmp_path)
+    assert done is None or (done.returncode == 2 and done.stderr.count("\n") <= 2)
+
+
+def test_generate_counts_what_it_cannot_use(tmp_path):
+    write_photos(tmp_path, [f"{age}_0_0_20170117000000{age:03}.jpg" for age in (1, 30, 116)])
+    (tmp_path / "5_0_0_20170117000000999.jpg").write_bytes(b"no image")
+    done = generate("--dataset", "utkface", "--data_dir", tmp_path, "--list_dir", tmp_path / "l")
+    assert done.returncode == 0, done.stderr
+    assert "1 older than the last bin" in done.stdout and "1 not an image" in done.stdout
+    lists = pd.concat(pd.read_csv(tmp_path / "l" / f"utkface_{split}.csv")
+                      for split in SPLITS if (tmp_path / "l" / f"utkface_{split}.csv").is_file())
+    assert sorted(lists["age"]) == [1, 30, 100]
+    assert pd.read_csv(tmp_path / "l/utkface_skipped.csv")["reason"].tolist() == ["not an image"]
+    assert pd.read_csv(tmp_path / "l/utkface_split_rotation0.csv").columns.tolist() == [
+        "photo", "split"]
+    done = generate("--dataset", "utkface", "--data_dir", tmp_path, "--list_dir", tmp_path / "m",
+                    "--drop_older")
+    assert "1 older than 100" in done.stdout
+
+
+def test_unwritable_folder_names_the_way_out(tmp_path):
+    write_photos(tmp_path, ["1_0_0_20170117000000001.jpg"])
+    blocked = tmp_path / "file"
+    blocked.touch()
+    done = generate("--dataset", "utkface", "--data_dir", tmp_path, "--list_dir", blocked)
+    assert done.returncode == 2 and "--list_dir" in done.stderr and "Traceback" not in done.stderr
+
+
+@pytest.mark.skipif(not (SHARED / "UTKFace").is_dir(), reason="no ../shared/data/UTKFace")
+def test_real_utkface_is_read_whole():
+    rows, skipped = read("utkface", SHARED / "UTKFace")
+    assert len(rows) == 18988 and not skipped
+    assert Counter(row["split"] for row in rows.values()) == {
+        "train": 15159, "valid": 1928, "test": 1901}
