@@ -235,7 +235,7 @@ class Run:
             print(f"resumed after {self.epochs_done} epochs and {self.progress.steps} batches")
         self.monitor = Monitor(self.folder, args.tensorboard, self.name, self.epochs_done + 1)
         self.monitor.augmented_faces(np.stack([
-            data.face(index) for index in range(min(AUGMENTED_SHOWN, len(data)))]))
+            data.face(index) for index in _spread(len(data), AUGMENTED_SHOWN)]))
 
     def _counts(self):
         for _, name, _ in self.sources:
@@ -309,7 +309,7 @@ class Run:
     def _draw(self, log_probs, pred_ages):
         valid = self.loaders["valid"].dataset
         exact = valid.labels["age_min"] == valid.labels["age_max"]
-        shown = np.linspace(0, len(valid) - 1, min(SHOWN_FACES, len(valid))).round().astype(int)
+        shown = _spread(len(valid), SHOWN_FACES)
         labels = {name: values[shown] for name, values in valid.labels.items()}
         bins = torch.tensor(age_bins(self.cfg))
         if exact.any():
@@ -416,6 +416,11 @@ def _set_aside_earlier_run(folder):
     for path in files:
         path.rename(earlier / path.name)
     print(f"{folder}/ held an earlier run; its files are now in {earlier}/")
+
+
+def _spread(count, shown):
+    """Up to `shown` places evenly spread over `count`."""
+    return np.linspace(0, count - 1, min(shown, count)).round().astype(int)
 
 
 def _copy(source, target):
