@@ -62,6 +62,7 @@ class AgeEstimator:
         self.min_confidence = min_confidence
         self.model = fast_model(model, cfg.MODEL.IMG_SIZE, self.device)
         self.detector = FaceDetector(self.device, min_face, min_face_ratio)
+        self.detector.detect([Image.new("RGB", (64, 64))])  # its networks load at first use
 
     def __call__(self, images):
         """Faces of one image or of many.

@@ -116,7 +116,8 @@ def main():
     args = parser.parse_args()
     estimator = AgeEstimator(args.resume, "cpu")
     with tempfile.TemporaryDirectory() as folder:
-        rate, cpu = stream_rate(Path(folder), estimator, args.frames)
+        watcher = AgeEstimator(args.resume, "cpu", min_face_ratio=demo.STREAM_MIN_FACE_RATIO)
+        rate, cpu = stream_rate(Path(folder), watcher, args.frames)
         detection, everything, faces = folder_rates(Path(folder), estimator, args.images)
     print(f"{torch.get_num_threads()} threads, {args.images} photos of 500 px with {faces} faces")
     print(f"stream 640x480: {rate:.1f} frames/s, {cpu:.0f} ms of CPU a frame")
