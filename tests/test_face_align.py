@@ -115,7 +115,7 @@ def test_given_location_chooses_the_face(photos, tmp_path, submit):
     located = row | dict(zip(("face_x1", "face_y1", "face_x2", "face_y2"), box, strict=True))
     write_rows(tmp_path / "mine_train.csv", [located])
     [chosen] = read_rows(align(tmp_path / "mine_train.csv", submit), [])
-    assert abs(float(chosen["deg"]) - face.roll_deg) < 4  # the other face is turned by 20 less
+    assert abs(float(chosen["deg"]) - face.roll_deg) < 8  # the other is upright
     assert "face_x1" not in chosen
 
 
