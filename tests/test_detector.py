@@ -11,7 +11,13 @@ from skimage.data import astronaut
 
 from preprocess import detector as detector_module
 from preprocess.detector import FaceDetector, batches
-from preprocess.face import crop_face, load_photo, roll_from_landmarks, rotate_photo
+from preprocess.face import (
+    crop_face,
+    expand_bbox,
+    load_photo,
+    roll_from_landmarks,
+    rotate_photo,
+)
 from preprocess.mtcnn import SummedPhoto, Window, _nms_within, propose, pyramid, windows
 
 SHARED = Path("../shared/data")
@@ -87,6 +93,9 @@ def test_all_faces_largest_first(faces_found, portraits):
     np.testing.assert_allclose(main.bbox, everyone[0].bbox, atol=0.5)
     [[smaller]] = faces_found.align([group], locations=[everyone[1].bbox])
     np.testing.assert_allclose(smaller.bbox, everyone[1].bbox, atol=0.5)
+    loose = np.array(expand_bbox(everyone[1].bbox, 1.6))  # so wide that the larger face is near
+    [[smaller]] = faces_found.align([group], locations=[loose])
+    np.testing.assert_allclose(smaller.bbox, everyone[1].bbox, atol=5)
     [nobody] = faces_found.align([group], locations=[np.array([400, 300, 450, 350])])
     assert nobody == []
 
