@@ -232,19 +232,18 @@ def read_appa_real(path, split, cfg):
         faces[name] = None
     votes_path = path.with_name(f"gt_{split}.csv")
     if votes_path.is_file() and cfg.DATA.APPA_REAL_LABEL == "apparent":
-        faces["votes"] = table["file_name"].map(_count_votes(votes_path)).to_numpy()
+        faces["votes"] = table["file_name"].map(count_votes(votes_path)).to_numpy()
     return _complete_interval(faces)
 
 
-def _count_votes(path):
-    """APPA-REAL's one row a vote -> {file_name: '23:3 24:7'}."""
-    table = read_csv(path, ["file_name"])
-    age_columns = [name for name in table.columns
-                   if "age" in name.lower() and "real" not in name.lower()]
-    if len(age_columns) != 1:
-        raise ValueError(f"{path}: expected one column of voted ages beside real_age, found "
-                         f"{', '.join(table.columns)}")
-    votes = table.assign(age=_numbers(table, age_columns[0], path)).dropna(subset=["age"])
+def count_votes(path):
+    """APPA-REAL's gt_{split}.csv, one row a vote, as {file_name: '23:3 24:7'}.
+
+    Raises:
+        ValueError: no column apparent_age, a vote that is no number.
+    """
+    table = read_csv(path, ["file_name", "apparent_age"])
+    votes = table.assign(age=_numbers(table, "apparent_age", path)).dropna(subset=["age"])
     counts = votes.groupby(["file_name", "age"]).size()
     return {name: " ".join(f"{age:g}:{count}" for (_, age), count in group.items())
             for name, group in counts.groupby(level=0)}

@@ -21,7 +21,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from lists import read_csv
+from lists import count_votes, read_csv
 
 SPLITS = ("train", "valid", "test")
 LOCATION = ["face_x1", "face_y1", "face_x2", "face_y2"]  # pixels of the photo
@@ -99,7 +99,8 @@ def read_appa_real(data_dir, options):
         found = True
         label = {"apparent": "apparent_age_avg", "real": "real_age"}[options.appa_real_label]
         table = read_csv(table_path, ["file_name", "apparent_age_std", label])
-        votes = _appa_real_votes(Path(data_dir, f"gt_{split}.csv"))
+        votes_path = Path(data_dir, f"gt_{split}.csv")
+        votes = count_votes(votes_path) if votes_path.is_file() else {}
         for record in table.to_dict("records"):
             name, age = record["file_name"], record[label]
             photo = f"{split}/{name}"
@@ -114,17 +115,6 @@ def read_appa_real(data_dir, options):
             yield row
     if not found:
         raise _not_found(data_dir, "gt_avg_train.csv, gt_avg_valid.csv or gt_avg_test.csv")
-
-
-def _appa_real_votes(path):
-    """{file_name: "23:3 24:7"}, empty where the file with the single votes is not there."""
-    if not path.is_file():
-        return {}
-    table = read_csv(path, ["file_name", "apparent_age"])
-    ages = pd.to_numeric(table["apparent_age"], errors="coerce")
-    counts = table.assign(age=ages).dropna(subset="age").groupby(["file_name", "age"]).size()
-    return {name: " ".join(f"{age:g}:{count}" for (_, age), count in votes.items())
-            for name, votes in counts.groupby(level=0)}
 
 
 def read_megaage(data_dir, options):

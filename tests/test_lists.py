@@ -60,7 +60,7 @@ def test_appa_real_as_released(tmp_path):
 def test_appa_reals_votes_are_counted(tmp_path):
     write_appa_real(tmp_path)
     (tmp_path / "gt_train.csv").write_text(
-        "file_name,age,real_age,worker\n0.jpg,20,,a\n0.jpg,21,,b\n0.jpg,20,,c\n")
+        "file_name,apparent_age,real_age,worker_age\n0.jpg,20,,50\n0.jpg,21,,31\n0.jpg,20,,8\n")
     faces = read_faces(tmp_path, "appa_real", "train", CFG)
     assert faces["votes"].iloc[0] == "20:2 21:1"
     assert pd.isna(faces["votes"].iloc[1])
