@@ -1,67 +1,14 @@
-"""A trained network made fast: through OpenVINO on a CPU that has it, else in PyTorch."""
+"""A trained network made fast for predicting: batch norms folded into the convolutions.
+
+A network compiled by OpenVINO is a third faster still, but released after it has run it ends a long
+process in a segmentation fault (openvino 2026.4.1), so the trained network stays in PyTorch.
+"""
 
 import copy
-import warnings
 
 import torch
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
-
-try:
-    import openvino
-except ImportError:  # PyTorch takes about twice as long for a face
-    openvino = None
-
-
-def fast_model(model, image_size, device):
-    """The fastest way at hand to compute what a network computes.
-
-    Args:
-        model: AgeModel in eval mode, on the device.
-        image_size: pixels, side of its input.
-        device: torch.device.
-    Returns:
-        Function, (B, 3, S, S) uint8 pixels on the device -> (B, K) float32 logits there.
-    """
-    converted = _converted(model, image_size) if device.type == "cpu" else None
-    return converted or fuse_batch_norms(model, image_size, device)
-
-
-def _converted(model, image_size):
-    """OpenVinoModel, or None where there is no OpenVINO or it cannot do this network."""
-    if openvino is None:
-        return None
-    pixels = _noise(image_size)
-    try:
-        converted = OpenVinoModel(model, pixels)
-    except Exception:  # of many kinds, for an operator that OpenVINO does not know
-        return None
-    with torch.no_grad():
-        return converted if _same(converted(pixels), model(pixels)) else None
-
-
-class OpenVinoModel:
-    """An AgeModel compiled by OpenVINO for as many CPU threads as PyTorch uses.
-
-    Args:
-        model: AgeModel in eval mode, on the CPU.
-        pixels: (B, 3, S, S) uint8, an example; other batch sizes work too.
-    """
-
-    def __init__(self, model, pixels):
-        with warnings.catch_warnings(), torch.no_grad():
-            warnings.simplefilter("ignore")  # torch's about the tracing that OpenVINO relies on
-            converted = openvino.convert_model(model, example_input=pixels,
-                                               input=[(-1, *pixels.shape[1:])])
-        self.request = openvino.Core().compile_model(converted, "CPU", {
-            "INFERENCE_NUM_THREADS": torch.get_num_threads(), "NUM_STREAMS": 1,
-            "INFERENCE_PRECISION_HINT": "f32",  # bf16, its default on some CPUs, moves ages
-            "ENABLE_CPU_PINNING": False,  # several processes would share one core
-        }).create_infer_request()
-
-    def __call__(self, pixels):
-        result = self.request.infer({0: pixels.contiguous().numpy()}, share_inputs=True)
-        return torch.from_numpy(result[0])
 
 
 def fuse_batch_norms(model, image_size, device):

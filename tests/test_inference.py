@@ -5,9 +5,8 @@ import torch
 from demo_inputs import SMALL
 from torch import nn
 
-import inference
 from defaults import load_cfg
-from inference import OpenVinoModel, fast_model, fuse_batch_norms
+from inference import fuse_batch_norms
 from model import build_model
 
 CPU = torch.device("cpu")
@@ -22,37 +21,6 @@ def model():
         norm.running_mean.uniform_(-1, 1)
         norm.running_var.uniform_(0.5, 2)
     return model
-
-
-@pytest.mark.skipif(inference.openvino is None, reason="openvino is not installed")
-def test_openvino_computes_the_same_at_any_batch_size(model):
-    fast = fast_model(model, 64, CPU)
-    assert isinstance(fast, OpenVinoModel)
-    for count in (1, 2, 5, 1):
-        pixels = torch.randint(0, 256, (count, 64, 64, 3), dtype=torch.uint8).movedim(3, 1)
-        with torch.no_grad():
-            torch.testing.assert_close(fast(pixels), model(pixels), rtol=1e-3, atol=1e-4)
-
-
-class Unconvertible(nn.Module):
-    """Its result depends on Python code that tracing does not record."""
-
-    def __init__(self):
-        super().__init__()
-        self.conv, self.calls = nn.Conv2d(3, 4, 3), 0
-
-    def forward(self, pixels):
-        self.calls += 1
-        return self.conv(pixels / 255).mean((2, 3)) + self.calls
-
-
-def test_network_that_openvino_gets_wrong_stays_in_pytorch():
-    assert isinstance(fast_model(Unconvertible().eval(), 16, CPU), Unconvertible)
-
-
-def test_without_openvino_it_is_pytorch(model, monkeypatch):
-    monkeypatch.setattr(inference, "openvino", None)
-    assert isinstance(fast_model(model, 64, CPU), nn.Module)
 
 
 def test_folded_network_computes_the_same(model):
