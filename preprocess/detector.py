@@ -10,7 +10,7 @@ installed, and the two passes that every face of the project goes through:
 
 import warnings
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 
 import numpy as np
 import torch
@@ -325,13 +325,23 @@ class _TorchNetwork:
         return [output.cpu().numpy() for output in outputs]
 
 
+@cache
+def _core():
+    """OpenVINO's core, one for the life of the process.
+
+    When the last core is released its CPU plugin is unloaded, and a thread that it leaves behind
+    ends the process in a segmentation fault some time later (openvino 2026.4.1).
+    """
+    return openvino.Core()
+
+
 class _OpenVinoNetwork:
     def __init__(self, network, side, threads):
         example = torch.zeros(2, 3, side, side)
         with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")  # torch's about the tracing that OpenVINO relies on
             model = openvino.convert_model(network, example_input=example)
-        self.request = openvino.Core().compile_model(model, "CPU", {
+        self.request = _core().compile_model(model, "CPU", {
             "INFERENCE_NUM_THREADS": threads, "NUM_STREAMS": 1,
             "INFERENCE_PRECISION_HINT": "f32",  # bf16, its default on some CPUs, moves boxes
             "ENABLE_CPU_PINNING": False,  # several processes would share one core
