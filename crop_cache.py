@@ -1,7 +1,6 @@
 """Face crops made once and kept in a memory-mapped file: one file a list, margin and size."""
 
 import hashlib
-import os
 import shutil
 import warnings
 from pathlib import Path
@@ -12,6 +11,7 @@ from filelock import FileLock
 from PIL import Image
 from tqdm import tqdm
 
+from download import cache_dir
 from lists import BOX, LISTED
 from preprocess.face import (
     crop_face,
@@ -25,9 +25,8 @@ CACHE_VERSION = 1  # raise when the pixels of a crop change
 
 
 def default_cache_dir():
-    """The user's cache folder: $XDG_CACHE_HOME or ~/.cache, then age-estimation-ldl/crops."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base, "age-estimation-ldl", "crops")
+    """Folder `crops` in the user's cache folder, see download.cache_dir."""
+    return cache_dir() / "crops"
 
 
 class FaceCrops(torch.utils.data.Dataset):
@@ -98,7 +97,7 @@ def check_photos(crops):
     _refuse([p for p in problems if p], len(crops))
 
 
-def cached_crops(crops, cache_dir, workers):
+def cached_crops(crops, folder, workers):
     """The crops as a memory-mapped array, made now if they are not there yet.
 
     An interrupted build goes on where it stopped; processes that want the same file wait for
@@ -106,7 +105,7 @@ def cached_crops(crops, cache_dir, workers):
 
     Args:
         crops: FaceCrops.
-        cache_dir: folder, created when missing.
+        folder: of the cache, created when missing.
         workers: loader processes for the build.
     Returns:
         (N, size, size, 3) uint8 numpy.memmap, read-only.
@@ -114,18 +113,18 @@ def cached_crops(crops, cache_dir, workers):
         ValueError: photos that cannot be read and boxes outside; twenty are named.
         OSError: the folder cannot be written, or the disk is too small.
     """
-    cache_dir = Path(cache_dir)
+    folder = Path(folder)
     shape = (len(crops), crops.size, crops.size, 3)
-    path = cache_dir / f"{_key(crops)}.u8"
+    path = folder / f"{_key(crops)}.u8"
     if not path.is_file():
         try:
-            cache_dir.mkdir(parents=True, exist_ok=True)
+            folder.mkdir(parents=True, exist_ok=True)
             lock = FileLock(path.with_suffix(".lock"))
             with lock:
                 if not path.is_file():
                     _build(crops, path, shape, workers)
         except PermissionError as error:
-            raise OSError(f"cache folder '{cache_dir}' cannot be written; name another with "
+            raise OSError(f"cache folder '{folder}' cannot be written; name another with "
                           "--cache_dir, or set DATA.CACHE False") from error
     return np.memmap(path, np.uint8, mode="r", shape=shape)
 

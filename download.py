@@ -51,8 +51,8 @@ def find_model(source=None):
 
 
 def cache_dir():
-    """Folder of downloaded models: age_estimation in $XDG_CACHE_HOME, by default ~/.cache."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "age_estimation"
+    """Folder of downloaded models: age-estimation-ldl in $XDG_CACHE_HOME, by default ~/.cache."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "age-estimation-ldl"
 
 
 def fetch(url, sha256, folder):
