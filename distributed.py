@@ -80,6 +80,12 @@ def from_main(value):
     return values[0]
 
 
+def wait():
+    """Until all processes are here."""
+    if dist.is_initialized():
+        dist.barrier()
+
+
 @contextmanager
 def main_first():
     """Let the main process go first, so that only one downloads what all of them need."""

@@ -1,7 +1,7 @@
 """A trained network made fast for predicting: batch norms folded into the convolutions.
 
-A network compiled by OpenVINO is a third faster still, but released after it has run it ends a long
-process in a segmentation fault (openvino 2026.4.1), so the trained network stays in PyTorch.
+A network compiled by OpenVINO is faster still, but processes that ran and released some ended in a
+segmentation fault later (openvino 2026.4.1), so the trained network stays in PyTorch.
 """
 
 import copy

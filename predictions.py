@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import pandas as pd
 import torch
 
+import distributed
 import metrics
 from checkpoint import load_checkpoint
 from dataset import FaceDataset, OrderedBatches, build_loader
@@ -67,7 +68,7 @@ class Predicted:
 
 def predict_split(resume, sources, split, device, opts=(), protocol=None, cache_dir=None,
                   both=False):
-    """Predict a split with a trained model.
+    """Predict a split with a trained model; several processes share the work.
 
     Args:
         resume: checkpoint, name or https URL, see download.find_model; None: the shipped model.
@@ -89,7 +90,9 @@ def predict_split(resume, sources, split, device, opts=(), protocol=None, cache_
     cfg = override_cfg(cfg, opts, "TEST")
     faces = read_sources(sources, split, cfg, protocol)
     data = FaceDataset(faces, cfg, train=False, cache_dir=cache_dir)
-    loader = build_loader(data, OrderedBatches(len(data), cfg.TEST.BATCH_SIZE), cfg.TEST.WORKERS)
+    loader = build_loader(data, OrderedBatches(
+        len(data), cfg.TEST.BATCH_SIZE, distributed.rank(), distributed.world_size()),
+        cfg.TEST.WORKERS)
     log_probs = {tta: predict(model, loader, device, tta, "testing, mirrored" if tta else "testing")
                  for tta in ((False, True) if both else (cfg.TEST.TTA,))}
     return Predicted(str(path), checkpoint, cfg, data, log_probs)

@@ -34,6 +34,7 @@ from engine import (
     averaged_model,
     build_optimizer,
     choose_amp,
+    keep_freed_memory,
     lr_factor,
     predict,
     score,
@@ -107,10 +108,11 @@ def train_rotations(args, cfg, device, sources, protocols):
         code = train(one, cfg, device, sources, resumed)
         if code:
             return code
+        distributed.wait()  # for best.pth
+        tested = predict_split(Path(one.checkpoint, "best.pth"), sources, "test", device,
+                               protocol=protocol, cache_dir=args.cache_dir)
+        maes.append(tested.scores()["mae"])
         if distributed.is_main():
-            tested = predict_split(Path(one.checkpoint, "best.pth"), sources, "test", device,
-                                   protocol=protocol, cache_dir=args.cache_dir)
-            maes.append(tested.scores()["mae"])
             print(f"{protocol}: test mae: {maes[-1]:.3f}")
     if distributed.is_main():
         print(f"test mae: {np.mean(maes):.3f} (sd {np.std(maes, ddof=1):.3f} over "
@@ -160,6 +162,8 @@ def build_trainer(cfg, device, loader, resumed=None):
     Returns:
         engine.Trainer.
     """
+    if device.type == "cpu":
+        keep_freed_memory()
     bins = torch.tensor(age_bins(cfg), device=device)
     if resumed is not None:
         model, _ = restore_model(resumed, device)
@@ -246,7 +250,6 @@ class Run:
         """Validate, save, report."""
         trainer, progress = self.trainer, self.progress.gather()
         valid = self.loaders["valid"].dataset
-        lr = trainer.optimizer.param_groups[0]["lr"]
         log_probs = predict(trainer.evaluated_model(), self.loaders["valid"], trainer.device,
                             self.cfg.TEST.TTA, "validating")
         losses = trainer.criterion(log_probs, valid.labels)
@@ -255,7 +258,7 @@ class Run:
         train_labels = {name: values[progress["index"]] for name, values in
                         self.loaders["train"].dataset.labels.items()}
         record = {
-            "epoch": self.epochs_done + 1, "lr": lr, "seconds": progress["seconds"],
+            "epoch": self.epochs_done + 1, "lr": progress["lr"], "seconds": progress["seconds"],
             "images_per_s": faces / max(progress["seconds"], 1e-9),
             "train": {name: total / faces for name, total in progress["sums"].items()}
             | score(train_labels, progress["pred_ages"], self.cfg.DATA.AGE_MAX),

@@ -329,8 +329,8 @@ class _TorchNetwork:
 def _core():
     """OpenVINO's core, one for the life of the process.
 
-    When the last core is released its CPU plugin is unloaded, and a thread that it leaves behind
-    ends the process in a segmentation fault some time later (openvino 2026.4.1).
+    With a core for each network, processes that released some ended in a segmentation fault some
+    time later (openvino 2026.4.1); with this one, so far none has.
     """
     return openvino.Core()
 
