@@ -237,14 +237,14 @@ def test_interrupted_folder_keeps_what_is_done(model_path, tmp_path):
         cwd=ROOT, stderr=subprocess.PIPE, text=True)
     wait_for(lambda: (tmp_path / "out" / "010.jpg").exists())
     process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=300)
+    _, err = process.communicate(timeout=60)
     assert process.returncode == 130 and "Traceback" not in err
     rows, _ = read_results(tmp_path / "out")
     assert 1 <= len(rows) < 300
     assert not list((tmp_path / "out").glob(".*"))
 
 
-def wait_for(condition, seconds=300):
+def wait_for(condition, seconds=120):
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "waited in vain"
@@ -302,7 +302,7 @@ def test_interrupted_clip_is_finished(model_path, tmp_path):
     results = tmp_path / "out" / "results.csv"
     wait_for(lambda: results.exists() and len(results.read_text().splitlines()) > 20)
     process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=300)
+    out, err = process.communicate(timeout=60)
     assert process.returncode == 0 and "Traceback" not in err
     rows, _ = read_results(tmp_path / "out")
     frames, _ = count_frames(tmp_path / "out" / "long.mp4")
@@ -387,7 +387,7 @@ def test_any_key_shows_the_next_photo_and_escape_ends(screen, model_path):
     assert process.stdout.readline().startswith("two_faces.jpg: ")
     time.sleep(0.5)
     user.press("Escape")
-    out, err = process.communicate(timeout=300)
+    out, err = process.communicate(timeout=60)
     assert process.returncode == 0 and out == "" and "Traceback" not in err
 
 
