@@ -53,6 +53,7 @@ _C.LOSS.L1_WEIGHT = 1.0  # lambda of kl_l1 (DLDL-v2)
 _C.LOSS.MEAN_WEIGHT = 0.2  # lambda 1 of mean_variance
 _C.LOSS.VARIANCE_WEIGHT = 0.05  # lambda 2 of mean_variance
 _C.LOSS.INTERVAL_WEIGHT = 1.0  # weight of a face whose age is known as an interval
+_C.LOSS.RARE_AGE_POWER = 0.0  # weight of an age: its frequency to minus this; 0.5: square root
 
 _C.TRAIN = CfgNode()
 _C.TRAIN.OPT = "adam"  # adam | adamw | sgd
@@ -214,7 +215,7 @@ def _checked(cfg):
     if not cfg.AUG.CROP_AREA > 0:
         raise ValueError(f"AUG.CROP_AREA must be positive, got {cfg.AUG.CROP_AREA}")
     for key in ("TRAIN.WORKERS", "TEST.WORKERS", "TRAIN.WARMUP_EPOCHS", "TRAIN.CLIP_NORM",
-                "TRAIN.WEIGHT_DECAY", "AUG.STRENGTH"):
+                "TRAIN.WEIGHT_DECAY", "AUG.STRENGTH", "LOSS.RARE_AGE_POWER"):
         if value_of(key) < 0:
             raise ValueError(f"{key} must not be negative, got {value_of(key)}")
     cfg.freeze()

@@ -150,12 +150,31 @@ def mean_variance(log_probs, labels, age_bins, cfg):
 LOSSES = {"kl": kl, "kl_l1": kl_l1, "ce": ce, "mean_variance": mean_variance}
 
 
-def build_criterion(cfg, age_bins):
+def rare_age_weights(labels, age_bins, cfg):
+    """Weight of a face of each age: its smoothed frequency to the power -LOSS.RARE_AGE_POWER.
+
+    Label distribution smoothing (Yang et al., "Delving into Deep Imbalanced Regression", ICML
+    2021); the power 0.5 is their square-root weighting.
+
+    Args:
+        labels: dict of (N,) tensors of the training faces.
+        age_bins: (K,) years.
+        cfg: the config; TRAIN.AGE_STDDEV is the sigma of the smoothing.
+    Returns:
+        (K,) float32; its mean over the training faces is 1.
+    """
+    share = drawn_target(labels, age_bins, cfg).mean(dim=0)  # (K,)
+    weights = share.clamp(min=1 / len(labels["age"])) ** -cfg.LOSS.RARE_AGE_POWER
+    return weights / (share @ weights)
+
+
+def build_criterion(cfg, age_bins, age_weights=None):
     """The loss of LOSS.NAME.
 
     Args:
         cfg: the config.
         age_bins: (K,) tensor of years on the model's device.
+        age_weights: (K,) weight of a face of each age, see rare_age_weights; None: 1.
     Returns:
         Function (logits (B, K), labels) -> {"loss": (B,), part: (B,), ...}; the parts add up to
         the loss. Faces with an interval count LOSS.INTERVAL_WEIGHT times.
@@ -164,8 +183,11 @@ def build_criterion(cfg, age_bins):
 
     def criterion(logits, labels):
         log_probs = logits.float().log_softmax(dim=1)
-        parts = loss(log_probs, labels, age_bins.to(log_probs.device), cfg)
+        bins = age_bins.to(log_probs.device)
+        parts = loss(log_probs, labels, bins, cfg)
         weight = torch.where(is_interval(labels), cfg.LOSS.INTERVAL_WEIGHT, 1.0)
+        if age_weights is not None:
+            weight = weight * (drawn_target(labels, bins, cfg) @ age_weights.to(bins.device))
         parts = {name: weight * part for name, part in parts.items()}
         return {"loss": sum(parts.values()), **parts}
 

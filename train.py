@@ -41,7 +41,7 @@ from engine import (
     train_one_epoch,
 )
 from lists import find_protocols, pair_folders, read_sources, source_of
-from losses import DECODES, build_criterion, drawn_target
+from losses import DECODES, build_criterion, drawn_target, rare_age_weights
 from model import build_model, list_archs, restore_model
 from monitor import SHOWN_FACES, Monitor, SilentMonitor, draw_distributions, draw_scatter
 from predictions import predict_split
@@ -170,7 +170,9 @@ def build_trainer(cfg, device, loader, resumed=None):
     else:
         with distributed.main_first():
             model = build_model(cfg).to(device)
-    criterion = build_criterion(cfg, bins)
+    criterion = build_criterion(
+        cfg, bins, rare_age_weights(loader.dataset.labels, bins.cpu(), cfg)
+        if cfg.LOSS.RARE_AGE_POWER > 0 else None)
     batch = loader.dataset.__getitems__(next(iter(loader.batch_sampler)))
     amp = resumed["amp"] if resumed else distributed.from_main(choose_amp(
         cfg.TRAIN.AMP, cfg.TRAIN.DETERMINISTIC, device, model, criterion, batch))

@@ -17,6 +17,7 @@ from losses import (
     interval_membership,
     label_distribution,
     median_age,
+    rare_age_weights,
 )
 
 BINS = torch.arange(101)
@@ -121,6 +122,20 @@ def test_mean_variance_by_hand():
     assert parts["ce"].item() == pytest.approx(math.log(2), rel=1e-4)
     assert parts["mean"].item() == pytest.approx(0.2 * 0.5 * 10 ** 2, rel=1e-4)
     assert parts["variance"].item() == pytest.approx(0.05 * 100, rel=1e-4)
+
+
+def test_an_age_nine_times_rarer_weighs_three_times_as_much():
+    cfg = load_cfg(None, ["LOSS.RARE_AGE_POWER", "0.5"])
+    ages = torch.tensor([20.0] * 900 + [60.0] * 100)
+    faces = {"age": ages, "age_min": ages, "age_max": ages,
+             "age_std": torch.full_like(ages, math.nan)}
+    weights = rare_age_weights(faces, BINS, cfg)
+    assert weights[60] / weights[20] == pytest.approx(3, rel=1e-4)
+    criterion = build_criterion(cfg, BINS, weights)
+    logits = torch.zeros(1000, 101)
+    factors = criterion(logits, faces)["loss"] / build_criterion(cfg, BINS)(logits, faces)["loss"]
+    assert factors.mean().item() == pytest.approx(1, rel=1e-4)
+    assert factors[-1] / factors[0] == pytest.approx(3, rel=0.05)  # the far tails are capped
 
 
 @pytest.mark.parametrize("name", LOSSES)
