@@ -367,7 +367,15 @@ def _config(args, resumed):
     if "optimizer" not in resumed:
         raise ValueError(f"--resume {args.resume}: holds weights without the state of a run; "
                          f"start a new run from it with MODEL.PRETRAINED {args.resume}")
-    return override_cfg(parse_cfg(resumed["cfg"]), args.opts, "TRAIN", "TEST")
+    before = parse_cfg(resumed["cfg"])
+    cfg = override_cfg(before, args.opts, "TRAIN", "TEST")
+    if resumed["progress"] is not None:
+        for key in ("BATCH_SIZE", "SEED"):  # what the batches still to come depend on
+            if cfg.TRAIN[key] != before.TRAIN[key]:
+                raise ValueError(
+                    f"TRAIN.{key} cannot change in the middle of an epoch, where {args.resume} "
+                    f"stands; keep {before.TRAIN[key]}, or resume an epochNNN_*.pth")
+    return cfg
 
 
 def _run_folder(args):

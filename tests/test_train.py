@@ -149,6 +149,19 @@ def test_ctrl_c_in_the_middle_of_an_epoch_loses_nothing(folder, tmp_path):
                                weights(broken / "last.pth")["model"], rtol=0, atol=0)
 
 
+def test_batches_cannot_change_in_the_middle_of_an_epoch(folder, tmp_path):
+    train(folder, tmp_path / "run", *TINY, "TRAIN.EPOCHS", "1")
+    last = tmp_path / "run" / "last.pth"
+    words = ["train.py", "--data_dir", folder, "--resume", last, "--cache_dir",
+             tmp_path / "cache", "TRAIN.EPOCHS", "2", "TRAIN.BATCH_SIZE", "3"]
+    torch.save(weights(last) | {"progress": {"steps": 1}}, last)
+    done = script(*words, check=False)
+    assert done.returncode == 2
+    assert "TRAIN.BATCH_SIZE cannot change in the middle of an epoch" in done.stderr
+    torch.save(weights(last) | {"progress": None}, last)
+    script(*words)
+
+
 def test_two_processes_train_and_validate_as_one(folder, tmp_path):
     # Without batch norm and dropout each process's share of a batch gives its share of the
     # gradient; a step of SGD shows it in the weights.
