@@ -389,3 +389,22 @@ def test_reports_of_one_model_of_several_and_of_a_table(folder, trained, tmp_pat
     done = script("test.py", "--predictions", tmp_path / "one" / "predictions.csv", "--report",
                   tmp_path / "table")
     assert done.stdout.splitlines()[-1] == f"test mae: {metrics['mae']['value']:.3f}"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the C library of Linux alone is told")
+def test_freed_memory_is_kept():
+    program = """if True:
+        import resource, sys, numpy
+        from engine import keep_freed_memory
+        if sys.argv[1] == "keep":
+            keep_freed_memory()
+        def faults():
+            numpy.ones(1 << 23)  # 64 MiB
+            return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        faults()
+        before = faults()
+        print(faults() - before)"""
+    faults = {mode: int(subprocess.run([sys.executable, "-c", program, mode], cwd=ROOT, text=True,
+                                       capture_output=True, check=True).stdout)
+              for mode in ("keep", "release")}
+    assert faults["release"] > 10 * (1 + faults["keep"])
