@@ -1,0 +1,74 @@
+"""The model in misc/: what it says of two known people, and the results that the README states."""
+
+import hashlib
+import re
+import subprocess
+import sys
+
+import pytest
+from demo_inputs import ASTRONAUT, HOPPER, ROOT
+
+from download import find_model
+from predictor import AgeEstimator
+
+SHARED = ROOT.parent / "shared" / "data"
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+FOLDERS = {"utkface": "UTKFace", "appa_real": "appa-real-release", "fairface": "fairface"}
+TOLERANCE = 12  # years
+NAMES = {"utkface": "UTKFace", "appa_real": "APPA-REAL", "fairface": "FairFace"}
+
+
+@pytest.fixture(scope="module")
+def estimator():
+    return AgeEstimator(device="cpu")
+
+
+# Grace Hopper, born December 1906, photographed in January 1984. Eileen Collins, born November
+# 1956; her portrait is from between her selection in 1990 and her first command in 1999.
+@pytest.mark.parametrize(("photo", "youngest", "oldest"), [(HOPPER, 77, 77), (ASTRONAUT, 33, 42)])
+def test_portraits_get_their_ages(estimator, photo, youngest, oldest):
+    (face,) = estimator(photo)
+    assert youngest - TOLERANCE < face.age < oldest + TOLERANCE
+
+
+@pytest.mark.parametrize("photo", [ASTRONAUT, HOPPER])
+def test_readme_states_what_the_demo_prints(estimator, photo):
+    (face,) = estimator(photo)
+    stated = re.search(rf"{photo.name}\s+(\d+), (\d+)-(\d+)\n", README)
+    for value, text in zip((face.age, face.low, face.high), stated.groups(), strict=True):
+        assert value == pytest.approx(int(text), abs=1)  # decoders of images differ a little
+
+
+def test_file_is_small_and_the_one_named():
+    content = find_model().read_bytes()
+    assert len(content) < 16e6
+    assert hashlib.sha256(content).hexdigest() in README
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dataset", FOLDERS)
+def test_valid_results_are_those_stated(dataset, tmp_path):
+    """Prepare the valid split as a user would, test, and compare with the README's table."""
+    folder = SHARED / FOLDERS[dataset]
+    if not folder.is_dir():
+        pytest.skip(f"no {folder}")
+    row = re.search(rf"^\| {NAMES[dataset]}, .*valid.*?\|(.*)$", README, re.M)[1]
+    faces = int(row.split("|")[0].replace(",", ""))
+    plain, mirrored = map(float, re.search(r"([\d.]+)%? \(([\d.]+)%?\)", row).groups())
+    words = ["--dataset", dataset, "--data_dir", folder, "--list_dir", tmp_path]
+    run("-m", "preprocess.generate_csv", *words)
+    for path in tmp_path.glob("*_t*.csv"):
+        path.unlink()  # train and test
+    run("-m", "preprocess.face_align", *words)
+    for tta, expected in ((False, plain), (True, mirrored)):
+        out = run("test.py", *words, "--split", "valid", "--cache_dir", tmp_path, "TEST.TTA", tta)
+        assert int(re.search(r"(\d+) faces", out)[1]) == pytest.approx(faces, abs=3)
+        measured = float(re.search(r"(?:test mae|right interval): ([\d.]+)", out)[1])
+        assert measured == pytest.approx(expected, abs=0.3 if dataset == "fairface" else 0.03)
+
+
+def run(*words):
+    done = subprocess.run([sys.executable, *map(str, words)], cwd=ROOT, text=True,
+                          capture_output=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
