@@ -120,6 +120,8 @@ class OrderedBatches(Sampler):
     """Every face once, in order; of several processes each takes every world_size-th face."""
 
     def __init__(self, count, batch_size, rank=0, world_size=1):
+        if count < world_size:
+            raise ValueError(f"{count} faces cannot be shared by {world_size} processes")
         self.indices = range(rank, count, world_size)
         self.batch_size = batch_size
 

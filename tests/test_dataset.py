@@ -1,5 +1,6 @@
 """From lists to batches: the crop cache, augmentation, order, and what each refuses."""
 
+from functools import partial
 from itertools import chain, pairwise
 
 import numpy as np
@@ -211,6 +212,13 @@ def test_ordered_batches_take_each_face_once():
     seen = [index for rank in range(3) for batch in OrderedBatches(11, 2, rank, 3)
             for _, index in batch]
     assert sorted(seen) == list(range(11))
+
+
+@pytest.mark.parametrize("batches", [
+    partial(OrderedBatches, 1, 2), partial(ShuffledBatches, 1, 2, 0)])
+def test_fewer_faces_than_processes_are_refused(batches):
+    with pytest.raises(ValueError, match="1 .*cannot be shared by 2 processes"):
+        batches(rank=0, world_size=2)
 
 
 def test_workers_deliver_what_the_main_process_would(folder, tmp_path):
