@@ -51,7 +51,7 @@ def find_model(source=None):
 
 
 def cache_dir():
-    """Folder of downloaded models: age-estimation-ldl in $XDG_CACHE_HOME, by default ~/.cache."""
+    """The user's cache of models and crops: age-estimation-ldl in $XDG_CACHE_HOME or ~/.cache."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "age-estimation-ldl"
 
 

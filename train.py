@@ -122,6 +122,8 @@ def train_rotations(args, cfg, device, sources, protocols):
 
 def train(args, cfg, device, sources, resumed):
     """Train until the last epoch (returns 0) or an interruption (returns 130)."""
+    if resumed is not None:
+        _check_same_batches(args, cfg, resumed)
     _fix_seeds(cfg)
     loaders = {"train": build_train_loader(sources, cfg, args.cache_dir, args.protocol),
                "valid": build_valid_loader(sources, cfg, args.cache_dir, args.protocol)}
@@ -162,8 +164,7 @@ def build_trainer(cfg, device, loader, resumed=None):
     Returns:
         engine.Trainer.
     """
-    if device.type == "cpu":
-        keep_freed_memory()
+    keep_freed_memory(device)
     bins = torch.tensor(age_bins(cfg), device=device)
     if resumed is not None:
         model, _ = restore_model(resumed, device)
@@ -367,15 +368,19 @@ def _config(args, resumed):
     if "optimizer" not in resumed:
         raise ValueError(f"--resume {args.resume}: holds weights without the state of a run; "
                          f"start a new run from it with MODEL.PRETRAINED {args.resume}")
+    return override_cfg(parse_cfg(resumed["cfg"]), args.opts, "TRAIN", "TEST")
+
+
+def _check_same_batches(args, cfg, resumed):
+    """Refuse a config that would change the rest of the epoch a checkpoint stands in."""
+    if resumed["progress"] is None:
+        return
     before = parse_cfg(resumed["cfg"])
-    cfg = override_cfg(before, args.opts, "TRAIN", "TEST")
-    if resumed["progress"] is not None:
-        for key in ("BATCH_SIZE", "SEED"):  # what the batches still to come depend on
-            if cfg.TRAIN[key] != before.TRAIN[key]:
-                raise ValueError(
-                    f"TRAIN.{key} cannot change in the middle of an epoch, where {args.resume} "
-                    f"stands; keep {before.TRAIN[key]}, or resume an epochNNN_*.pth")
-    return cfg
+    for key in ("BATCH_SIZE", "SEED"):
+        if cfg.TRAIN[key] != before.TRAIN[key]:
+            raise ValueError(
+                f"TRAIN.{key} cannot change in the middle of an epoch, where {args.resume} "
+                f"stands; keep {before.TRAIN[key]}, or resume an epochNNN_*.pth")
 
 
 def _run_folder(args):

@@ -356,6 +356,10 @@ def test_rotations_train_and_test_in_turn(tmp_path):
     tested = script("test.py", "--data_dir", folder, "--protocol", "fold1", "--resume",
                     tmp_path / "run" / "fold1" / "best.pth", "--cache_dir", tmp_path / "cache")
     assert tested.stdout.splitlines()[-1] == f"test mae: {maes[1]:.3f}"
+    last = tmp_path / "run" / "fold1" / "last.pth"  # as if stopped in the middle of an epoch
+    torch.save(weights(last) | {"progress": {"steps": 1}}, last)
+    done = train(folder, tmp_path / "run", *words[:-1], "3", check=False)
+    assert done.returncode == 2 and "TRAIN.BATCH_SIZE cannot change" in done.stderr
 
 
 def test_calibration_is_stored_and_applied(folder, tmp_path):
@@ -394,10 +398,10 @@ def test_reports_of_one_model_of_several_and_of_a_table(folder, trained, tmp_pat
 @pytest.mark.skipif(sys.platform != "linux", reason="the C library of Linux alone is told")
 def test_freed_memory_is_kept():
     program = """if True:
-        import resource, sys, numpy
+        import resource, sys, numpy, torch
         from engine import keep_freed_memory
         if sys.argv[1] == "keep":
-            keep_freed_memory()
+            keep_freed_memory(torch.device("cpu"))
         def faults():
             numpy.ones(1 << 23)  # 64 MiB
             return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
