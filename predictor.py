@@ -19,7 +19,7 @@ from dataset import loader_workers, to_pixels
 from defaults import age_bins, override_cfg
 from download import find_model
 from engine import log_probs_of
-from inference import fuse_batch_norms
+from inference import fast_model
 from model import restore_model
 from preprocess import face as geometry
 from preprocess.detector import FaceDetector
@@ -60,7 +60,7 @@ class AgeEstimator:
         self.age_bins = age_bins(self.cfg)
         self.temperature = checkpoint.get("temperature", 1.0)
         self.min_confidence = min_confidence
-        self.model = fuse_batch_norms(model, cfg.MODEL.IMG_SIZE, self.device)
+        self.model = fast_model(model, cfg.MODEL.IMG_SIZE, self.device)
         self.detector = FaceDetector(self.device, min_face, min_face_ratio)
         self.detector.detect([Image.new("RGB", (64, 64))])  # its networks load at first use
 

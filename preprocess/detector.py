@@ -10,11 +10,12 @@ installed, and the two passes that every face of the project goes through:
 
 import warnings
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cached_property
 
 import numpy as np
 import torch
 
+import inference
 from preprocess.face import crop_face, roll_from_landmarks, rotation_to_canvas
 from preprocess.mtcnn import (
     CELL,
@@ -30,18 +31,12 @@ from preprocess.mtcnn import (
     windows,
 )
 
-try:
-    import openvino
-except ImportError:  # the same networks then run in PyTorch, at about half the speed
-    openvino = None
-
 BATCH_PIXELS = 4_000_000  # of the photos that are searched together
 FIRST_SHARE = 0.25  # of a photo's shorter side: the search for the main face starts there
 SPAN = 4.0  # levels down to this fraction of a face's size have a say in where it is found
 SURE = 0.95  # a less probable face does not end the search for the main one
 REACH = 1.0  # times a face's size: how far around its centre the second pass looks
 SAME_FACE_IOU = 0.2  # least overlap of the faces of the two passes
-LARGEST_CHUNK = 64  # inputs a network takes at once on a CPU
 
 
 @dataclass
@@ -306,9 +301,9 @@ def _load_networks(device, threads):
         warnings.simplefilter("ignore", FutureWarning)  # how the package loads its weights
         from facenet_pytorch.models.mtcnn import ONet, PNet, RNet
         networks = [network().eval() for network in (PNet, RNet, ONet)]
-    if device.type == "cpu" and openvino is not None:
+    if device.type == "cpu" and inference.openvino is not None:
         sides = (CELL, REFINE_SIZE, OUTPUT_SIZE)
-        return Networks(*(_OpenVinoNetwork(network, side, threads)
+        return Networks(*(inference.OpenVinoNetwork(network, torch.zeros(2, 3, side, side), threads)
                           for network, side in zip(networks, sides, strict=True)))
     return Networks(*(_TorchNetwork(network.to(device), device) for network in networks))
 
@@ -323,39 +318,3 @@ class _TorchNetwork:
         with torch.inference_mode():
             outputs = self.network(torch.from_numpy(images).to(self.device))
         return [output.cpu().numpy() for output in outputs]
-
-
-@cache
-def _core():
-    """OpenVINO's core, one for the life of the process.
-
-    With a core for each network, processes that released some ended in a segmentation fault some
-    time later (openvino 2026.4.1); with this one, so far none has.
-    """
-    return openvino.Core()
-
-
-class _OpenVinoNetwork:
-    def __init__(self, network, side, threads):
-        example = torch.zeros(2, 3, side, side)
-        with warnings.catch_warnings(), torch.no_grad():
-            warnings.simplefilter("ignore")  # torch's about the tracing that OpenVINO relies on
-            model = openvino.convert_model(network, example_input=example)
-        self.request = _core().compile_model(model, "CPU", {
-            "INFERENCE_NUM_THREADS": threads, "NUM_STREAMS": 1,
-            "INFERENCE_PRECISION_HINT": "f32",  # bf16, its default on some CPUs, moves boxes
-            "ENABLE_CPU_PINNING": False,  # several processes would share one core
-        }).create_infer_request()
-        self.output_count = len(model.outputs)
-
-    def __call__(self, images):
-        if not len(images):
-            return [output[:0] for output in self(np.zeros((1, *images.shape[1:]), np.float32))]
-        parts, done = [], 0
-        while done < len(images):
-            # Powers of two: a new shape is compiled first, in milliseconds.
-            count = min(LARGEST_CHUNK, 1 << (len(images) - done).bit_length() - 1)
-            result = self.request.infer({0: images[done:done + count]}, share_inputs=True)
-            parts.append([result[index] for index in range(self.output_count)])
-            done += count
-        return [np.concatenate(outputs) for outputs in zip(*parts, strict=True)]

@@ -9,7 +9,7 @@ from matplotlib.cbook import get_sample_data
 from PIL import Image
 from skimage.data import astronaut
 
-from preprocess import detector as detector_module
+import inference
 from preprocess.detector import FaceDetector, batches
 from preprocess.face import (
     crop_face,
@@ -116,7 +116,7 @@ def test_a_face_does_not_depend_on_its_batch(faces_found, portraits):
 
 
 def test_pytorch_networks_find_the_same(portraits, faces_found, monkeypatch):
-    monkeypatch.setattr(detector_module, "openvino", None)
+    monkeypatch.setattr(inference, "openvino", None)
     for ours, theirs in zip(faces_found.align(portraits),
                             FaceDetector(threads=1).align(portraits), strict=True):
         np.testing.assert_allclose(ours[0].aligned_bbox, theirs[0].aligned_bbox, atol=0.01)
