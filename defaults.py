@@ -97,12 +97,13 @@ SHARES = ("MODEL.DROPOUT", "MODEL.DROP_PATH", "TRAIN.EMA_DECAY", "DATA.CONTEXT",
           "AUG.SATURATION", "AUG.GRAYSCALE", "AUG.BLUR", "AUG.NOISE", "AUG.ERASING")
 
 
-def load_cfg(path=None, opts=()):
+def load_cfg(path=None, opts=(), base=_C):
     """Defaults, then the recipe, then the overrides: a fresh, checked, frozen config.
 
     Args:
         path: YAML file over the defaults, or None.
         opts: KEY VALUE pairs, flat, as they follow the flags on a command line.
+        base: config that takes the place of the defaults.
     Returns:
         Frozen CfgNode.
     Raises:
@@ -110,7 +111,8 @@ def load_cfg(path=None, opts=()):
             a value, malformed YAML.
         FileNotFoundError: no file at path.
     """
-    cfg = _C.clone()
+    cfg = base.clone()
+    cfg.defrost()
     if path is not None:
         if not Path(path).is_file():
             raise FileNotFoundError(f"config '{path}' not found; the recipes are in configs/")

@@ -59,7 +59,9 @@ def parse_args(argv=None):
                         help="use the splits of NAME_split_PROTOCOL.csv instead of the lists'; "
                         "of several, a quoted pattern such as 'rotation*' included, each is "
                         "trained and tested in turn, in a folder of its own")
-    parser.add_argument("--cfg", metavar="YAML", help="recipe over the defaults, as in configs/")
+    parser.add_argument("--cfg", nargs="+", metavar="YAML", help="recipe over the defaults, as in "
+                        "configs/; of several each is laid over those before it and trained in "
+                        "turn, in a folder of its own, from the best model of the one before")
     parser.add_argument("--checkpoint", metavar="DIR", help="folder of this run's files; "
                         "'checkpoint', or that of the run that --resume continues")
     parser.add_argument("--resume", metavar="PTH", help="last.pth of a run to continue, with its "
@@ -68,6 +70,7 @@ def parse_args(argv=None):
     parser.add_argument("--multi_gpu", action="store_true",
                         help="only names the torchrun command that uses several GPUs")
     add_device_flag(parser)
+    parser.set_defaults(is_part=False)  # one of several trainings that the command runs
     return parse_with_overrides(parser, argv)
 
 
@@ -80,17 +83,17 @@ def main():
     if not args.data_dir:
         raise ValueError("no --data_dir: name the folder of the photos")
     resumed = load_checkpoint(args.resume) if args.resume else None
-    cfg = _config(args, resumed)
+    cfgs = _configs(args, resumed)
     sources = pair_folders(args.data_dir, args.dataset, args.list_dir)
     protocols = find_protocols(sources, args.protocol or [])
     with distributed.processes(choose_device(args.device)) as device:
         if len(protocols) > 1:
-            return train_rotations(args, cfg, device, sources, protocols)
+            return train_rotations(args, cfgs, device, sources, protocols)
         args.protocol = protocols[0] if protocols else None
-        return train(args, cfg, device, sources, resumed)
+        return train_stages(args, cfgs, device, sources, resumed)
 
 
-def train_rotations(args, cfg, device, sources, protocols):
+def train_rotations(args, cfgs, device, sources, protocols):
     """Train and test each protocol in turn; prints the mean and spread of the test MAE.
 
     Started again after an interruption, it goes on with the protocol under way.
@@ -100,16 +103,13 @@ def train_rotations(args, cfg, device, sources, protocols):
                          "the same command is started again")
     maes = []
     for protocol in protocols:
-        one = argparse.Namespace(**vars(args) | {
-            "protocol": protocol, "checkpoint": str(_run_folder(args) / protocol)})
-        last = Path(one.checkpoint, "last.pth")
-        one.resume = str(last) if last.is_file() else None
-        resumed = load_checkpoint(last) if one.resume else None
-        code = train(one, cfg, device, sources, resumed)
+        one, resumed = _part(args, protocol)
+        one.protocol = protocol
+        code = train_stages(one, cfgs, device, sources, resumed)
         if code:
             return code
         distributed.wait()  # for best.pth
-        tested = predict_split(Path(one.checkpoint, "best.pth"), sources, "test", device,
+        tested = predict_split(_stage_folders(one)[-1] / "best.pth", sources, "test", device,
                                protocol=protocol, cache_dir=args.cache_dir)
         maes.append(tested.scores()["mae"])
         if distributed.is_main():
@@ -118,6 +118,46 @@ def train_rotations(args, cfg, device, sources, protocols):
         print(f"test mae: {np.mean(maes):.3f} (sd {np.std(maes, ddof=1):.3f} over "
               f"{len(maes)} protocols)")
     return 0
+
+
+def train_stages(args, cfgs, device, sources, resumed):
+    """Train each recipe of --cfg in turn, from the second on from the best model so far.
+
+    Started again after an interruption, it goes on with the stage under way.
+
+    Returns:
+        0, or 130 after an interruption.
+    """
+    if len(cfgs) == 1:
+        return train(args, cfgs[0], device, sources, resumed)
+    best = None
+    for folder, cfg in zip(_stage_folders(args), cfgs, strict=True):
+        stage, resumed = _part(args, folder.name)
+        if best is not None:
+            cfg = override_cfg(cfg, ["MODEL.PRETRAINED", str(best)], "MODEL")
+        code = train(stage, cfg, device, sources, resumed)
+        if code:
+            return code
+        distributed.wait()  # for best.pth
+        best = folder / "best.pth"
+    return 0
+
+
+def _part(args, name):
+    """Arguments and checkpoint of a part of a run, in its own folder, where it stands now."""
+    folder = _run_folder(args) / name
+    last = folder / "last.pth"
+    part = argparse.Namespace(**vars(args) | {
+        "checkpoint": str(folder), "is_part": True,
+        "resume": str(last) if last.is_file() else None})
+    return part, load_checkpoint(last) if part.resume else None
+
+
+def _stage_folders(args):
+    """Where each recipe of --cfg is trained: the run's folder, of several one named after each."""
+    folder = _run_folder(args)
+    paths = args.cfg or []
+    return [folder] if len(paths) < 2 else [folder / Path(path).stem for path in paths]
 
 
 def train(args, cfg, device, sources, resumed):
@@ -333,9 +373,10 @@ class Run:
         if distributed.is_main():
             self.folder.mkdir(parents=True, exist_ok=True)
             save_checkpoint(self.folder / "last.pth", self._checkpoint(progress))
+            how = "the same command" if args.is_part else _command(
+                "train.py", args, "--resume", self.folder / "last.pth")
             print(f"\ninterrupted after {self.epochs_done} epochs and {self.progress.steps} "
-                  "batches; continue with: "
-                  + _command("train.py", args, "--resume", self.folder / "last.pth"))
+                  f"batches; continue with: {how}")
 
 
 @contextmanager
@@ -359,16 +400,25 @@ def stop_on_interrupt():
             signal.signal(number, handler)
 
 
-def _config(args, resumed):
+def _configs(args, resumed):
+    """The config of each stage, of one stage where --cfg does not name several recipes."""
     if resumed is None:
-        return load_cfg(args.cfg, args.opts)
+        paths = args.cfg or [None]
+        names = [Path(path).stem for path in args.cfg or []]
+        if len(set(names)) < len(names):
+            raise ValueError(f"--cfg {' '.join(paths)}: two recipes have the same name, after "
+                             "which their folders are named; rename one")
+        cfgs = [load_cfg(paths[0], args.opts)]
+        for path in paths[1:]:
+            cfgs.append(load_cfg(path, args.opts, base=cfgs[-1]))
+        return cfgs
     if args.cfg:
         raise ValueError("--cfg: the config of a resumed run comes from its checkpoint; override "
                          "single keys with TRAIN.KEY VALUE")
     if "optimizer" not in resumed:
         raise ValueError(f"--resume {args.resume}: holds weights without the state of a run; "
                          f"start a new run from it with MODEL.PRETRAINED {args.resume}")
-    return override_cfg(parse_cfg(resumed["cfg"]), args.opts, "TRAIN", "TEST")
+    return [override_cfg(parse_cfg(resumed["cfg"]), args.opts, "TRAIN", "TEST")]
 
 
 def _check_same_batches(args, cfg, resumed):

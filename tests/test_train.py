@@ -19,6 +19,8 @@ import pytest
 import torch
 from faces import TINY, write_dataset, write_list
 
+from defaults import parse_cfg
+
 ROOT = Path(__file__).parent.parent
 AGES = [5, 15, 25, 35, 45, 55, 65, 75]
 STEADY = [*TINY, "TRAIN.DETERMINISTIC", "True", "TRAIN.EMA_DECAY", "0.9",
@@ -360,6 +362,34 @@ def test_rotations_train_and_test_in_turn(tmp_path):
     torch.save(weights(last) | {"progress": {"steps": 1}}, last)
     done = train(folder, tmp_path / "run", *words[:-1], "3", check=False)
     assert done.returncode == 2 and "TRAIN.BATCH_SIZE cannot change" in done.stderr
+
+
+def test_recipes_train_in_turn_each_from_the_best_model_before(folder, tmp_path):
+    first, second = tmp_path / "first.yaml", tmp_path / "second.yaml"
+    first.write_text("MODEL:\n  IMG_SIZE: 32\nTRAIN:\n  EPOCHS: 1\n  WEIGHT_DECAY: 0.5\n")
+    second.write_text("MODEL:\n  IMG_SIZE: 64\nTRAIN:\n  EPOCHS: 2\n  LR: 1e-9\n")
+    overrides = [word for pair in zip(TINY[::2], TINY[1::2], strict=True)
+                 if pair[0] != "MODEL.IMG_SIZE" for word in pair]
+    words = ["--cfg", first, second, *overrides]
+    told = train(folder, tmp_path / "run", *words).stdout
+    assert "best val_mae" in told.splitlines()[-2]
+    start = weights(tmp_path / "run" / "first" / "best.pth")
+    end = weights(tmp_path / "run" / "second" / "best.pth")
+    cfg = parse_cfg(end["cfg"])
+    assert (cfg.MODEL.IMG_SIZE, cfg.TRAIN.WEIGHT_DECAY) == (64, 0.5)
+    assert Path(cfg.MODEL.PRETRAINED) == tmp_path / "run" / "first" / "best.pth"
+    for name, tensor in start["model"].items():
+        if "running" not in name and "num_batches" not in name:
+            torch.testing.assert_close(end["model"][name], tensor, rtol=0, atol=1e-5)
+    log = (tmp_path / "run" / "second" / "log.jsonl").read_text()
+    again = train(folder, tmp_path / "run", *words).stdout  # both done
+    assert "resumed after 1 epochs" in again and "resumed after 2 epochs" in again
+    assert (tmp_path / "run" / "second" / "log.jsonl").read_text() == log
+    (tmp_path / "other").mkdir()
+    shutil.copy(first, tmp_path / "other" / "first.yaml")
+    done = train(folder, tmp_path / "run", "--cfg", first, tmp_path / "other" / "first.yaml",
+                 check=False)
+    assert "same name" in refusal(done)
 
 
 def test_calibration_is_stored_and_applied(folder, tmp_path):
