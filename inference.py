@@ -72,8 +72,10 @@ class OpenVinoNetwork:
 
     def __init__(self, network, example, threads, shape=None):
         with warnings.catch_warnings(), torch.no_grad():
-            warnings.simplefilter("ignore")  # torch's about the tracing that OpenVINO relies on
-            model = openvino.convert_model(network, example_input=example,
+            warnings.simplefilter("ignore")  # torch's about tracing
+            # Traced here: OpenVINO has the trace checked, which takes most of the time.
+            traced = torch.jit.trace(network, example, check_trace=False)
+            model = openvino.convert_model(traced, example_input=example,
                                            input=None if shape is None else [shape])
         self.request = _core().compile_model(model, "CPU", {
             "INFERENCE_NUM_THREADS": threads, "NUM_STREAMS": 1,
