@@ -13,7 +13,7 @@ from predictor import AgeEstimator
 
 SHARED = ROOT.parent / "shared" / "data"
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-TOLERANCE = 12  # years
+TOLERANCE = 10  # years
 
 
 @pytest.fixture(scope="module")
