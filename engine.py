@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 from torch.optim.swa_utils import AveragedModel
+from torch.overrides import TorchFunctionMode
 from tqdm import tqdm
 
 import distributed
@@ -257,9 +258,31 @@ def to_device(batch, device):
 
 def autocast(device, amp):
     """Context in which the forward pass runs in bf16, fp16 or, with off, full precision."""
-    if AUTOCAST[amp] is None:
-        return contextlib.nullcontext()
-    return torch.autocast(device.type, AUTOCAST[amp])
+    context = contextlib.ExitStack()
+    if AUTOCAST[amp] is not None:
+        context.enter_context(torch.autocast(device.type, AUTOCAST[amp]))
+        if device.type == "cpu":
+            context.enter_context(FullPrecisionDepthwise())
+    return context
+
+
+class FullPrecisionDepthwise(TorchFunctionMode):
+    """Inside autocast on a CPU, depthwise convolutions stay in fp32.
+
+    Their half-precision backward pass takes several times as long there; all other layers of such
+    a network gain from half precision.
+    """
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if func is torch.conv2d and _is_depthwise(*args[:2]):
+            images, *others = args
+            with torch.autocast("cpu", enabled=False):
+                return func(images.float(), *others, **kwargs or {}).to(images.dtype)
+        return func(*args, **kwargs or {})
+
+
+def _is_depthwise(images, kernels):
+    return kernels.shape[1] == 1 < images.shape[1]
 
 
 def keep_freed_memory(device):
