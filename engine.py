@@ -315,8 +315,8 @@ def unwrap(model):
 def choose_amp(amp, deterministic, device, model, criterion, batch):
     """Resolve TRAIN.AMP auto.
 
-    On a GPU bf16 where it has it, else fp16. On a CPU a few steps are timed both ways, since
-    bf16 doubles a ResNet's speed and slows depthwise networks down; with deterministic, off.
+    On a GPU bf16 where it has it, else fp16. On a CPU a few steps are timed both ways, since what
+    bf16 gains depends on the network and the CPU; with deterministic, off.
 
     Args:
         amp: auto | bf16 | fp16 | off.

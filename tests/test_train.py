@@ -442,3 +442,20 @@ def test_freed_memory_is_kept():
                                        capture_output=True, check=True).stdout)
               for mode in ("keep", "release")}
     assert faults["release"] > 10 * (1 + faults["keep"])
+
+
+def test_half_precision_on_a_cpu_spares_depthwise_convolutions():
+    from engine import autocast
+
+    torch.manual_seed(0)
+    layers = {"plain": torch.nn.Conv2d(8, 8, 3), "depthwise": torch.nn.Conv2d(8, 8, 3, groups=8)}
+    images = torch.randn(2, 8, 9, 9).bfloat16()
+    for name, layer in layers.items():
+        with autocast(torch.device("cpu"), "bf16"):
+            out = layer(images)
+        assert out.dtype == torch.bfloat16
+        exact = layer(images.float())
+        assert torch.equal(out, exact.bfloat16()) == (name == "depthwise")
+        torch.testing.assert_close(out.float(), exact, rtol=0.02, atol=0.02)
+        out.float().square().sum().backward()
+        assert layer.weight.grad.dtype == torch.float32 and layer.weight.grad.abs().min() > 0
