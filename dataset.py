@@ -165,5 +165,6 @@ def _start_worker(_):
 
     import cv2
     cv2.setNumThreads(0)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the main process to handle
+    for number in (signal.SIGINT, signal.SIGTERM):  # for the main process to handle, which
+        signal.signal(number, signal.SIG_IGN)       # tells its workers
     warnings.simplefilter("once")

@@ -58,13 +58,13 @@ def train(folder, run, *words, check=True):
                   run.parent / "cache", *words, check=check)
 
 
-def start_training(folder, run, *words, launcher=()):
+def start_training(folder, run, *words, launcher=(), **options):
     """The same in a process of its own."""
     return subprocess.Popen(
         [sys.executable, *launcher, str(ROOT / "train.py"), "--data_dir", str(folder),
          "--checkpoint", str(run), "--cache_dir", str(run.parent / "cache"), *words],
         cwd=ROOT, text=True, env=os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options)
 
 
 def test_eight_faces_are_learnt_by_heart(folder, tmp_path):
@@ -124,7 +124,8 @@ def test_two_epochs_equal_one_stopped_and_resumed_to_the_bit(folder, tmp_path):
     assert mine["best"] == theirs["best"]
 
 
-def interrupt_after(process, run, epochs):
+def interrupt_after(process, run, epochs, interrupt=lambda process: process.send_signal(
+        signal.SIGINT)):
     """Ctrl-C once the log shows the epochs; returns what was printed."""
     deadline = time.time() + 120
     log = run / "log.jsonl"
@@ -132,7 +133,7 @@ def interrupt_after(process, run, epochs):
         assert time.time() < deadline
         assert process.poll() is None, process.communicate()
         time.sleep(0.01)
-    process.send_signal(signal.SIGINT)
+    interrupt(process)
     return process.communicate(timeout=120)[0]
 
 
@@ -149,6 +150,17 @@ def test_ctrl_c_in_the_middle_of_an_epoch_loses_nothing(folder, tmp_path):
     train(folder, broken, "--resume", broken / "last.pth")
     torch.testing.assert_close(weights(whole / "last.pth")["model"],
                                weights(broken / "last.pth")["model"], rtol=0, atol=0)
+
+
+def test_a_termination_of_all_processes_loses_nothing(folder, tmp_path):
+    # As a job scheduler or service manager stops a job: the loader's workers are told as well.
+    run = tmp_path / "run"
+    process = start_training(folder, run, *TINY, "TRAIN.EPOCHS", "1000", "TRAIN.WORKERS", "2",
+                             start_new_session=True)
+    printed = interrupt_after(process, run, 1, lambda process: os.killpg(process.pid,
+                                                                         signal.SIGTERM))
+    assert process.returncode == 130
+    assert f"--resume {run / 'last.pth'}" in printed
 
 
 def test_batches_cannot_change_in_the_middle_of_an_epoch(folder, tmp_path):
