@@ -181,8 +181,8 @@ def train(args, cfg, device, sources, resumed):
                                        f"epoch {run.epochs_done + 1:02d}")
             if complete:
                 run.finish_epoch()
-            if not complete or (distributed.any_true(should_stop(), device)
-                                and run.epochs_done < cfg.TRAIN.EPOCHS):
+            is_over = run.epochs_done == cfg.TRAIN.EPOCHS and not args.is_part
+            if not complete or (distributed.any_true(should_stop(), device) and not is_over):
                 run.interrupt(args)
                 return 130
     run.monitor.close()

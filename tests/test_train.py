@@ -404,6 +404,21 @@ def test_recipes_train_in_turn_each_from_the_best_model_before(folder, tmp_path)
     assert "same name" in refusal(done)
 
 
+def test_ctrl_c_at_the_end_of_a_recipe_starts_no_other(folder, tmp_path):
+    recipes = [tmp_path / "first.yaml", tmp_path / "second.yaml"]
+    for recipe in recipes:
+        recipe.write_text("TRAIN:\n  EPOCHS: 1\n")
+    run, words = tmp_path / "run", ["--cfg", *map(str, recipes), "--tensorboard",
+                                    str(tmp_path / "tf_log"), *TINY]
+    process = start_training(folder, run, *words)  # drawing follows the line in the log
+    printed = interrupt_after(process, run / "first", epochs=1)
+    assert process.returncode == 130
+    assert "continue with: the same command" in printed
+    assert not (run / "second").exists()
+    train(folder, run, *words)
+    assert (run / "second" / "best.pth").is_file()
+
+
 def test_calibration_is_stored_and_applied(folder, tmp_path):
     train(folder, tmp_path / "run", *TINY, "TRAIN.EPOCHS", "1")
     model = tmp_path / "run" / "best.pth"
