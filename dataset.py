@@ -165,6 +165,6 @@ def _start_worker(_):
 
     import cv2
     cv2.setNumThreads(0)
-    for number in (signal.SIGINT, signal.SIGTERM):  # for the main process to handle, which
-        signal.signal(number, signal.SIG_IGN)       # tells its workers
+    for number in (signal.SIGINT, signal.SIGTERM):  # the main process handles them, and ends
+        signal.signal(number, signal.SIG_IGN)       # its workers itself
     warnings.simplefilter("once")

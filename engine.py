@@ -256,14 +256,15 @@ def to_device(batch, device):
     return {name: values.to(device, non_blocking=True) for name, values in batch.items()}
 
 
+@contextlib.contextmanager
 def autocast(device, amp):
     """Context in which the forward pass runs in bf16, fp16 or, with off, full precision."""
-    context = contextlib.ExitStack()
-    if AUTOCAST[amp] is not None:
-        context.enter_context(torch.autocast(device.type, AUTOCAST[amp]))
-        if device.type == "cpu":
-            context.enter_context(FullPrecisionDepthwise())
-    return context
+    if AUTOCAST[amp] is None:
+        yield
+        return
+    spared = FullPrecisionDepthwise() if device.type == "cpu" else contextlib.nullcontext()
+    with torch.autocast(device.type, AUTOCAST[amp]), spared:
+        yield
 
 
 class FullPrecisionDepthwise(TorchFunctionMode):
@@ -274,7 +275,7 @@ class FullPrecisionDepthwise(TorchFunctionMode):
     """
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
-        if func is torch.conv2d and _is_depthwise(*args[:2]):
+        if func is torch.conv2d and len(args) > 1 and _is_depthwise(*args[:2]):
             images, *others = args
             with torch.autocast("cpu", enabled=False):
                 return func(images.float(), *others, **kwargs or {}).to(images.dtype)
