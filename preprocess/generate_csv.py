@@ -33,6 +33,9 @@ def parse_args():
     parser.add_argument("--drop_older", action="store_true",
                         help="leave out faces older than the last age bin instead of taking "
                         "them for that age")
+    parser.add_argument("--train_on_test", action="store_true",
+                        help="add the test photos to the training list, for a model that is "
+                        "measured elsewhere")
     options = Options()
     parser.add_argument("--appa_real_label", default=options.appa_real_label,
                         choices=("apparent", "real"), help="appa_real: which age")
@@ -59,6 +62,8 @@ def main():
         reasons = Counter(reason for _, reason in skipped).most_common(1)
         raise ValueError(f"no usable photo of {args.dataset} in '{data_dir}': {len(skipped)} "
                          f"skipped, most often because: {reasons[0][0] if reasons else 'none'}")
+    if args.train_on_test:
+        train_on_test(rows, list_dir, args.dataset)
     write_lists(rows, list_dir, args.dataset)
     protocols = dataset.protocols(rows, data_dir)
     for name, splits in protocols.items():
@@ -118,6 +123,26 @@ def _located(row, size):
         pixels = [round(share * size[i % 2], 1) for i, share in enumerate(shares)]
         row |= dict(zip(LOCATION, pixels, strict=True))
     return row
+
+
+def train_on_test(rows, list_dir, name):
+    """Move the test photos to the training list.
+
+    Raises:
+        ValueError: a photo is in another list as well (MegaAge), or earlier lists of test photos
+            are there, with which the model would be measured on what it was trained on.
+    """
+    elsewhere = {row["photo"] for row in rows if row["split"] != "test"}
+    for row in rows:
+        if row["split"] == "test":
+            if row["photo"] in elsewhere:
+                raise ValueError(f"--train_on_test: '{row['photo']}' of {name} is in the train or "
+                                 "valid list as well; leave --train_on_test out")
+            row["split"] = "train"
+    for path in (list_dir / f"{name}_test.csv", list_dir / f"{name}_test_align.csv"):
+        if path.exists():
+            raise ValueError(f"--train_on_test: '{path}' lists photos that would be trained on; "
+                             "move it away, or choose another --list_dir")
 
 
 def write_lists(rows, list_dir, name):

@@ -285,6 +285,33 @@ def test_generate_counts_what_it_cannot_use(tmp_path):
     assert "1 older than 100" in done.stdout
 
 
+def test_train_on_test_moves_the_test_photos_and_refuses_a_list_of_them(tmp_path):
+    write_photos(tmp_path, [f"30_0_0_20170117000000{i:03}.jpg" for i in range(60)])
+    arguments = ["--dataset", "utkface", "--data_dir", tmp_path, "--list_dir", tmp_path / "lists"]
+    assert generate(*arguments).returncode == 0
+    apart = {split: pd.read_csv(tmp_path / f"lists/utkface_{split}.csv") for split in SPLITS}
+    refused = generate(*arguments, "--train_on_test")
+    assert refused.returncode == 2 and "utkface_test.csv" in refused.stderr
+    (tmp_path / "lists/utkface_test.csv").unlink()
+    assert generate(*arguments, "--train_on_test").returncode == 0
+    assert not (tmp_path / "lists/utkface_test.csv").exists()
+    for split, expected in (("train", [*apart["train"]["photo"], *apart["test"]["photo"]]),
+                            ("valid", apart["valid"]["photo"])):
+        written = pd.read_csv(tmp_path / f"lists/utkface_{split}.csv")
+        assert sorted(written["photo"]) == sorted(expected)
+
+
+def test_train_on_test_refuses_photos_that_validate(tmp_path):
+    for part, name in (("train", "1.jpg"), ("test", "2.jpg")):
+        write_text(tmp_path, f"list/{part}_name.txt", f"{name}\n")
+        write_text(tmp_path, f"list/{part}_age.txt", "30\n")
+        write_photos(tmp_path, [f"{part}/{name}"])
+    np.savetxt(tmp_path / "list/train_age_dis.txt", np.ones((1, 60)) / 60)
+    done = generate("--dataset", "megaage_asian", "--data_dir", tmp_path, "--train_on_test")
+    assert done.returncode == 2 and "'test/2.jpg'" in done.stderr
+    assert not (tmp_path / "megaage_asian_train.csv").exists()
+
+
 def test_unwritable_folder_names_the_way_out(tmp_path):
     write_photos(tmp_path, ["1_0_0_20170117000000001.jpg"])
     blocked = tmp_path / "file"
