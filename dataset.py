@@ -42,6 +42,7 @@ class FaceDataset(Dataset):
 
     A batch is a dict of `pixels` (B, 3, S, S) uint8, `index` (B,), and the labels `age`,
     `age_std`, `age_min`, `age_max` (B,) float32 years, with LOSS.LABEL votes also `votes` (B, K).
+    What is added to `labels`, (N, ...) tensors in the order of faces, comes in the batches too.
     """
 
     def __init__(self, faces, cfg, train, cache_dir=None):

@@ -54,6 +54,8 @@ _C.LOSS.MEAN_WEIGHT = 0.2  # lambda 1 of mean_variance
 _C.LOSS.VARIANCE_WEIGHT = 0.05  # lambda 2 of mean_variance
 _C.LOSS.INTERVAL_WEIGHT = 1.0  # weight of a face whose age is known as an interval
 _C.LOSS.RARE_AGE_POWER = 0.0  # weight of an age: its frequency to minus this; 0.5: square root
+_C.LOSS.TEACHER = ""  # predictions.csv of the training faces to learn from as well, or a pattern
+_C.LOSS.TEACHER_WEIGHT = 0.5  # share of the loss that compares with them
 
 _C.TRAIN = CfgNode()
 _C.TRAIN.OPT = "adam"  # adam | adamw | sgd
@@ -92,9 +94,10 @@ CHOICES = {
 }
 POSITIVE = ("MODEL.IMG_SIZE", "TRAIN.LR", "TRAIN.LR_DECAY_STEP", "TRAIN.BATCH_SIZE",
             "TRAIN.EPOCHS", "TRAIN.AGE_STDDEV", "TEST.BATCH_SIZE", "LOSS.STD_FLOOR")
-SHARES = ("MODEL.DROPOUT", "MODEL.DROP_PATH", "TRAIN.EMA_DECAY", "DATA.CONTEXT", "AUG.FLIP",
-          "AUG.CROP_AREA", "AUG.STRETCH", "AUG.SHIFT", "AUG.BRIGHTNESS", "AUG.CONTRAST",
-          "AUG.SATURATION", "AUG.GRAYSCALE", "AUG.BLUR", "AUG.NOISE", "AUG.ERASING")
+SHARES = ("MODEL.DROPOUT", "MODEL.DROP_PATH", "TRAIN.EMA_DECAY", "LOSS.TEACHER_WEIGHT",
+          "DATA.CONTEXT", "AUG.FLIP", "AUG.CROP_AREA", "AUG.STRETCH", "AUG.SHIFT",
+          "AUG.BRIGHTNESS", "AUG.CONTRAST", "AUG.SATURATION", "AUG.GRAYSCALE",
+          "AUG.BLUR", "AUG.NOISE", "AUG.ERASING")
 
 
 def load_cfg(path=None, opts=(), base=_C):

@@ -119,9 +119,13 @@ def drawn_target(labels, age_bins, cfg):
 
 def kl(log_probs, labels, age_bins, cfg):
     """KL divergence from the label distribution, or minus the log of the mass in the interval."""
-    target = label_distribution(labels, age_bins, cfg)
-    divergence = (torch.xlogy(target, target) - target * log_probs).sum(dim=1)  # (B,)
+    divergence = kl_divergence(label_distribution(labels, age_bins, cfg), log_probs)
     return {"kl": _or_interval(divergence, log_probs, labels, age_bins, cfg)}
+
+
+def kl_divergence(target, log_probs):
+    """(B,) KL divergence in nats from (B, K) target distributions to the predicted ones."""
+    return (torch.xlogy(target, target) - target * log_probs).sum(dim=1)
 
 
 def kl_l1(log_probs, labels, age_bins, cfg):
@@ -177,7 +181,9 @@ def build_criterion(cfg, age_bins, age_weights=None):
         age_weights: (K,) weight of a face of each age, see rare_age_weights; None: 1.
     Returns:
         Function (logits (B, K), labels) -> {"loss": (B,), part: (B,), ...}; the parts add up to
-        the loss. Faces with an interval count LOSS.INTERVAL_WEIGHT times.
+        the loss. Faces with an interval count LOSS.INTERVAL_WEIGHT times. Where labels hold
+        `teacher` (B, K), a teacher's distributions, LOSS.TEACHER_WEIGHT of the loss is the KL
+        divergence from these (knowledge distillation, Hinton et al., 2015).
     """
     loss = LOSSES[cfg.LOSS.NAME]
 
@@ -185,6 +191,10 @@ def build_criterion(cfg, age_bins, age_weights=None):
         log_probs = logits.float().log_softmax(dim=1)
         bins = age_bins.to(log_probs.device)
         parts = loss(log_probs, labels, bins, cfg)
+        if "teacher" in labels:
+            share = cfg.LOSS.TEACHER_WEIGHT
+            parts = {name: (1 - share) * part for name, part in parts.items()}
+            parts["teacher"] = share * kl_divergence(labels["teacher"], log_probs)
         weight = torch.where(is_interval(labels), cfg.LOSS.INTERVAL_WEIGHT, 1.0)
         if age_weights is not None:
             weight = weight * (drawn_target(labels, bins, cfg) @ age_weights.to(bins.device))

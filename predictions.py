@@ -1,7 +1,9 @@
 """From a checkpoint and a split to a table of predictions, one row a face."""
 
+import glob
 from dataclasses import dataclass
 
+import numpy as np
 import pandas as pd
 import torch
 
@@ -12,6 +14,7 @@ from dataset import FaceDataset, OrderedBatches, build_loader
 from defaults import age_bins, override_cfg
 from download import file_sha256, find_model
 from engine import predict, score
+from evaluation import load_predictions
 from lists import OPTIONAL, read_sources
 from losses import DECODES
 from model import restore_model
@@ -117,3 +120,38 @@ def predictions_table(faces, log_probs, pred_ages, bins):
     known = ["dataset", *(name for name in OPTIONAL
                           if name != "votes" and faces[name].notna().any())]
     return pd.concat([table, columns, faces[known]], axis=1)
+
+
+def teacher_distributions(pattern, faces, bins):
+    """What other models predict for training faces, averaged, for a network to learn from.
+
+    Args:
+        pattern: a table written by `test.py --split train --output`, or a glob of several.
+        faces: table of lists.read_faces.
+        bins: (K,) whole years.
+    Returns:
+        (N, K) float32, rows sum to 1.
+    Raises:
+        FileNotFoundError: no such table.
+        ValueError: a table that cannot be read, holds no distributions over these bins, or
+            lacks faces.
+    """
+    paths = sorted(glob.glob(pattern)) or [pattern]  # noqa: PTH207 (an absolute pattern)
+    return sum(_distributions_of(path, faces, bins) for path in paths) / len(paths)
+
+
+def _distributions_of(path, faces, bins):
+    table, columns = load_predictions(path), [f"p{age}" for age in bins]
+    if not set(columns) <= set(table):
+        raise ValueError(f"LOSS.TEACHER '{path}' has no distributions over the ages {bins[0]} to "
+                         f"{bins[-1]}; write it with test.py --split train --output")
+    keys = [name for name in ("dataset", "photo") if name in table]
+    predicted = table.astype(dict.fromkeys(keys, str)).drop_duplicates(keys).set_index(keys)
+    rows = predicted.index.get_indexer(pd.MultiIndex.from_frame(faces[keys])
+                                       if len(keys) > 1 else faces["photo"])
+    if (rows < 0).any():
+        raise ValueError(f"LOSS.TEACHER '{path}' lacks {(rows < 0).sum()} of {len(faces)} "
+                         f"training faces, such as '{faces['photo'][np.argmin(rows)]}'; write it "
+                         "with test.py --split train --output from the same lists")
+    probs = torch.tensor(predicted[columns].to_numpy(np.float32)[rows])
+    return probs / probs.sum(dim=1, keepdim=True)

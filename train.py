@@ -44,7 +44,7 @@ from lists import find_protocols, pair_folders, read_sources, source_of
 from losses import DECODES, build_criterion, drawn_target, rare_age_weights
 from model import build_model, list_archs, restore_model
 from monitor import SHOWN_FACES, Monitor, SilentMonitor, draw_distributions, draw_scatter
-from predictions import predict_split
+from predictions import predict_split, teacher_distributions
 
 AUGMENTED_SHOWN = 16  # faces in TensorBoard's picture of the augmentation
 
@@ -441,7 +441,11 @@ def _run_folder(args):
 
 def build_train_loader(sources, cfg, cache_dir=None, protocol=None):
     """Loader of the training split, shuffled, augmented, this process's share."""
-    data = _build_dataset(sources, "train", cfg, cache_dir, protocol)
+    faces = read_sources(sources, "train", cfg, protocol)
+    more_labels = {"teacher": teacher_distributions(cfg.LOSS.TEACHER, faces, age_bins(cfg))} \
+        if cfg.LOSS.TEACHER else {}
+    data = FaceDataset(faces, cfg, train=True, cache_dir=cache_dir)
+    data.labels |= more_labels
     batches = ShuffledBatches(len(data), cfg.TRAIN.BATCH_SIZE, cfg.TRAIN.SEED,
                               distributed.rank(), distributed.world_size())
     return build_loader(data, batches, cfg.TRAIN.WORKERS)
@@ -449,15 +453,11 @@ def build_train_loader(sources, cfg, cache_dir=None, protocol=None):
 
 def build_valid_loader(sources, cfg, cache_dir=None, protocol=None):
     """Loader of the validation split, in order, this process's share."""
-    data = _build_dataset(sources, "valid", cfg, cache_dir, protocol)
+    faces = read_sources(sources, "valid", cfg, protocol)
+    data = FaceDataset(faces, cfg, train=False, cache_dir=cache_dir)
     batches = OrderedBatches(len(data), cfg.TEST.BATCH_SIZE, distributed.rank(),
                              distributed.world_size())
     return build_loader(data, batches, cfg.TEST.WORKERS)
-
-
-def _build_dataset(sources, split, cfg, cache_dir, protocol):
-    faces = read_sources(sources, split, cfg, protocol)
-    return FaceDataset(faces, cfg, split == "train", cache_dir)
 
 
 def _fix_seeds(cfg):

@@ -23,6 +23,19 @@ from losses import (
 BINS = torch.arange(101)
 
 
+def test_a_teacher_takes_its_share_of_the_loss():
+    cfg = load_cfg(opts=["LOSS.TEACHER_WEIGHT", "0.25"])
+    own = labels(30.0)
+    logits = torch.randn(1, 101, generator=torch.Generator().manual_seed(0))
+    teacher = gaussian_target(torch.tensor([40.0]), BINS, 3.0)
+    plain = build_criterion(cfg, BINS)(logits, own)["loss"]
+    parts = build_criterion(cfg, BINS)(logits, own | {"teacher": teacher})
+    divergence = torch.nn.functional.kl_div(logits.log_softmax(1), teacher, reduction="sum")
+    assert parts["teacher"].item() == pytest.approx(0.25 * divergence.item(), rel=1e-4)
+    assert parts["loss"].item() == pytest.approx(
+        0.75 * plain.item() + 0.25 * divergence.item(), rel=1e-4)
+
+
 def labels(age, low=None, high=None, std=math.nan, votes=None):
     made = {"age": torch.tensor([age]), "age_std": torch.tensor([std]),
             "age_min": torch.tensor([age if low is None else low]),

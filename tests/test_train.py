@@ -233,6 +233,39 @@ def test_exact_ages_and_intervals_train_together(folder, tmp_path):
     assert "in the right interval" in tested.stdout
 
 
+def test_a_network_learns_from_what_others_predict(folder, trained, tmp_path):
+    predicted = tmp_path / "teachers" / "one.csv"
+    predicted.parent.mkdir()
+    words = ["--data_dir", folder, "--cache_dir", tmp_path / "cache"]
+    script("test.py", *words, "--split", "train", "--resume", trained, "--output", predicted)
+    table = pd.read_csv(predicted)
+    bins = [f"p{age}" for age in range(101)]
+    table[bins] = 0.0
+    table["p90"] = 1.0  # far from every label
+    table.to_csv(predicted.with_name("two.csv"), index=False)
+
+    def last_of(run, pattern, share):
+        train(folder, tmp_path / run, *TINY, "AUG.STRENGTH", "0", "TRAIN.LR", "0.01",
+              "TRAIN.BATCH_SIZE", "8", "TRAIN.EPOCHS", "50", "LOSS.NAME", "kl",
+              "LOSS.TEACHER", pattern, "LOSS.TEACHER_WEIGHT", share)
+        script("test.py", *words, "--resume", tmp_path / run / "last.pth", "--output",
+               tmp_path / f"{run}.csv")
+        log = [json.loads(line) for line in (tmp_path / run / "log.jsonl").open()]
+        assert "teacher" in log[-1]["train"] and "teacher" not in log[-1]["valid"]
+        assert log[-1]["train"]["teacher"] < log[0]["train"]["teacher"]
+        return pd.read_csv(tmp_path / f"{run}.csv")
+
+    alone = last_of("alone", predicted.with_name("two.csv"), 1)
+    assert (alone["pred_age"] > 85).all()
+    both = last_of("both", predicted.parent / "*.csv", 0.5)
+    assert both["p90"].between(0.15, 0.4).all()  # half of the loss, half of the two teachers
+
+    pd.read_csv(predicted)[1:].to_csv(tmp_path / "short.csv", index=False)
+    done = train(folder, tmp_path / "refused", *TINY, "LOSS.TEACHER", tmp_path / "short.csv",
+                 check=False)
+    assert "lacks 1 of 8 training faces, such as 'drawn_0.png'" in refusal(done)
+
+
 def test_megaage_keeps_an_epoch_for_any_improved_ca(tmp_path):
     write_dataset(tmp_path / "data", AGES, name="megaage_asian")
     train(tmp_path / "data", tmp_path / "run", *TINY, "TRAIN.EPOCHS", "4")
@@ -311,6 +344,7 @@ def refusal(done):
     (["--multi_gpu"], "torchrun"),
     (["--dataset", "other"], "other_train_align.csv"),
     (["DATA.EXCLUDE", "gone.csv"], "gone.csv"),
+    (["LOSS.TEACHER", "gone.csv"], "gone.csv"),
 ])
 def test_train_refuses_bad_input_in_one_line(folder, tmp_path, words, named):
     done = train(folder, tmp_path / "run", *TINY, *words, check=False)
