@@ -98,15 +98,30 @@ class Trainer:
             state["random_state"]["cuda"] = torch.cuda.get_rng_state(self.device)
         return state
 
-    def load_state_dict(self, state):
-        """Continue where the run that wrote the state stood."""
+    def load_state_dict(self, state, steps):
+        """Continue where the run that wrote the state stood.
+
+        Learning rate, momentum and weight decay stay those this trainer was built with.
+
+        Args:
+            state: of state_dict.
+            steps: steps of the run so far, at this trainer's batch size.
+        """
         self.evaluated_model().load_state_dict(state["model"])
         if self.ema is not None:
             self.ema.n_averaged.fill_(state["ema"]["steps"])
             unwrap(self.model).load_state_dict(state["ema"]["trained_model"])
+        base_lrs, options = self.scheduler.base_lrs, [
+            {name: value for name, value in group.items() if name != "params"}
+            for group in self.optimizer.param_groups]
         self.optimizer.load_state_dict(state["optimizer"])
         self.scheduler.load_state_dict(state["scheduler"])
-        self.scaler.load_state_dict(state["scaler"])
+        self.scheduler.base_lrs, self.scheduler.last_epoch = base_lrs, steps
+        for group, own, base_lr, factor in zip(self.optimizer.param_groups, options, base_lrs,
+                                               self.scheduler.lr_lambdas, strict=True):
+            group.update(own | {"lr": base_lr * factor(steps)})
+        if state["scaler"]:  # empty where the run so far was not in fp16
+            self.scaler.load_state_dict(state["scaler"])
         torch.set_rng_state(state["random_state"]["cpu"])
         if self.device.type == "cuda" and "cuda" in state["random_state"]:
             torch.cuda.set_rng_state(state["random_state"]["cuda"], self.device)

@@ -26,7 +26,7 @@ from cli import (
     run_main,
 )
 from dataset import FaceDataset, OrderedBatches, ShuffledBatches, build_loader
-from defaults import age_bins, load_cfg, override_cfg, parse_cfg
+from defaults import age_bins, known_keys, load_cfg, override_cfg, parse_cfg
 from engine import (
     EpochProgress,
     Trainer,
@@ -47,6 +47,8 @@ from monitor import SHOWN_FACES, Monitor, SilentMonitor, draw_distributions, dra
 from predictions import predict_split, teacher_distributions
 
 AUGMENTED_SHOWN = 16  # faces in TensorBoard's picture of the augmentation
+# May differ where a command of several trainings is started again.
+FREE_OF_A_PART = ("TRAIN.EPOCHS", "TRAIN.WORKERS", "TEST.WORKERS", "TEST.BATCH_SIZE")
 
 
 def parse_args(argv=None):
@@ -65,7 +67,7 @@ def parse_args(argv=None):
     parser.add_argument("--checkpoint", metavar="DIR", help="folder of this run's files; "
                         "'checkpoint', or that of the run that --resume continues")
     parser.add_argument("--resume", metavar="PTH", help="last.pth of a run to continue, with its "
-                        "config; TRAIN.* and TEST.* can be overridden")
+                        "config; TRAIN.* (but for TRAIN.OPT) and TEST.* can be overridden")
     parser.add_argument("--tensorboard", metavar="DIR", help="log folder for TensorBoard")
     parser.add_argument("--multi_gpu", action="store_true",
                         help="only names the torchrun command that uses several GPUs")
@@ -163,7 +165,7 @@ def _stage_folders(args):
 def train(args, cfg, device, sources, resumed):
     """Train until the last epoch (returns 0) or an interruption (returns 130)."""
     if resumed is not None:
-        _check_same_batches(args, cfg, resumed)
+        _check_can_continue(args, cfg, resumed, sources)
     _fix_seeds(cfg)
     loaders = {"train": build_train_loader(sources, cfg, args.cache_dir, args.protocol),
                "valid": build_valid_loader(sources, cfg, args.cache_dir, args.protocol)}
@@ -215,8 +217,11 @@ def build_trainer(cfg, device, loader, resumed=None):
         cfg, bins, rare_age_weights(loader.dataset.labels, bins.cpu(), cfg)
         if cfg.LOSS.RARE_AGE_POWER > 0 else None)
     batch = loader.dataset.__getitems__(next(iter(loader.batch_sampler)))
-    amp = resumed["amp"] if resumed else distributed.from_main(choose_amp(
-        cfg.TRAIN.AMP, cfg.TRAIN.DETERMINISTIC, device, model, criterion, batch))
+    if resumed is not None and parse_cfg(resumed["cfg"]).TRAIN.AMP == cfg.TRAIN.AMP:
+        amp = resumed["amp"]
+    else:
+        amp = distributed.from_main(choose_amp(
+            cfg.TRAIN.AMP, cfg.TRAIN.DETERMINISTIC, device, model, criterion, batch))
     model = arranged(model, amp)
     optimizer = build_optimizer(model, cfg)
     steps_per_epoch = len(loader.batch_sampler)
@@ -233,7 +238,9 @@ def build_trainer(cfg, device, loader, resumed=None):
         clip_norm=cfg.TRAIN.CLIP_NORM,
         ema=averaged_model(model, cfg.TRAIN.EMA_DECAY) if cfg.TRAIN.EMA_DECAY > 0 else None)
     if resumed is not None:
-        trainer.load_state_dict(resumed)
+        progress = resumed["progress"] or {"steps": 0}
+        trainer.load_state_dict(
+            resumed, resumed["epochs_done"] * steps_per_epoch + progress["steps"])
     return trainer
 
 
@@ -421,16 +428,37 @@ def _configs(args, resumed):
     return [override_cfg(parse_cfg(resumed["cfg"]), args.opts, "TRAIN", "TEST")]
 
 
-def _check_same_batches(args, cfg, resumed):
-    """Refuse a config that would change the rest of the epoch a checkpoint stands in."""
+def _check_can_continue(args, cfg, resumed, sources):
+    """Refuse to go on with a checkpoint of another network, optimiser, data set or half epoch."""
+    before = parse_cfg(resumed["cfg"])
+    if args.is_part:
+        _check_same_run(args, cfg, before, sources, resumed["datasets"])
+    if before.TRAIN.OPT != cfg.TRAIN.OPT or \
+            (before.TRAIN.EMA_DECAY > 0) != (cfg.TRAIN.EMA_DECAY > 0):
+        raise ValueError(
+            f"TRAIN.OPT, and whether TRAIN.EMA_DECAY is 0, cannot change in {args.resume}; start "
+            f"a new run from its weights with MODEL.PRETRAINED {args.resume}")
     if resumed["progress"] is None:
         return
-    before = parse_cfg(resumed["cfg"])
     for key in ("BATCH_SIZE", "SEED"):
         if cfg.TRAIN[key] != before.TRAIN[key]:
             raise ValueError(
                 f"TRAIN.{key} cannot change in the middle of an epoch, where {args.resume} "
                 f"stands; keep {before.TRAIN[key]}, or resume an epochNNN_*.pth")
+
+
+def _check_same_run(args, cfg, before, sources, datasets):
+    """Refuse to take another run's checkpoint for that of this part of a command."""
+    facts = {"--dataset": (datasets, [name for _, name, _ in sources])}
+    for name in known_keys():
+        section, key = name.split(".")
+        facts[name] = before[section][key], cfg[section][key]
+    # Of a later stage the best model of the one before, whose folder may have moved.
+    facts["MODEL.PRETRAINED"] = tuple(Path(start).name for start in facts["MODEL.PRETRAINED"])
+    for name, (then, now) in facts.items():
+        if then != now and name not in FREE_OF_A_PART:
+            raise ValueError(f"{args.resume} is of a run with {name} {then}, not {now}; name "
+                             "another folder with --checkpoint, or move that run away")
 
 
 def _run_folder(args):

@@ -163,6 +163,25 @@ def test_a_termination_of_all_processes_loses_nothing(folder, tmp_path):
     assert f"--resume {run / 'last.pth'}" in printed
 
 
+def test_a_resumed_run_takes_the_options_it_is_given(folder, tmp_path):
+    run = tmp_path / "run"
+    train(folder, run, *STEADY, "TRAIN.LR", "0.004", "TRAIN.EPOCHS", "1", "TRAIN.BATCH_SIZE", "4")
+    resume = ["train.py", "--data_dir", folder, "--resume", run / "last.pth", "--cache_dir",
+              tmp_path / "cache", "TRAIN.EPOCHS", "2"]
+    for words, named in ((["TRAIN.OPT", "sgd"], "TRAIN.OPT"),
+                         (["TRAIN.EMA_DECAY", "0"], "TRAIN.EMA_DECAY")):
+        assert named in refusal(script(*resume, *words, check=False))
+    shutil.copytree(run, tmp_path / "kept")
+    script(*resume, "TRAIN.LR", "0.1", "TRAIN.WEIGHT_DECAY", "0.3", "TRAIN.BATCH_SIZE", "2",
+           "TRAIN.AMP", "bf16")
+    log = [json.loads(line) for line in (run / "log.jsonl").open()]
+    assert [record["lr"] for record in log] == pytest.approx([0.004, 0.05])  # half a cosine
+    ended = weights(run / "last.pth")
+    assert ended["amp"] == "bf16"
+    assert {group["weight_decay"] for group in ended["optimizer"]["param_groups"]} == {0, 0.3}
+    assert ended["scheduler"]["last_epoch"] == 8  # two epochs of eight faces, two a step
+
+
 def test_batches_cannot_change_in_the_middle_of_an_epoch(folder, tmp_path):
     train(folder, tmp_path / "run", *TINY, "TRAIN.EPOCHS", "1")
     last = tmp_path / "run" / "last.pth"
@@ -404,10 +423,15 @@ def test_rotations_train_and_test_in_turn(tmp_path):
     tested = script("test.py", "--data_dir", folder, "--protocol", "fold1", "--resume",
                     tmp_path / "run" / "fold1" / "best.pth", "--cache_dir", tmp_path / "cache")
     assert tested.stdout.splitlines()[-1] == f"test mae: {maes[1]:.3f}"
-    last = tmp_path / "run" / "fold1" / "last.pth"  # as if stopped in the middle of an epoch
-    torch.save(weights(last) | {"progress": {"steps": 1}}, last)
-    done = train(folder, tmp_path / "run", *words[:-1], "3", check=False)
-    assert done.returncode == 2 and "TRAIN.BATCH_SIZE cannot change" in done.stderr
+    for changes, named in ((["TRAIN.BATCH_SIZE", "3"], "TRAIN.BATCH_SIZE 4, not 3"),
+                           (["LOSS.NAME", "ce"], "LOSS.NAME kl_l1, not ce"),
+                           (["MODEL.ARCH", "timm/test_vit"], "timm/test_resnet, not")):
+        done = train(folder, tmp_path / "run", *words, *changes, check=False)
+        assert named in refusal(done)
+    last = tmp_path / "run" / "fold0" / "last.pth"
+    torch.save(weights(last) | {"datasets": ["other"]}, last)
+    assert "--dataset ['other'], not ['drawn']" in refusal(
+        train(folder, tmp_path / "run", *words, check=False))
 
 
 def test_recipes_train_in_turn_each_from_the_best_model_before(folder, tmp_path):
