@@ -102,15 +102,18 @@ def read_faces(data_dir, dataset, split, cfg, list_dir=None, protocol=None):
 
 
 def source_of(list_dir, dataset, split):
-    """Path of the file that read_faces reads: the aligned list, else APPA-REAL's own labels.
+    """Path of the file that read_faces reads.
+
+    It is the aligned list or, where APPA-REAL has none of any split, its own labels: splits of
+    one run are cut out the same way.
 
     Raises:
-        FileNotFoundError: neither exists; names the splits that do.
+        FileNotFoundError: it does not exist; names the splits that do.
     """
-    for candidate in _sources(list_dir, dataset, split):
-        if candidate.is_file():
-            return candidate
-    there = [s for s in SPLITS if any(p.is_file() for p in _sources(list_dir, dataset, s))]
+    source = _source(list_dir, dataset, split)
+    if source.is_file():
+        return source
+    there = _splits_of(list_dir, dataset)
     if there:
         raise FileNotFoundError(f"data set '{dataset}' in '{list_dir}' has no {split} split; "
                                 f"it has {', '.join(there)}: choose with --split")
@@ -120,10 +123,15 @@ def source_of(list_dir, dataset, split):
                             f"align one with python -m preprocess.face_align")
 
 
-def _sources(list_dir, dataset, split):
-    yield Path(list_dir, f"{dataset}_{split}_align.csv")
-    if dataset == "appa_real":
-        yield Path(list_dir, f"gt_avg_{split}.csv")
+def _source(list_dir, dataset, split):
+    aligned = [Path(list_dir, f"{dataset}_{name}_align.csv") for name in SPLITS]
+    if dataset == "appa_real" and not any(path.is_file() for path in aligned):
+        return Path(list_dir, f"gt_avg_{split}.csv")
+    return aligned[SPLITS.index(split)]
+
+
+def _splits_of(list_dir, dataset):
+    return [split for split in SPLITS if _source(list_dir, dataset, split).is_file()]
 
 
 def _read_split(list_dir, dataset, split, cfg):
@@ -145,8 +153,8 @@ def _read_protocol(list_dir, dataset, split, protocol, cfg):
     if split not in set(chosen["split"]):
         raise FileNotFoundError(f"protocol '{protocol}' has no {split} split; it has "
                                 f"{', '.join(sorted(set(chosen['split'])))}: choose with --split")
-    lists = [_read_split(list_dir, dataset, s, cfg) for s in SPLITS
-             if any(p.is_file() for p in _sources(list_dir, dataset, s))]
+    lists = [_read_split(list_dir, dataset, split_there, cfg)
+             for split_there in _splits_of(list_dir, dataset)]
     faces = pd.concat(lists, ignore_index=True).drop_duplicates("photo")
     faces = faces[faces["photo"].isin(chosen.loc[chosen["split"] == split, "photo"])]
     if faces.empty:

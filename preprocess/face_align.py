@@ -24,6 +24,7 @@ import torch
 from tqdm import tqdm
 
 from cli import HelpFormatter, add_device_flag, choose_device, run_main
+from lists import SPLITS
 from preprocess.detector import FaceDetector
 from preprocess.journal import (
     CHUNK,
@@ -34,7 +35,7 @@ from preprocess.journal import (
     replaced,
     writable_folder,
 )
-from preprocess.readers import LOCATION, SPLITS
+from preprocess.readers import LOCATION
 from preprocess.workers import RESULT, worker_pool
 
 AHEAD = 3  # chunks a worker process finds waiting

@@ -17,8 +17,9 @@ from tqdm import tqdm
 
 from cli import HelpFormatter, run_main
 from defaults import age_bins, load_cfg
+from lists import SPLITS
 from preprocess.journal import writable_folder
-from preprocess.readers import COLUMNS, DATASETS, LOCATION, SPLITS, Options, Skipped
+from preprocess.readers import COLUMNS, DATASETS, LOCATION, Options, Skipped
 
 
 def parse_args():

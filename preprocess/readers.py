@@ -21,9 +21,8 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from lists import count_votes, read_csv
+from lists import SPLITS, count_votes, read_csv
 
-SPLITS = ("train", "valid", "test")
 LOCATION = ["face_x1", "face_y1", "face_x2", "face_y2"]  # pixels of the photo
 COLUMNS = ["photo", "age", "age_std", "age_min", "age_max", "gender", "race", "subject", "votes",
            *LOCATION]

@@ -15,9 +15,9 @@ from matplotlib.ticker import MaxNLocator
 from PIL import Image, ImageDraw
 
 from cli import HelpFormatter, run_main
+from lists import SPLITS
 from preprocess.face import crop_face, load_photo, photo_quad, resize_face
 from preprocess.journal import read_rows, writable_folder
-from preprocess.readers import SPLITS
 
 COLUMNS = ["photo", "age", "deg", "box1", "box2", "box3", "box4"]
 SIDE = 160  # pixels of a photo and of a crop on the sheet

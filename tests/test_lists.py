@@ -7,7 +7,7 @@ from faces import draw_face, write_dataset, write_list
 from PIL import Image
 
 from defaults import load_cfg
-from lists import find_datasets, pair_folders, parse_votes, read_faces
+from lists import find_datasets, pair_folders, parse_votes, read_faces, source_of
 
 CFG = load_cfg()
 
@@ -70,6 +70,15 @@ def test_an_empty_real_age_names_the_other_label(tmp_path):
     write_appa_real(tmp_path)
     with pytest.raises(ValueError, match=r"real_age is empty.*APPA_REAL_LABEL"):
         read_faces(tmp_path, "appa_real", "train", load_cfg(None, ["DATA.APPA_REAL_LABEL", "real"]))
+
+
+def test_no_split_of_appa_real_is_raw_where_another_is_aligned(tmp_path):
+    write_appa_real(tmp_path)
+    (tmp_path / "gt_avg_test.csv").write_text((tmp_path / "gt_avg_train.csv").read_text())
+    assert source_of(tmp_path, "appa_real", "test").name == "gt_avg_test.csv"
+    write_dataset(tmp_path, [10], name="appa_real", splits=("train",))
+    with pytest.raises(FileNotFoundError, match="no test split; it has train"):
+        read_faces(tmp_path, "appa_real", "test", CFG)
 
 
 def test_aligned_lists_win_over_the_raw_folder(tmp_path):

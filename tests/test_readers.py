@@ -9,7 +9,8 @@ import pytest
 from PIL import Image
 from scipy.io import savemat
 
-from preprocess.readers import DATASETS, SPLITS, Options, Skipped, share_by_hash
+from lists import SPLITS
+from preprocess.readers import DATASETS, Options, Skipped, share_by_hash
 
 SHARED = Path("../shared/data")
 
