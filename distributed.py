@@ -53,6 +53,13 @@ def concatenate(tensor):
     return torch.cat(shares)
 
 
+def share_buffers(model):
+    """Give every process the main one's buffers, such as batch norm's running statistics."""
+    if dist.is_initialized():
+        for buffer in model.buffers():
+            dist.broadcast(buffer, 0)
+
+
 def total(values):
     """Sum over all processes of each number of a dict, the same keys everywhere."""
     if not dist.is_initialized():

@@ -83,19 +83,21 @@ class Trainer:
         return unwrap(self.model) if self.ema is None else self.ema.module
 
     def state_dict(self):
-        """Everything that a continued run needs, as tensors and plain values."""
+        """Everything that a continued run needs, as tensors and plain values.
+
+        All processes call it: each row of `random_state` is one of theirs.
+        """
         state = {
             "model": self.evaluated_model().state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "scheduler": self.scheduler.state_dict(),
             "scaler": self.scaler.state_dict(),
-            "random_state": {"cpu": torch.get_rng_state()},
+            "random_state": {name: distributed.concatenate(numbers[None])
+                             for name, numbers in _random_state(self.device).items()},
         }
         if self.ema is not None:
             state["ema"] = {"steps": int(self.ema.n_averaged),
                             "trained_model": unwrap(self.model).state_dict()}
-        if self.device.type == "cuda":
-            state["random_state"]["cuda"] = torch.cuda.get_rng_state(self.device)
         return state
 
     def load_state_dict(self, state, steps):
@@ -122,9 +124,28 @@ class Trainer:
             group.update(own | {"lr": base_lr * factor(steps)})
         if state["scaler"]:  # empty where the run so far was not in fp16
             self.scaler.load_state_dict(state["scaler"])
-        torch.set_rng_state(state["random_state"]["cpu"])
-        if self.device.type == "cuda" and "cuda" in state["random_state"]:
-            torch.cuda.set_rng_state(state["random_state"]["cuda"], self.device)
+        _set_random_state(state["random_state"], self.device)
+
+
+def _random_state(device):
+    """{cpu: ..., and on a GPU cuda: ...} of this process."""
+    state = {"cpu": torch.get_rng_state()}
+    if device.type == "cuda":
+        state["cuda"] = torch.cuda.get_rng_state(device)
+    return state
+
+
+def _set_random_state(states, device):
+    """Take this process's row; one that has none keeps its seed."""
+    for name, rows in states.items():
+        rows = torch.atleast_2d(rows)  # older checkpoints hold the main process's alone
+        if distributed.rank() >= len(rows):
+            continue
+        numbers = rows[distributed.rank()].clone()  # torch crashes on a view
+        if name == "cpu":
+            torch.set_rng_state(numbers)
+        elif device.type == "cuda":
+            torch.cuda.set_rng_state(numbers, device)
 
 
 @dataclass

@@ -300,6 +300,7 @@ class Run:
         """Validate, save, report."""
         trainer, progress = self.trainer, self.progress.gather()
         valid = self.loaders["valid"].dataset
+        distributed.share_buffers(trainer.evaluated_model())
         log_probs = predict(trainer.evaluated_model(), self.loaders["valid"], trainer.device,
                             self.cfg.TEST.TTA, "validating")
         losses = trainer.criterion(log_probs, valid.labels)
@@ -318,8 +319,9 @@ class Run:
         self.progress = EpochProgress()
         self.metrics = record["valid"]
         is_best, improved = self._note_best()
+        checkpoint = self._checkpoint(progress=None)
         if distributed.is_main():
-            self._save(is_best, improved)
+            self._save(checkpoint, is_best, improved)
             self.monitor.epoch(record, is_best)
             if self.monitor.writers:
                 self._draw(log_probs, pred_ages)
@@ -343,9 +345,9 @@ class Run:
                     improved = True
         return is_best, improved
 
-    def _save(self, is_best, improved):
+    def _save(self, checkpoint, is_best, improved):
         last = self.folder / "last.pth"
-        save_checkpoint(last, self._checkpoint(progress=None))
+        save_checkpoint(last, checkpoint)
         if improved:
             value = self.metrics.get("mae", self.metrics.get("interval_distance"))
             kept = f"epoch{self.epochs_done:03d}_{self.metrics['loss']:.4f}_{value:.4f}.pth"
@@ -354,6 +356,7 @@ class Run:
             _copy(last, self.folder / "best.pth")
 
     def _checkpoint(self, progress):
+        """Where the run stands; all processes call it."""
         return {"cfg": self.cfg.dump(), "commit": current_commit(), "run_name": self.name,
                 "epochs_done": self.epochs_done, "progress": progress, "amp": self.trainer.amp,
                 "best": self.best, "best_ca": self.best_ca, "metrics": self.metrics,
@@ -376,10 +379,10 @@ class Run:
     def interrupt(self, args):
         """Save where the run stands and say how to go on."""
         self.monitor.close()
-        progress = self.progress.gather() if self.progress.steps else None
+        checkpoint = self._checkpoint(self.progress.gather() if self.progress.steps else None)
         if distributed.is_main():
             self.folder.mkdir(parents=True, exist_ok=True)
-            save_checkpoint(self.folder / "last.pth", self._checkpoint(progress))
+            save_checkpoint(self.folder / "last.pth", checkpoint)
             how = "the same command" if args.is_part else _command(
                 "train.py", args, "--resume", self.folder / "last.pth")
             print(f"\ninterrupted after {self.epochs_done} epochs and {self.progress.steps} "

@@ -213,6 +213,21 @@ def test_two_processes_train_and_validate_as_one(folder, tmp_path):
             assert value == pytest.approx(two[part][name], rel=1e-4), (part, name)
 
 
+def test_two_processes_go_on_exactly_and_keep_the_model_they_validate(folder, tmp_path):
+    # Each draws its own dropout, and counts its own batch norm statistics while it trains.
+    words = [*STEADY, "TRAIN.SCHEDULE", "step", "TRAIN.EPOCHS"]
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    train_in_two_processes(folder, whole, *words, "2")
+    train_in_two_processes(folder, parts, *words, "1")
+    train_in_two_processes(folder, parts, "--resume", str(parts / "last.pth"), "TRAIN.EPOCHS", "2")
+    torch.testing.assert_close(weights(whole / "last.pth")["model"],
+                               weights(parts / "last.pth")["model"], rtol=0, atol=0)
+    validated = json.loads((whole / "log.jsonl").read_text().splitlines()[-1])["valid"]["mae"]
+    tested = script("test.py", "--data_dir", folder, "--split", "valid", "--cache_dir",
+                    tmp_path / "cache", "--resume", whole / "last.pth").stdout
+    assert float(tested.rsplit(" ", 1)[1]) == pytest.approx(validated, abs=0.001)
+
+
 def train_in_two_processes(folder, run, *words):
     """Returns what was printed."""
     process = start_training(folder, run, *words, launcher=(
