@@ -19,6 +19,8 @@ from lists import OPTIONAL, read_sources
 from losses import DECODES
 from model import restore_model
 
+LEAST_MASS = 1e-3  # of a teacher's distribution within the student's age bins
+
 
 @dataclass
 class Predicted:
@@ -122,21 +124,25 @@ def predictions_table(faces, log_probs, pred_ages, bins):
     return pd.concat([table, columns, faces[known]], axis=1)
 
 
-def teacher_distributions(pattern, faces, bins):
+def find_teachers(pattern):
+    """Paths of the tables that LOSS.TEACHER names: one, or those that a glob finds."""
+    return sorted(glob.glob(pattern)) or [pattern]  # noqa: PTH207 (an absolute pattern)
+
+
+def teacher_distributions(paths, faces, bins):
     """What other models predict for training faces, averaged, for a network to learn from.
 
     Args:
-        pattern: a table written by `test.py --split train --output`, or a glob of several.
+        paths: of tables written by `test.py --split train --output`, see find_teachers.
         faces: table of lists.read_faces.
         bins: (K,) whole years.
     Returns:
         (N, K) float32, rows sum to 1.
     Raises:
         FileNotFoundError: no such table.
-        ValueError: a table that cannot be read, holds no distributions over these bins, or
-            lacks faces.
+        ValueError: a table that cannot be read, holds no distributions over these bins, lacks
+            faces, or does not tell which data set's they are.
     """
-    paths = sorted(glob.glob(pattern)) or [pattern]  # noqa: PTH207 (an absolute pattern)
     return sum(_distributions_of(path, faces, bins) for path in paths) / len(paths)
 
 
@@ -146,12 +152,19 @@ def _distributions_of(path, faces, bins):
         raise ValueError(f"LOSS.TEACHER '{path}' has no distributions over the ages {bins[0]} to "
                          f"{bins[-1]}; write it with test.py --split train --output")
     keys = [name for name in ("dataset", "photo") if name in table]
+    if faces.duplicated(keys).any():
+        raise ValueError(f"LOSS.TEACHER '{path}' has no column dataset, and "
+                         f"'{faces['photo'][faces.duplicated(keys).idxmax()]}' is in two of the "
+                         "data sets trained on; add that column")
     predicted = table.astype(dict.fromkeys(keys, str)).drop_duplicates(keys).set_index(keys)
     rows = predicted.index.get_indexer(pd.MultiIndex.from_frame(faces[keys])
                                        if len(keys) > 1 else faces["photo"])
-    if (rows < 0).any():
-        raise ValueError(f"LOSS.TEACHER '{path}' lacks {(rows < 0).sum()} of {len(faces)} "
-                         f"training faces, such as '{faces['photo'][np.argmin(rows)]}'; write it "
-                         "with test.py --split train --output from the same lists")
     probs = torch.tensor(predicted[columns].to_numpy(np.float32)[rows])
-    return probs / probs.sum(dim=1, keepdim=True)
+    mass = probs.sum(dim=1, keepdim=True)
+    unknown = (rows < 0) | (mass[:, 0] < LEAST_MASS).numpy()
+    if unknown.any():
+        raise ValueError(f"LOSS.TEACHER '{path}' has no distribution over the ages {bins[0]} to "
+                         f"{bins[-1]} for {unknown.sum()} of {len(faces)} training faces, such as "
+                         f"'{faces['photo'][unknown.argmax()]}'; write it with test.py --split "
+                         "train --output from the same lists")
+    return probs / mass

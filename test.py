@@ -23,6 +23,7 @@ from engine import score
 from evaluation import load_predictions
 from lists import SPLITS, count_rejected, pair_folders
 from predictions import predict_split
+from preprocess.journal import writable_folder
 from report import write_predictions, write_report
 
 CALIBRATED_SHARES = (0.8, 0.9)  # central intervals that the temperature is fitted to
@@ -67,6 +68,9 @@ def main():
                              f"--resume names {len(paths)}")
         if args.calibrate and args.resume is None:
             raise ValueError("--calibrate changes a checkpoint; name it with --resume")
+    for folder in (args.report, args.output and Path(args.output).parent):
+        if folder:
+            writable_folder(folder, "--report" if folder == args.report else "--output")
     sources = pair_folders(args.data_dir, args.dataset, args.list_dir)
     split = args.split or ("valid" if args.calibrate else "test")
     predicted = {name: [predict_split(path, sources, split, choose_device(args.device), args.opts,

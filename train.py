@@ -44,7 +44,7 @@ from lists import find_protocols, pair_folders, read_sources, source_of
 from losses import DECODES, build_criterion, drawn_target, rare_age_weights
 from model import build_model, list_archs, restore_model
 from monitor import SHOWN_FACES, Monitor, SilentMonitor, draw_distributions, draw_scatter
-from predictions import predict_split, teacher_distributions
+from predictions import find_teachers, predict_split, teacher_distributions
 
 AUGMENTED_SHOWN = 16  # faces in TensorBoard's picture of the augmentation
 # May differ where a command of several trainings is started again.
@@ -281,6 +281,8 @@ class Run:
         for (_, name, list_dir), counts in zip(self.sources, self._counts(), strict=True):
             source = source_of(list_dir, name, "train")
             print(f"{name} ({source}): {counts['train']} train, {counts['valid']} valid faces")
+        if cfg.LOSS.TEACHER:
+            print(f"teachers: {', '.join(find_teachers(cfg.LOSS.TEACHER))}")
         parameters = sum(p.numel() for p in self.trainer.evaluated_model().parameters())
         print(f"{cfg.MODEL.ARCH}, {parameters / 1e6:.2f} M parameters, on "
               f"{self.trainer.device} x {distributed.world_size()}, precision "
@@ -473,10 +475,11 @@ def _run_folder(args):
 def build_train_loader(sources, cfg, cache_dir=None, protocol=None):
     """Loader of the training split, shuffled, augmented, this process's share."""
     faces = read_sources(sources, "train", cfg, protocol)
-    more_labels = {"teacher": teacher_distributions(cfg.LOSS.TEACHER, faces, age_bins(cfg))} \
-        if cfg.LOSS.TEACHER else {}
+    teacher = teacher_distributions(find_teachers(cfg.LOSS.TEACHER), faces, age_bins(cfg)) \
+        if cfg.LOSS.TEACHER else None  # before the crops are cut, which takes minutes
     data = FaceDataset(faces, cfg, train=True, cache_dir=cache_dir)
-    data.labels |= more_labels
+    if teacher is not None:
+        data.labels["teacher"] = teacher
     batches = ShuffledBatches(len(data), cfg.TRAIN.BATCH_SIZE, cfg.TRAIN.SEED,
                               distributed.rank(), distributed.world_size())
     return build_loader(data, batches, cfg.TRAIN.WORKERS)

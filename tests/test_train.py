@@ -269,7 +269,6 @@ def test_exact_ages_and_intervals_train_together(folder, tmp_path):
 
 def test_a_network_learns_from_what_others_predict(folder, trained, tmp_path):
     predicted = tmp_path / "teachers" / "one.csv"
-    predicted.parent.mkdir()
     words = ["--data_dir", folder, "--cache_dir", tmp_path / "cache"]
     script("test.py", *words, "--split", "train", "--resume", trained, "--output", predicted)
     table = pd.read_csv(predicted)
@@ -279,9 +278,10 @@ def test_a_network_learns_from_what_others_predict(folder, trained, tmp_path):
     table.to_csv(predicted.with_name("two.csv"), index=False)
 
     def last_of(run, pattern, share):
-        train(folder, tmp_path / run, *TINY, "AUG.STRENGTH", "0", "TRAIN.LR", "0.01",
-              "TRAIN.BATCH_SIZE", "8", "TRAIN.EPOCHS", "50", "LOSS.NAME", "kl",
-              "LOSS.TEACHER", pattern, "LOSS.TEACHER_WEIGHT", share)
+        told = train(folder, tmp_path / run, *TINY, "AUG.STRENGTH", "0", "TRAIN.LR", "0.01",
+                     "TRAIN.BATCH_SIZE", "8", "TRAIN.EPOCHS", "50", "LOSS.NAME", "kl",
+                     "LOSS.TEACHER", pattern, "LOSS.TEACHER_WEIGHT", share).stdout
+        assert "teachers: " in told and str(predicted.with_name("two.csv")) in told
         script("test.py", *words, "--resume", tmp_path / run / "last.pth", "--output",
                tmp_path / f"{run}.csv")
         log = [json.loads(line) for line in (tmp_path / run / "log.jsonl").open()]
@@ -297,7 +297,18 @@ def test_a_network_learns_from_what_others_predict(folder, trained, tmp_path):
     pd.read_csv(predicted)[1:].to_csv(tmp_path / "short.csv", index=False)
     done = train(folder, tmp_path / "refused", *TINY, "LOSS.TEACHER", tmp_path / "short.csv",
                  check=False)
-    assert "lacks 1 of 8 training faces, such as 'drawn_0.png'" in refusal(done)
+    assert "for 1 of 8 training faces, such as 'drawn_0.png'" in refusal(done)
+    done = train(folder, tmp_path / "refused", *TINY, "LOSS.TEACHER", predicted.with_name(
+        "two.csv"), "DATA.AGE_MAX", "80", check=False)  # all of its mass lies at 90
+    assert "for 8 of 8 training faces" in refusal(done)
+    table.drop(columns="dataset").to_csv(tmp_path / "nameless.csv", index=False)
+    shutil.copytree(folder, tmp_path / "other")
+    for path in (tmp_path / "other").glob("drawn_*.csv"):
+        path.rename(path.with_name(path.name.replace("drawn", "other")))
+    done = script("train.py", "--data_dir", folder, tmp_path / "other", "--checkpoint",
+                  tmp_path / "refused", *TINY, "LOSS.TEACHER", tmp_path / "nameless.csv",
+                  check=False)
+    assert "no column dataset, and 'drawn_0.png' is in two" in refusal(done)
 
 
 def test_megaage_keeps_an_epoch_for_any_improved_ca(tmp_path):
