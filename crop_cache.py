@@ -92,7 +92,7 @@ def check_photos(crops):
                 size = photo.size
             if not np.isnan(crops.roll_degs[index]):
                 problems.append(crops.check_box(index, size))
-        except OSError as error:
+        except (OSError, Image.DecompressionBombError) as error:
             problems.append(f"{crops.path(index)}: {error}")
     _refuse([p for p in problems if p], len(crops))
 

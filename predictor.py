@@ -10,7 +10,7 @@ from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
 import metrics
 from checkpoint import load_checkpoint
@@ -171,7 +171,7 @@ def as_photo(image):
         image = Image.fromarray(image)
     if not isinstance(image, Image.Image):
         raise ValueError(f"expected a path, a PIL image or an array, got {type(image).__name__}")
-    return geometry.to_rgb(ImageOps.exif_transpose(image))
+    return geometry.to_rgb(geometry.upright(image))
 
 
 def map_ahead(pool, function, items, ahead):

@@ -7,11 +7,16 @@ exclusive; an `aligned_bbox` lies in the rotated, expanded canvas that
 """
 
 import math
+import struct
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
 EXIF_ORIENTATION = 0x0112
+UPRIGHT = {2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180,
+           4: Image.Transpose.FLIP_TOP_BOTTOM, 5: Image.Transpose.TRANSPOSE,
+           6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
+           8: Image.Transpose.ROTATE_90}  # by EXIF orientation
 CROP_RESAMPLING = Image.Resampling.BICUBIC  # the original scripts' rotation filter
 RESIZE_RESAMPLING = Image.Resampling.BICUBIC  # antialiased when shrinking
 
@@ -30,9 +35,25 @@ def load_photo(source):
     try:
         with Image.open(source) as photo:
             photo.load()
-            return to_rgb(ImageOps.exif_transpose(photo))
+            return to_rgb(upright(photo))
     except (SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
         raise OSError(f"cannot read image: {error}") from error
+
+
+def upright(photo):
+    """PIL.Image turned and mirrored as its EXIF orientation says.
+
+    PIL's own exif_transpose also rewrites the EXIF data, and fails where a byte of it is wrong.
+    """
+    step = UPRIGHT.get(_orientation(photo))
+    return photo if step is None else photo.transpose(step)
+
+
+def _orientation(photo):
+    try:
+        return photo.getexif().get(EXIF_ORIENTATION, 1)
+    except (struct.error, SyntaxError, TypeError, ValueError, LookupError, OSError):
+        return 1  # unreadable EXIF data
 
 
 def to_rgb(photo):
@@ -50,7 +71,7 @@ def to_rgb(photo):
 def has_exif_rotation(path):
     """Whether the file's EXIF orientation turns or mirrors it (True) or leaves it (False)."""
     with Image.open(path) as photo:
-        return photo.getexif().get(EXIF_ORIENTATION, 1) not in (0, 1)
+        return _orientation(photo) in UPRIGHT
 
 
 def roll_from_landmarks(landmarks):

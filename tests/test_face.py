@@ -138,6 +138,22 @@ def test_cmyk_jpeg_and_exif_orientation(tmp_path):
     assert not has_exif_rotation(path)
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning:PIL")
+def test_damaged_exif_data_do_not_stop_a_photo(tmp_path):
+    path = tmp_path / "damaged.jpg"
+    exif = Image.Exif()
+    exif[0x0112], exif[0x010F], exif[0x011A] = 6, "maker", 72.0
+    Image.new("RGB", (80, 60), "red").save(path, exif=exif)
+    content = path.read_bytes()
+    start = content.index(b"Exif")
+    sizes = set()
+    for place in range(start + 6, start + len(exif.tobytes())):
+        path.write_bytes(content[:place] + bytes([content[place] ^ 0x15]) + content[place + 1:])
+        sizes.add(load_photo(path).size)
+        has_exif_rotation(path)
+    assert (60, 80) in sizes
+
+
 @pytest.mark.parametrize("content", [b"", b"no image", None])
 def test_what_is_no_image_raises_oserror(tmp_path, content):
     path = tmp_path / "bad.jpg"
