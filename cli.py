@@ -1,10 +1,13 @@
 """What the command lines of all scripts share: errors, the device, the trailing overrides."""
 
 import argparse
+import difflib
 import re
 import sys
 
 import torch
+
+from defaults import known_keys
 
 CONFIG_KEY = re.compile(r"[A-Z]+\.[A-Z0-9_]+")
 
@@ -73,7 +76,7 @@ def parse_with_overrides(parser, argv=None):
     flags, opts = [], []
     tokens = iter(sys.argv[1:] if argv is None else argv)
     for token in tokens:
-        if CONFIG_KEY.fullmatch(token):
+        if _is_config_key(token):
             value = next(tokens, None)
             if value is None or value.startswith("--"):
                 parser.error(f"override '{token}' has no value; write {token} VALUE")
@@ -83,6 +86,14 @@ def parse_with_overrides(parser, argv=None):
     args = parser.parse_args(flags)
     args.opts = opts
     return args
+
+
+def _is_config_key(token):
+    """Whether a word is a config key, perhaps misspelt, and not a file such as CLIP.MP4."""
+    keys = known_keys()
+    return bool(CONFIG_KEY.fullmatch(token)) and (
+        token.split(".")[0] in {key.split(".")[0] for key in keys}
+        or bool(difflib.get_close_matches(token, keys, n=1, cutoff=0.8)))
 
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter,

@@ -123,6 +123,13 @@ def test_flags_work_on_either_side_of_the_overrides(words):
     assert (args.data_dir, args.resume, args.opts) == (["a", "b"], "c.pth", ["TRAIN.LR", "0.1"])
 
 
+def test_a_file_in_capitals_is_no_override():
+    args = parse_with_overrides(parser(), ["--resume", "CLIP.MP4", "--data_dir", "OUT.CSV",
+                                           "TRIAN.LR", "0.1"])
+    assert (args.resume, args.data_dir) == ("CLIP.MP4", ["OUT.CSV"])
+    assert args.opts == ["TRIAN.LR", "0.1"]  # misspelt: load_cfg names the near ones
+
+
 @pytest.mark.parametrize(("words", "named"), [
     (["TRAIN.LR", "0.1", "--rezume", "c"], "--rezume"),
     (["TRAIN.LR", "--resume", "c"], "TRAIN.LR"),
