@@ -75,9 +75,14 @@ def contact_sheet(rows, data_dir, margin_ratio):
         before, after = before_and_after(row, data_dir, margin_ratio)
         sheet.paste(before, (x, y))
         sheet.paste(after, (x + SIDE, y))
-        pen.text((x + 2, y + SIDE + 2), f"{float(row['age']):g} years  {float(row['deg']):+.1f} deg"
+        pen.text((x + 2, y + SIDE + 2), f"{age_text(row)} years  {float(row['deg']):+.1f} deg"
                  f"  {row['photo'].rsplit('/', 1)[-1][:24]}", fill="black")
     return sheet
+
+
+def age_text(row):
+    """The age of a row, or its interval where only that is known."""
+    return f"{float(row['age']):g}" if row["age"] else f"{row['age_min']}-{row['age_max']}"
 
 
 def before_and_after(row, data_dir, margin_ratio):
