@@ -190,8 +190,8 @@ def run_stream(args):
         frames = stack.enter_context(Frames(args.camera if args.video is None else args.video))
         window = None if args.output_dir else stack.enter_context(Window(WINDOW_TITLE))
         estimator = build_estimator(args, STREAM_MIN_FACE_RATIO)
-        tracker = stack.enter_context(FaceTracker(estimator, estimator.age_bins,
-                                                  wait=not frames.is_camera))
+        tracker = stack.enter_context(FaceTracker(
+            estimator, estimator.age_bins, estimator.cfg.TEST.DECODE, wait=not frames.is_camera))
         summary = StreamSummary()
         stream = annotated_frames(frames, tracker, summary, estimator.age_bins, not args.no_plot)
         try:

@@ -123,7 +123,8 @@ class AgeEstimator:
             list of results.Face, one for each.
         """
         probs = self._probs([self.face_crop(photo, found) for photo, found in located])
-        return [face_from_probs(found.bbox, found.confidence, found.roll_deg, row, self.age_bins)
+        return [face_from_probs(found.bbox, found.confidence, found.roll_deg, row, self.age_bins,
+                                self.cfg.TEST.DECODE)
                 for (_, found), row in zip(located, probs, strict=True)]
 
     def face_crop(self, photo, found):

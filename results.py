@@ -25,7 +25,8 @@ class Face:
     x1, y1, x2, y2: box in pixels of the upright photo, x2 and y2 exclusive; may overhang it.
     confidence: the detector's, 0..1.
     roll_deg: of the line between the eyes, positive when the image-right eye is lower.
-    age, median, std: mean, median and standard deviation of the distribution, years.
+    age: the distribution's mean or, with TEST.DECODE median, its median, years.
+    median, std: of the distribution, years.
     low, high: its central 80% interval, years.
     probs: (K,) float32, the distribution over the age bins.
     """
@@ -52,7 +53,7 @@ class Face:
         return getattr(self, name)
 
 
-def face_from_probs(bbox, confidence, roll_deg, probs, age_bins):
+def face_from_probs(bbox, confidence, roll_deg, probs, age_bins, decode="mean"):
     """A Face from where it is and how its age is distributed.
 
     Args:
@@ -60,11 +61,13 @@ def face_from_probs(bbox, confidence, roll_deg, probs, age_bins):
         confidence, roll_deg: see Face.
         probs: (K,), sums to 1.
         age_bins: (K,) years.
+        decode: mean | median, which of the two is the age.
     """
     rows = np.asarray(probs, np.float32)[None]
     low, high = metrics.central_interval(rows, age_bins, INTERVAL_SHARE)
-    numbers = (*bbox, confidence, roll_deg, metrics.distribution_mean(rows, age_bins)[0],
-               metrics.distribution_median(rows, age_bins)[0],
+    median = metrics.distribution_median(rows, age_bins)[0]
+    age = {"mean": metrics.distribution_mean(rows, age_bins)[0], "median": median}[decode]
+    numbers = (*bbox, confidence, roll_deg, age, median,
                metrics.distribution_std(rows, age_bins)[0], low[0], high[0])
     return Face(*(float(number) for number in numbers), probs=rows[0])
 

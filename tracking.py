@@ -58,6 +58,7 @@ class FaceTracker:
     Args:
         find_faces: function (frame) -> list of Face in the frame's pixels; the slow part.
         age_bins: (K,) years.
+        decode: mean | median of a track's distribution as the age.
         every: frames from one detection to the next.
         wait: True: a detection is taken in `every` frames after it began, so that the result
             depends on the frames alone; False, for a camera: at the first frame from then on at
@@ -66,8 +67,8 @@ class FaceTracker:
     Use it as a context manager, which ends its thread.
     """
 
-    def __init__(self, find_faces, age_bins, every=5, wait=True):
-        self.find_faces, self.age_bins = find_faces, age_bins
+    def __init__(self, find_faces, age_bins, decode="mean", every=5, wait=True):
+        self.find_faces, self.age_bins, self.decode = find_faces, age_bins, decode
         self.every, self.wait = every, wait
         self.tracks, self.track_count = [], 0
         self.scale = 1.0  # of the reduced picture
@@ -105,7 +106,8 @@ class FaceTracker:
     def _face(self, track):
         found = track.detected
         return face_from_probs(track.bbox / self.scale, found.confidence,
-                               found.roll_deg + track.turned_deg, track.probs, self.age_bins)
+                               found.roll_deg + track.turned_deg, track.probs, self.age_bins,
+                               self.decode)
 
     def _start_detection(self, frame):
         self.job, self.job_age = self.thread.submit(self.find_faces, frame), 0

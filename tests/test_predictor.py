@@ -172,6 +172,12 @@ def test_faces_in_small_batches_are_the_same(estimator):
         np.testing.assert_allclose(one.probs, other.probs, atol=1e-5)
 
 
+def test_the_age_is_the_median_where_the_config_says_so(model_path):
+    by = {decode: AgeEstimator(model_path, opts=["TEST.DECODE", decode])(ASTRONAUT)[0]
+          for decode in ("mean", "median")}
+    assert by["median"].age == by["median"].median == by["mean"].median != by["mean"].age
+
+
 def test_only_test_keys_can_be_overridden(model_path):
     with pytest.raises(ValueError, match=r"MODEL.IMG_SIZE.*fixed by the checkpoint"):
         AgeEstimator(model_path, opts=["MODEL.IMG_SIZE", "96"])
