@@ -337,7 +337,13 @@ def _refuse(table, bad, problem, columns):
                      + (f"; and {more} more" if more > 0 else ""))
 
 
-def count_rejected(list_dir, dataset):
-    """Photos that the preparation found no face in, or 'unknown' where it was not ours."""
+def count_rejected(list_dir, dataset, split=None):
+    """Photos in which the preparation found no face, or 'unknown' where it was not ours.
+
+    split: of the lists; None counts all of them.
+    """
     path = Path(list_dir, f"{dataset}_rejected.csv")
-    return len(read_csv(path, [])) if path.is_file() else "unknown"
+    if not path.is_file():
+        return "unknown"
+    splits = read_csv(path, ["split"])["split"]
+    return len(splits) if split is None else int((splits == split).sum())

@@ -152,7 +152,7 @@ def write_results(journal, list_path, split, dataset):
     with replaced(journal.target) as file, replaced(rejected_path) as rejected_file:
         rejected = csv.writer(rejected_file, lineterminator="\n")
         rejected.writerow(["photo", "split", "reason"])
-        rejected.writerows(rejected_elsewhere(rejected_path, split))
+        rejected.writerows(rejected_elsewhere(rejected_path, split, list_path, dataset))
         aligned = None
         for row, (reason, *values) in merge(journal.siblings(), rows):
             row = {name: text for name, text in row.items() if name not in (*RESULT, *LOCATION)}
@@ -173,12 +173,14 @@ def write_results(journal, list_path, split, dataset):
           + "".join(f"; {count} {reason}" for reason, count in reasons.most_common()))
 
 
-def rejected_elsewhere(path, split):
-    """Rows of the list of rejected photos that stem from other splits."""
+def rejected_elsewhere(path, split, list_path, dataset):
+    """Rows of the list of rejected photos that stem from the other lists there are."""
     if not path.is_file():
         return []
+    others = {name for name in SPLITS
+              if name != split and list_path.with_name(f"{dataset}_{name}.csv").is_file()}
     return [[row["photo"], row["split"], row["reason"]]
-            for row in read_rows(path, ["photo", "split", "reason"]) if row["split"] != split]
+            for row in read_rows(path, ["photo", "split", "reason"]) if row["split"] in others]
 
 
 def is_current(target, list_path):

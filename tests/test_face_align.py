@@ -78,7 +78,9 @@ def test_columns_rejections_and_odd_rows(tmp_path, submit):
     write_rows(tmp_path / "mine_train.csv", rows)
     write_rows(tmp_path / "mine_rejected.csv",
                [{"photo": "old.jpg", "split": "train", "reason": "of an earlier run"},
-                {"photo": "other.jpg", "split": "valid", "reason": "file missing"}])
+                {"photo": "other.jpg", "split": "valid", "reason": "file missing"},
+                {"photo": "left.jpg", "split": "test", "reason": "of a list that is gone"}])
+    write_rows(tmp_path / "mine_valid.csv", [{"photo": "other.jpg", "age": "5"}])
     aligned = list(read_rows(align(tmp_path / "mine_train.csv", submit), []))
     assert list(aligned[0]) == ["age", "photo", "votes", "deg", "box1", "box2", "box3", "box4",
                                 "confidence"]
@@ -249,6 +251,11 @@ def test_contact_sheet_and_ages(photos, tmp_path, submit, monkeypatch):
     assert sheet.shape == (2 * (show.SIDE + show.CAPTION), 5 * (2 * show.SIDE + 8), 3)
     assert (sheet == (0, 255, 0)).all(-1).any(), "no box is drawn"
     assert Image.open(tmp_path / "mine_ages.png").size[0] > 500
+
+
+def test_the_sheet_shows_an_interval_where_no_age_is_known():
+    assert show.age_text({"age": "31.0"}) == "31"
+    assert show.age_text({"age": "", "age_min": "3", "age_max": "9"}) == "3-9"
 
 
 @pytest.mark.parametrize("module", ["generate_csv", "face_align", "show"])

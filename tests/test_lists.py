@@ -7,7 +7,7 @@ from faces import draw_face, write_dataset, write_list
 from PIL import Image
 
 from defaults import load_cfg
-from lists import find_datasets, pair_folders, parse_votes, read_faces, source_of
+from lists import count_rejected, find_datasets, pair_folders, parse_votes, read_faces, source_of
 
 CFG = load_cfg()
 
@@ -79,6 +79,14 @@ def test_no_split_of_appa_real_is_raw_where_another_is_aligned(tmp_path):
     write_dataset(tmp_path, [10], name="appa_real", splits=("train",))
     with pytest.raises(FileNotFoundError, match="no test split; it has train"):
         read_faces(tmp_path, "appa_real", "test", CFG)
+
+
+def test_rejected_photos_are_counted_by_split(tmp_path):
+    assert count_rejected(tmp_path, "mine") == "unknown"
+    (tmp_path / "mine_rejected.csv").write_text(
+        "photo,split,reason\na.jpg,train,no face\nb.jpg,test,no face\nc.jpg,test,no face\n")
+    assert [count_rejected(tmp_path, "mine", split)
+            for split in (None, "train", "valid", "test")] == [3, 1, 0, 2]
 
 
 def test_aligned_lists_win_over_the_raw_folder(tmp_path):
