@@ -37,8 +37,8 @@ from evaluation import (
     seed_spread,
 )
 
-PACKAGES = ("torch", "timm", "pretrainedmodels", "facenet-pytorch", "numpy", "pandas",
-            "opencv-python-headless", "pillow", "matplotlib")
+PACKAGES = ("torch", "torchvision", "timm", "pretrainedmodels", "facenet-pytorch", "openvino",
+            "opencv-python", "numpy", "pandas", "pillow", "matplotlib")
 WORST, BEST = 20, 5  # faces shown
 PHOTO_SIZE = 128  # pixels, of the faces in the page
 SIGNIFICANT = 0.05  # a gap is called real below this p-value
