@@ -66,8 +66,8 @@ def main():
         if len(paths) > 1:
             raise ValueError(f"--{'calibrate' if args.calibrate else 'output'} takes one model, "
                              f"--resume names {len(paths)}")
-        if args.calibrate and args.resume is None:
-            raise ValueError("--calibrate changes a checkpoint; name it with --resume")
+        if args.calibrate and not (args.resume and Path(paths[0]).is_file()):
+            raise ValueError("--calibrate changes a checkpoint; name its file with --resume")
     for folder in (args.report, args.output and Path(args.output).parent):
         if folder:
             writable_folder(folder, "--report" if folder == args.report else "--output")
@@ -152,8 +152,9 @@ def report_models(predicted, args, sources, split):
         provenance={"Command": shlex.join(["python", *sys.argv]), "Split": split,
                     "Protocol": args.protocol or "the lists' own split",
                     **first.provenance(),
-                    "Photos without a face": {name: count_rejected(list_dir, name)
-                                              for _, name, list_dir in sources}},
+                    "Photos without a face": {
+                        name: count_rejected(list_dir, name, None if args.protocol else split)
+                        for _, name, list_dir in sources}},
         tta=None if first.cfg.TEST.TTA else {
             name: table for name, table in tables(True).items() if name in singles},
         temperatures={name: one.temperature for name, one in singles.items() if one.temperature},

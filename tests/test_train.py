@@ -361,6 +361,12 @@ def test_the_median_can_be_the_age(folder, trained, tmp_path):
                            pd.read_csv(tmp_path / "e.csv")["pred_age"])
 
 
+def test_only_a_model_given_by_its_file_is_calibrated(folder):
+    done = script("test.py", "--data_dir", folder, "--resume", "default", "--calibrate",
+                  check=False)
+    assert "name its file with --resume" in refusal(done)
+
+
 @pytest.mark.parametrize("name", ["train.py", "test.py"])
 def test_help_lists_flags_and_architectures(name):
     text = script(name, "--help").stdout
