@@ -25,7 +25,7 @@ from cli import (
 from defaults import load_cfg
 from engine import to_device
 from lists import pair_folders
-from train import build_train_loader, build_trainer
+from training import build_train_loader, build_trainer
 
 
 def parse_args():

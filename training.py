@@ -1,0 +1,313 @@
+"""A training run: its loaders, its network and optimiser, its folder, and where it stands."""
+
+import shlex
+import shutil
+import signal
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+
+import numpy as np
+import torch
+
+import distributed
+from checkpoint import current_commit, save_checkpoint
+from dataset import FaceDataset, OrderedBatches, ShuffledBatches, build_loader
+from defaults import age_bins, parse_cfg
+from engine import (
+    EpochProgress,
+    Trainer,
+    arranged,
+    averaged_model,
+    build_optimizer,
+    choose_amp,
+    keep_freed_memory,
+    lr_factor,
+    predict,
+    score,
+)
+from lists import read_sources, source_of
+from losses import DECODES, build_criterion, drawn_target, rare_age_weights
+from model import build_model, restore_model
+from monitor import SHOWN_FACES, Monitor, SilentMonitor, draw_distributions, draw_scatter
+from predictions import find_teachers, teacher_distributions
+
+AUGMENTED_SHOWN = 16  # faces in TensorBoard's picture of the augmentation
+
+
+def build_train_loader(sources, cfg, cache_dir=None, protocol=None):
+    """Loader of the training split, shuffled, augmented, this process's share."""
+    faces = read_sources(sources, "train", cfg, protocol)
+    teacher = teacher_distributions(find_teachers(cfg.LOSS.TEACHER), faces, age_bins(cfg)) \
+        if cfg.LOSS.TEACHER else None  # before the crops are cut, which takes minutes
+    data = FaceDataset(faces, cfg, train=True, cache_dir=cache_dir)
+    if teacher is not None:
+        data.labels["teacher"] = teacher
+    batches = ShuffledBatches(len(data), cfg.TRAIN.BATCH_SIZE, cfg.TRAIN.SEED,
+                              distributed.rank(), distributed.world_size())
+    return build_loader(data, batches, cfg.TRAIN.WORKERS)
+
+
+def build_valid_loader(sources, cfg, cache_dir=None, protocol=None):
+    """Loader of the validation split, in order, this process's share."""
+    faces = read_sources(sources, "valid", cfg, protocol)
+    data = FaceDataset(faces, cfg, train=False, cache_dir=cache_dir)
+    batches = OrderedBatches(len(data), cfg.TEST.BATCH_SIZE, distributed.rank(),
+                             distributed.world_size())
+    return build_loader(data, batches, cfg.TEST.WORKERS)
+
+
+def build_trainer(cfg, device, loader, resumed=None):
+    """The network with its loss, optimiser and schedule.
+
+    Args:
+        cfg: the config.
+        device: torch.device of this process.
+        loader: of the training data, over ShuffledBatches.
+        resumed: checkpoint to continue, or None.
+    Returns:
+        engine.Trainer.
+    """
+    keep_freed_memory(device)
+    bins = torch.tensor(age_bins(cfg), device=device)
+    if resumed is not None:
+        model, _ = restore_model(resumed, device)
+    else:
+        with distributed.main_first():
+            model = build_model(cfg).to(device)
+    criterion = build_criterion(
+        cfg, bins, rare_age_weights(loader.dataset.labels, bins.cpu(), cfg)
+        if cfg.LOSS.RARE_AGE_POWER > 0 else None)
+    batch = loader.dataset.__getitems__(next(iter(loader.batch_sampler)))
+    if resumed is not None and parse_cfg(resumed["cfg"]).TRAIN.AMP == cfg.TRAIN.AMP:
+        amp = resumed["amp"]
+    else:
+        amp = distributed.from_main(choose_amp(
+            cfg.TRAIN.AMP, cfg.TRAIN.DETERMINISTIC, device, model, criterion, batch))
+    model = arranged(model, amp)
+    optimizer = build_optimizer(model, cfg)
+    steps_per_epoch = len(loader.batch_sampler)
+    trainer = Trainer(
+        model=distributed.wrap(model, device),
+        criterion=criterion,
+        decode=lambda logits: DECODES[cfg.TEST.DECODE](logits, bins),
+        optimizer=optimizer,
+        scheduler=torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda step: lr_factor(step, steps_per_epoch, cfg)),
+        device=device,
+        batch_faces=loader.batch_sampler.batch_size,
+        amp=amp,
+        clip_norm=cfg.TRAIN.CLIP_NORM,
+        ema=averaged_model(model, cfg.TRAIN.EMA_DECAY) if cfg.TRAIN.EMA_DECAY > 0 else None)
+    if resumed is not None:
+        progress = resumed["progress"] or {"steps": 0}
+        trainer.load_state_dict(
+            resumed, resumed["epochs_done"] * steps_per_epoch + progress["steps"])
+    return trainer
+
+
+@dataclass
+class Run:
+    """A training run's folder, and where the run stands between two epochs or batches."""
+
+    folder: Path
+    cfg: object
+    trainer: Trainer
+    loaders: dict
+    sources: list
+    epochs_done: int = 0
+    progress: EpochProgress = field(default_factory=EpochProgress)
+    best: dict = field(default_factory=dict)
+    best_ca: dict = field(default_factory=dict)
+    metrics: dict = field(default_factory=dict)
+    name: str = ""
+    monitor: Monitor = field(default_factory=SilentMonitor)
+
+    def restore(self, checkpoint):
+        """Continue where a checkpoint stands, also in the middle of an epoch."""
+        for key in ("epochs_done", "best", "best_ca", "metrics"):
+            setattr(self, key, checkpoint[key])
+        self.name = checkpoint["run_name"]
+        if checkpoint["progress"] is not None:
+            self.progress = EpochProgress.restore(checkpoint["progress"])
+
+    def start(self, args):
+        """Make the folder, say what is trained on what, open TensorBoard."""
+        cfg, data = self.cfg, self.loaders["train"].dataset
+        if args.resume is None:
+            self.name = f"{self.folder.name}-{datetime.now():%Y%m%d-%H%M%S}"
+            _set_aside_earlier_run(self.folder)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        (self.folder / "config.yaml").write_text(cfg.dump(), encoding="utf-8")
+        print(cfg.dump())
+        for (_, name, list_dir), counts in zip(self.sources, self._counts(), strict=True):
+            source = source_of(list_dir, name, "train")
+            print(f"{name} ({source}): {counts['train']} train, {counts['valid']} valid faces")
+        if cfg.LOSS.TEACHER:
+            print(f"teachers: {', '.join(find_teachers(cfg.LOSS.TEACHER))}")
+        parameters = sum(p.numel() for p in self.trainer.evaluated_model().parameters())
+        print(f"{cfg.MODEL.ARCH}, {parameters / 1e6:.2f} M parameters, on "
+              f"{self.trainer.device} x {distributed.world_size()}, precision "
+              f"{self.trainer.amp}, commit {current_commit()}, files in {self.folder}/")
+        if args.resume:
+            print(f"resumed after {self.epochs_done} epochs and {self.progress.steps} batches")
+        self.monitor = Monitor(self.folder, args.tensorboard, self.name, self.epochs_done + 1)
+        self.monitor.augmented_faces(np.stack([
+            data.face(index) for index in _spread(len(data), AUGMENTED_SHOWN)]))
+
+    def _counts(self):
+        for _, name, _ in self.sources:
+            yield {split: int((loader.dataset.faces["dataset"] == name).sum())
+                   for split, loader in self.loaders.items()}
+
+    def finish_epoch(self):
+        """Validate, save, report."""
+        trainer, progress = self.trainer, self.progress.gather()
+        valid = self.loaders["valid"].dataset
+        distributed.share_buffers(trainer.evaluated_model())
+        log_probs = predict(trainer.evaluated_model(), self.loaders["valid"], trainer.device,
+                            self.cfg.TEST.TTA, "validating")
+        losses = trainer.criterion(log_probs, valid.labels)
+        pred_ages = trainer.decode(log_probs)
+        faces = len(progress["index"])
+        train_labels = {name: values[progress["index"]] for name, values in
+                        self.loaders["train"].dataset.labels.items()}
+        record = {
+            "epoch": self.epochs_done + 1, "lr": progress["lr"], "seconds": progress["seconds"],
+            "images_per_s": faces / max(progress["seconds"], 1e-9),
+            "train": {name: total / faces for name, total in progress["sums"].items()}
+            | score(train_labels, progress["pred_ages"], self.cfg.DATA.AGE_MAX),
+            "valid": {name: values.mean().item() for name, values in losses.items()}
+            | score(valid.labels, pred_ages, self.cfg.DATA.AGE_MAX)}
+        self.epochs_done += 1
+        self.progress = EpochProgress()
+        self.metrics = record["valid"]
+        is_best, improved = self._note_best()
+        checkpoint = self._checkpoint(progress=None)
+        if distributed.is_main():
+            self._save(checkpoint, is_best, improved)
+            self.monitor.epoch(record, is_best)
+            if self.monitor.writers:
+                self._draw(log_probs, pred_ages)
+
+    def _note_best(self):
+        """Whether the validation is the best so far, and whether it improved in any metric kept.
+
+        The best is by MAE, or by the distance to the interval where only intervals are known;
+        MegaAge is compared by CA as well.
+        """
+        metric = "mae" if "mae" in self.metrics else "interval_distance"
+        value = self.metrics[metric]
+        is_best = not self.best or value < self.best["value"]
+        if is_best:
+            self.best = {"metric": f"val_{metric}", "value": value, "epoch": self.epochs_done}
+        improved = is_best
+        if any(name.startswith("megaage") for _, name, _ in self.sources):
+            for name in ("ca3", "ca5", "ca7"):
+                if self.metrics[name] > self.best_ca.get(name, -1):
+                    self.best_ca[name] = self.metrics[name]
+                    improved = True
+        return is_best, improved
+
+    def _save(self, checkpoint, is_best, improved):
+        last = self.folder / "last.pth"
+        save_checkpoint(last, checkpoint)
+        if improved:
+            value = self.metrics.get("mae", self.metrics.get("interval_distance"))
+            kept = f"epoch{self.epochs_done:03d}_{self.metrics['loss']:.4f}_{value:.4f}.pth"
+            _copy(last, self.folder / kept)
+        if is_best:
+            _copy(last, self.folder / "best.pth")
+
+    def _checkpoint(self, progress):
+        """Where the run stands; all processes call it."""
+        return {"cfg": self.cfg.dump(), "commit": current_commit(), "run_name": self.name,
+                "epochs_done": self.epochs_done, "progress": progress, "amp": self.trainer.amp,
+                "best": self.best, "best_ca": self.best_ca, "metrics": self.metrics,
+                "datasets": [name for _, name, _ in self.sources], **self.trainer.state_dict()}
+
+    def _draw(self, log_probs, pred_ages):
+        valid = self.loaders["valid"].dataset
+        exact = valid.labels["age_min"] == valid.labels["age_max"]
+        shown = _spread(len(valid), SHOWN_FACES)
+        labels = {name: values[shown] for name, values in valid.labels.items()}
+        bins = torch.tensor(age_bins(self.cfg))
+        if exact.any():
+            self.monitor.figure("predicted_against_true", draw_scatter(
+                valid.labels["age"][exact].numpy(), pred_ages[exact].numpy()), self.epochs_done)
+        self.monitor.figure("distributions", draw_distributions(
+            np.stack([valid.face(index) for index in shown]),
+            drawn_target(labels, bins, self.cfg).numpy(), log_probs[shown].exp().numpy(),
+            bins.numpy(), pred_ages[shown].numpy()), self.epochs_done)
+
+    def interrupt(self, args):
+        """Save where the run stands and say how to go on."""
+        self.monitor.close()
+        checkpoint = self._checkpoint(self.progress.gather() if self.progress.steps else None)
+        if distributed.is_main():
+            self.folder.mkdir(parents=True, exist_ok=True)
+            save_checkpoint(self.folder / "last.pth", checkpoint)
+            how = "the same command" if args.is_part else command_line(
+                "train.py", args, "--resume", self.folder / "last.pth")
+            print(f"\ninterrupted after {self.epochs_done} epochs and {self.progress.steps} "
+                  f"batches; continue with: {how}")
+
+
+@contextmanager
+def stop_on_interrupt():
+    """Yield a function that tells whether Ctrl-C or a termination asked to stop.
+
+    The step under way is finished, so that what is saved is whole; a second Ctrl-C ends at once.
+    """
+    asked = []
+
+    def handle(number, _):
+        if asked and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        asked.append(number)
+
+    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield lambda: bool(asked)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _set_aside_earlier_run(folder):
+    """Move the files of an earlier run in this folder to earlier-N, so that none is lost."""
+    files = [*folder.glob("*.pth"), *folder.glob("log.jsonl"), *folder.glob("config.yaml")]
+    if not files:
+        return
+    number = 1
+    while (folder / f"earlier-{number}").exists():
+        number += 1
+    earlier = folder / f"earlier-{number}"
+    earlier.mkdir()
+    for path in files:
+        path.rename(earlier / path.name)
+    print(f"{folder}/ held an earlier run; its files are now in {earlier}/")
+
+
+def _spread(count, shown):
+    """Up to `shown` places evenly spread over `count`."""
+    return np.linspace(0, count - 1, min(shown, count)).round().astype(int)
+
+
+def _copy(source, target):
+    temporary = target.with_name(f".{target.name}.tmp")
+    shutil.copyfile(source, temporary)
+    temporary.replace(target)
+
+
+def command_line(script, args, *words):
+    """The command line that runs a script on the data of this one."""
+    line = ["python", script, "--data_dir", *args.data_dir]
+    for flag in ("dataset", "list_dir"):
+        if getattr(args, flag):
+            line += [f"--{flag}", *getattr(args, flag)]
+    for flag in ("protocol", "cache_dir", *(("tensorboard",) if script == "train.py" else ())):
+        if getattr(args, flag):
+            line += [f"--{flag}", getattr(args, flag)]
+    return shlex.join([*line, *map(str, words)])
