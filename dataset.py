@@ -1,6 +1,5 @@
 """Faces as training and evaluation batches."""
 
-import os
 import warnings
 
 import numpy as np
@@ -10,6 +9,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from augment import augment
 from crop_cache import FaceCrops, cached_crops, check_photos, default_cache_dir
 from defaults import age_bins
+from distributed import available_cores
 from lists import parse_votes
 
 LABELS = ("age", "age_std", "age_min", "age_max")
@@ -153,8 +153,7 @@ def build_loader(dataset, batches, workers):
 
 def loader_workers(workers):
     """Loader processes to start: at most one a core this process may use."""
-    return min(workers, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity")
-               else os.cpu_count())
+    return min(workers, available_cores())
 
 
 def _as_it_is(batch):

@@ -32,6 +32,11 @@ def processes(device):
         dist.destroy_process_group()
 
 
+def available_cores():
+    """CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+
+
 def rank():
     return dist.get_rank() if dist.is_initialized() else 0
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
+from preprocess.face import iou
 from results import Face, face_from_probs
 
 FLOW_SIDE = 640  # pixels, the longer side of the picture in which motion is measured
@@ -229,13 +230,6 @@ def match_boxes(tracked, detected):
         if overlap >= MATCH_IOU and j not in matches and i not in matches.values():
             matches[j] = i
     return matches
-
-
-def iou(box, other):
-    """Intersection over union of two (4,) xyxy boxes, in [0, 1]."""
-    sides = np.minimum(box[2:], other[2:]) - np.maximum(box[:2], other[:2])
-    shared = np.prod(np.clip(sides, 0, None))
-    return float(shared / (np.prod(box[2:] - box[:2]) + np.prod(other[2:] - other[:2]) - shared))
 
 
 def _flow_picture(frame, scale):

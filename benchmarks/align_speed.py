@@ -23,6 +23,7 @@ import torch
 from PIL import Image
 
 from cli import HelpFormatter, run_main
+from preprocess.face import iou
 from preprocess.workers import worker_pool
 
 KINDS = {"portraits": "portraits", "UTKFace": "UTKFace", "APPA-REAL": "appa-real-release/valid",
@@ -92,10 +93,7 @@ def _agree(reference, result):
     if reference is None or result is None:
         return reference is result
     turn = abs((reference[0] - result[0] + 180) % 360 - 180)
-    (ax1, ay1, ax2, ay2), (bx1, by1, bx2, by2) = reference[1:], result[1:]
-    shared = max(0, min(ax2, bx2) - max(ax1, bx1)) * max(0, min(ay2, by2) - max(ay1, by1))
-    union = (ax2 - ax1) * (ay2 - ay1) + (bx2 - bx1) * (by2 - by1) - shared
-    return turn <= ANGLE and shared / union >= IOU
+    return turn <= ANGLE and iou(np.array(reference[1:]), np.array(result[1:])) >= IOU
 
 
 def choose_images(folder, count):

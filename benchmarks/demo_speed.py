@@ -1,12 +1,11 @@
 """How fast the demo is: a stream end to end, one face on one core, a folder of photos.
 
-    python benchmarks/demo_speed.py --resume MODEL.pth
+    python -m benchmarks.demo_speed --resume MODEL.pth
 
 The clip and the folder are made from misc/samples: panned, zoomed and turned portraits.
 """
 
 import argparse
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -16,15 +15,13 @@ import numpy as np
 import torch
 from PIL import Image
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+import demo
+from cli import HelpFormatter, run_main
+from predictor import AgeEstimator, as_photo
+from tracking import FaceTracker
+from video import Frames
 
-import demo  # noqa: E402
-from predictor import AgeEstimator, as_photo  # noqa: E402
-from tracking import FaceTracker  # noqa: E402
-from video import Frames  # noqa: E402
-
-SAMPLES = ROOT / "misc" / "samples"
+SAMPLES = Path(__file__).parent.parent / "misc" / "samples"
 FRAME_SIZE = 640, 480
 
 
@@ -109,8 +106,8 @@ def folder_rates(folder, estimator, count):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.demo_speed",
+                                     description=__doc__, formatter_class=HelpFormatter)
     parser.add_argument("--resume", help="as in demo.py")
     parser.add_argument("--frames", type=int, default=300, help="of the clip")
     parser.add_argument("--images", type=int, default=200, help="in the folder")
@@ -127,4 +124,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 import inference
-from preprocess.face import crop_face, roll_from_landmarks, rotation_to_canvas
+from preprocess.face import crop_face, iou, roll_from_landmarks, rotation_to_canvas
 from preprocess.mtcnn import (
     CELL,
     OUTPUT_SIZE,
@@ -287,13 +287,9 @@ def _closest(bboxes, bbox, least_iou):
     """Index of the box that overlaps bbox most, None where none does by more than least_iou."""
     if not len(bboxes):
         return None
-    bbox = np.asarray(bbox, float)
-    sides = np.minimum(bboxes[:, 2:], bbox[2:]) - np.maximum(bboxes[:, :2], bbox[:2])
-    shared = sides.clip(min=0).prod(1)
-    union = (bboxes[:, 2:] - bboxes[:, :2]).prod(1) + (bbox[2:] - bbox[:2]).prod() - shared
-    iou = shared / union
-    best = int(iou.argmax())
-    return best if iou[best] > least_iou else None
+    overlaps = iou(bboxes, np.asarray(bbox, float))
+    best = int(overlaps.argmax())
+    return best if overlaps[best] > least_iou else None
 
 
 def _load_networks(device, threads):

@@ -87,6 +87,14 @@ def roll_from_landmarks(landmarks):
     return math.degrees(math.atan2(right_y - left_y, right_x - left_x))
 
 
+def iou(bboxes, bbox):
+    """Intersection over union, in [0, 1], of (..., 4) boxes and one (4,) box, xyxy."""
+    sides = np.minimum(bboxes[..., 2:], bbox[2:]) - np.maximum(bboxes[..., :2], bbox[:2])
+    shared = sides.clip(min=0).prod(-1)
+    areas = (bboxes[..., 2:] - bboxes[..., :2]).prod(-1)
+    return shared / (areas + (bbox[2:] - bbox[:2]).prod() - shared)
+
+
 def rotation_to_canvas(size, roll_deg):
     """The map that PIL.Image.rotate(roll_deg, expand=True) applies.
 

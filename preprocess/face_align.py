@@ -14,7 +14,6 @@ import argparse
 import collections
 import contextlib
 import csv
-import hashlib
 import itertools
 import os
 from collections import Counter
@@ -24,6 +23,8 @@ import torch
 from tqdm import tqdm
 
 from cli import HelpFormatter, add_device_flag, choose_device, run_main
+from distributed import available_cores
+from download import file_sha256
 from lists import SPLITS
 from preprocess.detector import FaceDetector
 from preprocess.journal import (
@@ -96,10 +97,6 @@ def rank_device(name):
     return str(device)
 
 
-def available_cores():
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-
-
 def align_list(list_path, split, args, settings, submit, workers, rank, world_size):
     """Align one list, or this process's share of it, and merge when all shares are there."""
     target = list_path.with_name(f"{list_path.stem}_align.csv")
@@ -107,7 +104,8 @@ def align_list(list_path, split, args, settings, submit, workers, rank, world_si
         print(f"{target.name} is newer than its list: kept; --restart aligns it again")
         return
     row_count = sum(1 for _ in read_rows(list_path, ["photo", "age"]))
-    fingerprint = f"{hash_file(list_path)} {settings['min_face_size']} {settings['min_face_ratio']}"
+    fingerprint = (f"{file_sha256(list_path)} {settings['min_face_size']} "
+                   f"{settings['min_face_ratio']}")
     journal = Journal(target, fingerprint, row_count, rank, world_size)
     if args.restart:
         journal.path.unlink(missing_ok=True)
@@ -185,14 +183,6 @@ def rejected_elsewhere(path, split, list_path, dataset):
 
 def is_current(target, list_path):
     return target.is_file() and target.stat().st_mtime >= list_path.stat().st_mtime
-
-
-def hash_file(path):
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(2**20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 if __name__ == "__main__":

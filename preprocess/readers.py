@@ -21,12 +21,12 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
+from folders import IMAGE_ENDINGS
 from lists import SPLITS, count_votes, read_csv
 
 LOCATION = ["face_x1", "face_y1", "face_x2", "face_y2"]  # pixels of the photo
 COLUMNS = ["photo", "age", "age_std", "age_min", "age_max", "gender", "race", "subject", "votes",
            *LOCATION]
-IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp"}
 OLDEST = 100  # years, closes an open interval such as "more than 70"
 SHARES = (("train", 0.8), ("valid", 0.1), ("test", 0.1))  # where nothing official exists
 VALID_FROM_TRAIN = (("train", 0.9), ("valid", 0.1))  # where only a test part is published
@@ -450,9 +450,9 @@ def _lines(data_dir, name):
 def _photos(data_dir):
     """Relative paths of all images below a folder, in the order of their names."""
     photos = sorted(path.relative_to(data_dir).as_posix() for path in Path(data_dir).rglob("*")
-                    if path.suffix.lower() in IMAGE_SUFFIXES)
+                    if path.name.lower().endswith(IMAGE_ENDINGS))
     if not photos:
-        raise _not_found(data_dir, f"image ({', '.join(sorted(IMAGE_SUFFIXES))})")
+        raise _not_found(data_dir, f"image ({', '.join(IMAGE_ENDINGS)})")
     return photos
 
 
