@@ -235,6 +235,7 @@ def _read_imdb_wiki(data_dir, name, person_field, options):
         raise _not_found(data_dir, f"{name}.mat or {name}_crop/{name}.mat")
     faces = _load_mat(path, name)
     folder = folders[0]
+    is_cropped = Path(data_dir, folder).resolve().name.endswith("_crop")
     for index, full_path in enumerate(faces["full_path"]):
         photo = f"{folder}/{full_path}".removeprefix("./")
         age = _age_in_july(faces["dob"][index], faces["photo_taken"][index])
@@ -244,10 +245,11 @@ def _read_imdb_wiki(data_dir, name, person_field, options):
         if reason is not None:
             yield Skipped(photo, reason)
             continue
-        person = str(faces.get(person_field, faces["full_path"])[index])
+        person = faces.get(person_field, faces["full_path"])[index]
+        person = str(person if np.size(person) else full_path)  # an empty name is an empty array
         row = {"photo": photo, "age": age, "subject": person, "split": share_by_hash(person),
                "gender": {0: "female", 1: "male"}.get(faces["gender"][index], "")}
-        if folder.endswith("_crop"):
+        if is_cropped:
             row["location_ratio"] = (0.4 / 1.8, 0.4 / 1.8, 1.4 / 1.8, 1.4 / 1.8)  # 40% margins
         else:
             row |= dict(zip(LOCATION, np.ravel(faces["face_location"][index]), strict=True))
