@@ -104,12 +104,14 @@ def align_list(list_path, split, args, settings, submit, workers, rank, world_si
         print(f"{target.name} is newer than its list: kept; --restart aligns it again")
         return
     row_count = sum(1 for _ in read_rows(list_path, ["photo", "age"]))
-    fingerprint = (f"{file_sha256(list_path)} {settings['min_face_size']} "
-                   f"{settings['min_face_ratio']}")
+    checksum = file_sha256(list_path)
+    fingerprint = f"{checksum} {settings['min_face_size']} {settings['min_face_ratio']}"
     journal = Journal(target, fingerprint, row_count, rank, world_size)
     if args.restart:
         journal.path.unlink(missing_ok=True)
     fill_journal(journal, list_path, submit, workers)
+    if file_sha256(list_path) != checksum:
+        raise ValueError(f"{list_path} was changed while it was aligned; start again")
     with contextlib.suppress(FileNotFoundError):  # another process has merged just now
         if all(each.is_complete() for each in journal.siblings()):
             write_results(journal, list_path, split, args.dataset)

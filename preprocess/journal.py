@@ -13,7 +13,9 @@ import os
 from itertools import islice
 from pathlib import Path
 
-CHUNK = 32  # rows; what a kill can lose
+from filelock import FileLock, Timeout
+
+CHUNK = 32  # rows that are sent to a worker and recorded together
 
 
 def read_rows(path, required):
@@ -58,7 +60,7 @@ def writable_folder(path, flag="--list_dir"):
     try:
         path.mkdir(parents=True, exist_ok=True)
         probe.touch()
-        probe.unlink()
+        probe.unlink(missing_ok=True)  # another process's probe has the same name
     except OSError as error:
         raise OSError(f"folder '{path}' cannot be written to ({error.strerror}); choose another "
                       f"one with {flag}") from error
@@ -81,6 +83,7 @@ class Journal:
         self.path = self.target.with_suffix(f".part{rank}of{world_size}")
         self.header = f"{hashlib.sha256(fingerprint.encode()).hexdigest()}\n".encode()
         self.file = None
+        self.lock = FileLock(f"{self.path}.lock")
 
     @property
     def expected(self):
@@ -97,7 +100,14 @@ class Journal:
 
         Returns:
             list rows of which the results are there already, in whole chunks.
+        Raises:
+            OSError: another run is writing it.
         """
+        try:
+            self.lock.acquire(timeout=0)
+        except Timeout as error:
+            raise OSError(f"{self.path.name} is being written by another run; wait for it, or "
+                          "stop it first") from error
         done, size = self._recorded()
         if not size:
             self.path.write_bytes(self.header)
@@ -114,6 +124,7 @@ class Journal:
     def close(self):
         if self.file is not None:
             self.file.close()
+        self.lock.release()
 
     def is_complete(self):
         return self._recorded()[0] == self.expected

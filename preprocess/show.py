@@ -109,7 +109,7 @@ def plot_ages(split_ages, name):
     figure = Figure(figsize=(8, 2 * len(split_ages)), layout="constrained")
     panels = figure.subplots(len(split_ages), sharex=True, squeeze=False)[:, 0]
     for panel, (split, ages) in zip(panels, split_ages.items(), strict=True):
-        years = np.arange(0, max(100, *map(max, filter(None, split_ages.values()))) + 2)
+        years = np.arange(0, max([100, *map(max, filter(None, split_ages.values()))]) + 2)
         panel.hist(ages, bins=years)
         panel.set_ylabel("faces")
         panel.yaxis.set_major_locator(MaxNLocator(integer=True))

@@ -6,8 +6,11 @@ with detection in the others.
 
 import contextlib
 import multiprocessing
+import multiprocessing.connection
 import operator
+import os
 import signal
+import threading
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from functools import partial
@@ -41,9 +44,16 @@ def worker_pool(workers, data_dir, settings):
 def start_worker(data_dir, settings):
     global worker
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the main process's to handle
+    threading.Thread(target=end_with_parent, daemon=True).start()
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
     worker = partial(align_rows, FaceDetector(**settings, threads=1), Path(data_dir))
+
+
+def end_with_parent():
+    """Wait for the main process's end, however it comes, and end with it."""
+    multiprocessing.connection.wait([multiprocessing.parent_process().sentinel])
+    os._exit(1)
 
 
 def align_in_worker(rows):
@@ -100,7 +110,7 @@ def row_problem(row):
     try:
         float(row["age"])
     except ValueError:
-        return [f"age '{row['age']}' is no number"]
+        return [f"age '{' '.join(row['age'].split())}' is no number"]
     return None
 
 

@@ -70,7 +70,7 @@ def align(list_path, submit, rank=0, world_size=1, restart=False):
 
 def test_columns_rejections_and_odd_rows(tmp_path, submit):
     rows = [{"age": "31", "photo": "photo 3, é.png", "votes": "30:2 31:1", "face_x1": ""},
-            {"age": "x", "photo": "upright.png", "votes": "", "face_x1": ""},
+            {"age": "x\ny", "photo": "upright.png", "votes": "", "face_x1": ""},
             {"age": "5", "photo": "wall.png", "votes": "", "face_x1": ""},
             {"age": "5", "photo": "broken.jpg", "votes": "", "face_x1": ""},
             {"age": "5", "photo": "gone.jpg", "votes": "", "face_x1": ""},
@@ -90,7 +90,7 @@ def test_columns_rejections_and_odd_rows(tmp_path, submit):
     rejected = {row["photo"]: (row["split"], row["reason"])
                 for row in read_rows(tmp_path / "mine_rejected.csv", [])}
     assert rejected == {"other.jpg": ("valid", "file missing"),
-                        "upright.png": ("train", "age 'x' is no number"),
+                        "upright.png": ("train", "age 'x y' is no number"),
                         "wall.png": ("train", "no face in the first pass"),
                         "broken.jpg": ("train", "unreadable image"),
                         "gone.jpg": ("train", "file missing")}
@@ -181,11 +181,49 @@ def test_ctrl_c_ends_quietly(photos, tmp_path):
                             "1"], stderr=subprocess.PIPE, text=True, start_new_session=True)
     journal = tmp_path / "mine_train_align.part0of1"
     while not (journal.exists() and journal.read_bytes().count(b"\n") > CHUNK):
+        assert run.poll() is None, run.communicate()
         time.sleep(0.02)
     os.killpg(run.pid, signal.SIGINT)
     errors = run.communicate(timeout=60)[1]
     assert run.returncode == 130 and "Traceback" not in errors
     assert (journal.read_bytes().count(b"\n") - 1) % CHUNK == 0
+
+
+def test_workers_end_with_a_main_process_that_is_killed(photos, tmp_path):
+    write_rows(tmp_path / "mine_train.csv", many_rows(20 * CHUNK))
+    run = subprocess.Popen([sys.executable, "-m", "preprocess.face_align", "--dataset", "mine",
+                            "--data_dir", str(photos), "--list_dir", str(tmp_path), "--workers",
+                            "1"], stderr=subprocess.PIPE, start_new_session=True)
+    journal = tmp_path / "mine_train_align.part0of1"
+    while not (journal.exists() and journal.read_bytes().count(b"\n") > CHUNK):
+        assert run.poll() is None, run.communicate()
+        time.sleep(0.02)
+    os.kill(run.pid, signal.SIGKILL)
+    run.communicate(timeout=60)  # raises while a worker lives, which holds the pipe open
+
+
+def test_a_list_that_changes_meanwhile_is_not_merged(tmp_path, submit):
+    path = tmp_path / "mine_train.csv"
+    write_rows(path, many_rows(3))
+
+    def submit_and_edit(rows):
+        future = submit(rows)
+        write_rows(path, many_rows(3)[::-1])
+        return future
+
+    with pytest.raises(ValueError, match="changed while it was aligned"):
+        align(path, submit_and_edit)
+    assert not (tmp_path / "mine_train_align.csv").exists()
+
+
+def test_two_runs_do_not_write_one_journal(tmp_path):
+    first, second = (Journal(tmp_path / "a_align.csv", "print", 3) for _ in range(2))
+    first.open()
+    with pytest.raises(OSError, match="written by another run"):
+        second.open()
+    first.close()
+    assert second.open() == 0
+    second.close()
 
 
 @pytest.mark.parametrize(("rows", "world_size"), [(0, 1), (1, 2), (64, 2), (70, 2), (70, 5)])
@@ -253,9 +291,15 @@ def test_contact_sheet_and_ages(photos, tmp_path, submit, monkeypatch):
     assert Image.open(tmp_path / "mine_ages.png").size[0] > 500
 
 
-def test_the_sheet_shows_an_interval_where_no_age_is_known():
-    assert show.age_text({"age": "31.0"}) == "31"
-    assert show.age_text({"age": "", "age_min": "3", "age_max": "9"}) == "3-9"
+def test_the_sheet_shows_intervals_where_no_age_is_known(photos, tmp_path, submit, monkeypatch):
+    rows = [row | {"age": "", "age_min": "3", "age_max": "9"} for row in many_rows(2)]
+    write_rows(tmp_path / "mine_train.csv", rows)
+    aligned = list(read_rows(align(tmp_path / "mine_train.csv", submit), []))
+    assert show.age_text(aligned[0]) == "3-9" and show.age_text({"age": "31.0"}) == "31"
+    monkeypatch.setattr(sys, "argv", ["show", "--data_dir", str(photos), "--dataset", "mine",
+                                      "--list_dir", str(tmp_path)])
+    show.main()
+    assert (tmp_path / "mine_ages.png").is_file()
 
 
 @pytest.mark.parametrize("module", ["generate_csv", "face_align", "show"])
