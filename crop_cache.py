@@ -3,6 +3,7 @@
 import hashlib
 import shutil
 import warnings
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from preprocess.face import (
     load_photo,
     resize_face,
     rotation_to_canvas,
+    upright_size,
 )
 
 CACHE_VERSION = 1  # raise when the pixels of a crop change
@@ -89,7 +91,7 @@ def check_photos(crops):
     for index in tqdm(range(len(crops)), desc="checking photos", leave=False):
         try:
             with Image.open(crops.path(index)) as photo:
-                size = photo.size
+                size = upright_size(photo)
             if not np.isnan(crops.roll_degs[index]):
                 problems.append(crops.check_box(index, size))
         except (OSError, Image.DecompressionBombError) as error:
@@ -108,7 +110,7 @@ def cached_crops(crops, folder, workers):
         folder: of the cache, created when missing.
         workers: loader processes for the build.
     Returns:
-        (N, size, size, 3) uint8 numpy.memmap, read-only.
+        MappedCrops.
     Raises:
         ValueError: photos that cannot be read and boxes outside; twenty are named.
         OSError: the folder cannot be written, or the disk is too small.
@@ -126,7 +128,35 @@ def cached_crops(crops, folder, workers):
         except PermissionError as error:
             raise OSError(f"cache folder '{folder}' cannot be written; name another with "
                           "--cache_dir, or set DATA.CACHE False") from error
-    return np.memmap(path, np.uint8, mode="r", shape=shape)
+    return MappedCrops(path, shape)
+
+
+class MappedCrops:
+    """Crops in a file: crops[i] is (size, size, 3) uint8, read-only.
+
+    Each process maps the file itself: a numpy.memmap would be copied to every loader process
+    where these are not forked.
+
+    Args:
+        path: of the file.
+        shape: (N, size, size, 3).
+    """
+
+    def __init__(self, path, shape):
+        self.path, self.shape = path, shape
+
+    def __len__(self):
+        return self.shape[0]
+
+    def __getitem__(self, index):
+        return self._pixels[index]
+
+    def __getstate__(self):
+        return {"path": self.path, "shape": self.shape}
+
+    @cached_property
+    def _pixels(self):
+        return np.memmap(self.path, np.uint8, mode="r", shape=self.shape)
 
 
 def _key(crops):

@@ -17,6 +17,8 @@ UPRIGHT = {2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180,
            4: Image.Transpose.FLIP_TOP_BOTTOM, 5: Image.Transpose.TRANSPOSE,
            6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
            8: Image.Transpose.ROTATE_90}  # by EXIF orientation
+METADATA = ("exif", "xmp", "XML:com.adobe.xmp", "Raw profile type exif")  # hold an orientation
+SIDEWAYS = (5, 6, 7, 8)  # of these, which exchange width and height
 CROP_RESAMPLING = Image.Resampling.BICUBIC  # the original scripts' rotation filter
 RESIZE_RESAMPLING = Image.Resampling.BICUBIC  # antialiased when shrinking
 
@@ -43,10 +45,22 @@ def load_photo(source):
 def upright(photo):
     """PIL.Image turned and mirrored as its EXIF orientation says.
 
-    PIL's own exif_transpose also rewrites the EXIF data, and fails where a byte of it is wrong.
+    The result has no orientation any more. PIL's own exif_transpose also rewrites all other EXIF
+    data, and fails where a byte of them is wrong.
     """
     step = UPRIGHT.get(_orientation(photo))
-    return photo if step is None else photo.transpose(step)
+    if step is None:
+        return photo
+    turned = photo.transpose(step)
+    for name in METADATA:
+        turned.info.pop(name, None)
+    return turned
+
+
+def upright_size(photo):
+    """(width, height) that the photo will have upright, without decoding it."""
+    lies = _orientation(photo) in SIDEWAYS
+    return photo.size[::-1] if lies else photo.size
 
 
 def _orientation(photo):

@@ -1,9 +1,11 @@
 """From lists to batches: the crop cache, augmentation, order, and what each refuses."""
 
+import pickle
 from functools import partial
 from itertools import chain, pairwise
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from faces import TINY, draw_face, write_dataset, write_list
@@ -128,6 +130,22 @@ def test_a_box_wholly_outside_is_refused_at_the_start(folder, tmp_path, cache):
     write_list(folder / "drawn_train_align.csv", rows)
     with pytest.raises(ValueError, match=r"drawn_3\.png.*outside"):
         dataset(folder, tmp_path, "DATA.CACHE", cache)
+
+
+def test_a_cache_reaches_a_loader_process_by_its_path(folder, tmp_path):
+    data = dataset(folder, tmp_path)
+    assert len(pickle.dumps(data.crops)) < 1000
+    np.testing.assert_array_equal(pickle.loads(pickle.dumps(data.crops))[1], data.crops[1])
+
+
+def test_a_box_is_held_against_the_upright_photo(folder, tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # 120 x 96 upright in the file, 96 x 120 as it is seen
+    Image.new("RGB", (120, 96)).save(folder / "drawn_0.png", exif=exif)
+    table = pd.read_csv(folder / "drawn_train_align.csv")
+    table.loc[0, ["deg", "box1", "box2", "box3", "box4"]] = 0, 10, 100, 40, 119
+    table.to_csv(folder / "drawn_train_align.csv", index=False)
+    dataset(folder, tmp_path, "DATA.CACHE", "False").face(0)
 
 
 def test_a_list_that_ignored_exif_warns(folder, tmp_path):
