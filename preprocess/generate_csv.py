@@ -18,7 +18,7 @@ from tqdm import tqdm
 from cli import HelpFormatter, run_main
 from defaults import age_bins, load_cfg
 from lists import SPLITS
-from preprocess.journal import writable_folder
+from preprocess.journal import replaced, writable_folder
 from preprocess.readers import COLUMNS, DATASETS, LOCATION, Options, Skipped
 
 
@@ -69,7 +69,8 @@ def main():
     protocols = dataset.protocols(rows, data_dir)
     for name, splits in protocols.items():
         table = pd.DataFrame({"photo": list(splits), "split": list(splits.values())})
-        table.to_csv(list_dir / f"{args.dataset}_split_{name}.csv", index=False)
+        with replaced(list_dir / f"{args.dataset}_split_{name}.csv") as file:
+            table.to_csv(file, index=False)
     report(args.dataset, list_dir, rows, skipped, clipped, protocols)
 
 
@@ -93,7 +94,9 @@ def read_rows(records, data_dir, oldest, drop):
         if photo not in checked:  # MegaAge's test photos stand in two lists
             checked[photo] = _image_size(Path(data_dir, photo))
         size = checked[photo]
-        if isinstance(size, str):
+        if photo != printable(photo):
+            skipped.append(Skipped(printable(photo), "file name is not UTF-8"))
+        elif isinstance(size, str):
             skipped.append(Skipped(photo, size))
         elif record["age"] < 0:
             skipped.append(Skipped(photo, "negative age"))
@@ -104,6 +107,11 @@ def read_rows(records, data_dir, oldest, drop):
             record["age"] = min(record["age"], oldest)
             rows.append(_located(record, size))
     return rows, skipped, clipped
+
+
+def printable(name):
+    """A file name as UTF-8, bytes that are none escaped."""
+    return name.encode("utf-8", "backslashreplace").decode()
 
 
 def _image_size(path):
@@ -154,7 +162,8 @@ def write_lists(rows, list_dir, name):
         members = [row for row in rows if row["split"] == split]
         if members:
             table = pd.DataFrame(members).reindex(columns=used)
-            table.to_csv(list_dir / f"{name}_{split}.csv", index=False, float_format="%g")
+            with replaced(list_dir / f"{name}_{split}.csv") as file:
+                table.to_csv(file, index=False, float_format="%g")
 
 
 def report(name, list_dir, rows, skipped, clipped, protocols):
@@ -169,7 +178,8 @@ def report(name, list_dir, rows, skipped, clipped, protocols):
     path = list_dir / f"{name}_skipped.csv"
     path.unlink(missing_ok=True)
     if skipped:
-        pd.DataFrame(skipped, columns=["photo", "reason"]).to_csv(path, index=False)
+        table = pd.DataFrame(skipped, columns=["photo", "reason"])
+        table.assign(photo=table["photo"].map(printable)).to_csv(path, index=False)
         reasons = Counter(reason for _, reason in skipped).most_common()
         print(f"{len(skipped)} skipped, listed in {path}: "
               + ", ".join(f"{count} {reason}" for reason, count in reasons))

@@ -1,3 +1,4 @@
+import os
 import subprocess
 import sys
 from collections import Counter
@@ -205,6 +206,26 @@ def test_imdb_ages_filters_and_locations(tmp_path):
                        "imdb_crop/04/p4.jpg": "no face by its own detector"}
     rows = read("imdb", tmp_path, min_face_score=0)[0]
     assert rows["imdb_crop/01/p1.jpg"]["age"] == 29  # born a day later, on 2 July
+
+
+@pytest.mark.parametrize("folder", ["wiki_crop", "wiki"])
+def test_wiki_in_its_own_folder(tmp_path, folder):
+    (tmp_path / folder).mkdir()
+    write_imdb(tmp_path / folder, "wiki")
+    row = read("wiki", tmp_path / folder)[0]["00/p0.jpg"]
+    assert ("location_ratio" in row) == (folder == "wiki_crop")
+    assert ("face_x1" in row) == (folder == "wiki")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="file names are bytes on Linux only")
+def test_a_name_that_is_not_utf8_is_skipped(tmp_path):
+    write_photos(tmp_path, ["14_Ann_0001.jpg"])
+    Path(os.fsdecode(os.fsencode(tmp_path) + b"/15_Zo\xe9_0001.jpg")).write_bytes(
+        (tmp_path / "14_Ann_0001.jpg").read_bytes())
+    done = generate("--dataset", "cacd", "--data_dir", tmp_path)
+    assert done.returncode == 0, done.stderr
+    skipped = pd.read_csv(tmp_path / "cacd_skipped.csv").to_dict("records")
+    assert skipped == [{"photo": "15_Zo\\udce9_0001.jpg", "reason": "file name is not UTF-8"}]
 
 
 def test_location_of_a_crop_becomes_pixels(tmp_path):
