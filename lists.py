@@ -6,6 +6,7 @@ knows stands in OPTIONAL columns.
 """
 
 import fnmatch
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -195,7 +196,10 @@ def read_csv(path, required):
     if not Path(path).is_file():
         raise FileNotFoundError(f"list '{path}' not found")
     try:
-        table = pd.read_csv(path, dtype=str, keep_default_na=False, skipinitialspace=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", pd.errors.ParserWarning)  # fields beyond the header
+            table = pd.read_csv(path, dtype=str, keep_default_na=False, skipinitialspace=True,
+                                index_col=False)
     except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: not a CSV file: {' '.join(str(error).split())}") from error
     table.columns = [name.strip() for name in table.columns]

@@ -89,6 +89,13 @@ def test_rejected_photos_are_counted_by_split(tmp_path):
             for split in (None, "train", "valid", "test")] == [3, 1, 0, 2]
 
 
+def test_an_exclusion_list_with_fields_beyond_its_header_excludes(tmp_path):
+    write_dataset(tmp_path, [10, 60])
+    (tmp_path / "out.csv").write_text("file_name\ndrawn_0.png,blurred\n")
+    cfg = load_cfg(None, ["DATA.EXCLUDE", str(tmp_path / "out.csv")])
+    assert read_faces(tmp_path, "drawn", "train", cfg)["age"].tolist() == [60]
+
+
 def test_aligned_lists_win_over_the_raw_folder(tmp_path):
     write_appa_real(tmp_path)
     write_dataset(tmp_path, [30], name="appa_real")
