@@ -30,8 +30,8 @@ class Track:
     """One face through time.
 
     `bbox` (4,) xyxy is where it is now, `bbox_then` where it was when the detection in work
-    began; `detected` is the Face last found, `turned_deg` how far it has rolled since; `probs`
-    (K,) is the average of its distributions, in which older ones fade.
+    began; `detected` is the Face last found, `turned_deg` how far it has rolled since that
+    frame; `probs` (K,) is the average of its distributions, in which older ones fade.
     """
 
     number: int
@@ -44,13 +44,22 @@ class Track:
     visible: bool = True
     turned_deg: float = 0.0
 
-    def add(self, face, bbox):
-        """Take in a new detection that by now lies at bbox."""
+    def add(self, face, followed):
+        """Take in a detection in an earlier frame.
+
+        Args:
+            face: Face.
+            followed: its box by now and the degrees by which it has rolled since, or None where
+                it was lost on the way: it is shown again when it is found anew.
+        """
         self.estimates += 1
         newest = max(1 / self.estimates, FORGETTING)
         self.probs = self.probs + newest * (np.asarray(face.probs) - self.probs)
-        self.bbox = bbox + (1 - SMOOTHING) * (self.bbox - bbox) if self.visible else bbox
-        self.detected, self.misses, self.visible, self.turned_deg = face, 0, True, 0.0
+        self.detected, self.misses = face, 0
+        if followed is not None:
+            bbox, self.turned_deg = followed
+            self.bbox = bbox + (1 - SMOOTHING) * (self.bbox - bbox) if self.visible else bbox
+        self.visible = followed is not None
 
 
 class FaceTracker:
@@ -138,19 +147,22 @@ class FaceTracker:
         now = self._followed(boxes)
         for i, face in enumerate(faces):
             if i in matches:
-                self.tracks[matches[i]].add(face, now.get(i, boxes[i]))
+                self.tracks[matches[i]].add(face, now.get(i))
             elif i in now:
                 self.track_count += 1
-                self.tracks.append(Track(self.track_count, now[i], face, np.asarray(face.probs)))
+                bbox, turned_deg = now[i]
+                self.tracks.append(Track(self.track_count, bbox, face, np.asarray(face.probs),
+                                         turned_deg=turned_deg))
         self.tracks = [track for track in self.tracks if track.misses < PATIENCE]
 
     def _followed(self, boxes):
-        """{index: box now} of boxes in the detection's frame, without those lost on the way."""
-        boxes = dict(enumerate(boxes))
+        """{index: (box now, degrees rolled)} of boxes in the detection's frame, lost ones out."""
+        followed = {i: (box, 0.0) for i, box in enumerate(boxes)}
         for previous, current in itertools.pairwise(self.pictures):
-            moves = move_boxes(previous, current, list(boxes.values()))
-            boxes = {i: move[0] for i, move in zip(boxes, moves, strict=True) if move is not None}
-        return boxes
+            moves = move_boxes(previous, current, [box for box, _ in followed.values()])
+            followed = {i: (move[0], turned_deg + move[1]) for (i, (_, turned_deg)), move
+                        in zip(followed.items(), moves, strict=True) if move is not None}
+        return followed
 
 
 def move_boxes(previous, current, boxes):

@@ -114,6 +114,31 @@ def test_large_frames_give_boxes_in_their_own_pixels(astronaut):
             np.testing.assert_allclose((face.x1, face.y1, face.x2, face.y2), box, atol=3)
 
 
+def test_face_that_is_cut_away_does_not_come_back(astronaut):
+    noise = np.random.default_rng(0).integers(0, 256, astronaut.shape, np.uint8)
+    scene = np.asarray(Image.fromarray(noise).resize((64, 64)).resize(astronaut.shape[1::-1]))
+    with FaceTracker(lambda frame: [face_at(FACE_IN_ASTRONAUT)] if frame is astronaut else [],
+                     AGE_BINS, every=5) as tracker:
+        for _ in range(8):
+            assert len(tracker.update(astronaut)) == 1
+        for _ in range(30):
+            assert tracker.update(scene) == []
+
+
+def test_a_turning_head_is_not_reported_late(astronaut):
+    frames = [astronaut, *(np.asarray(Image.fromarray(astronaut).rotate(
+        -2 * step, Image.Resampling.BICUBIC, center=(224, 117))) for step in range(1, 16))]
+
+    def find(frame):
+        step = next(i for i, known in enumerate(frames) if known is frame)
+        return [face_at(FACE_IN_ASTRONAUT, roll_deg=2.0 * step)]
+
+    with FaceTracker(find, AGE_BINS, every=5) as tracker:
+        for step, frame in enumerate(frames):
+            [(_, face)] = tracker.update(frame)
+            assert face.roll_deg == pytest.approx(2 * step, abs=1.5)
+
+
 def test_distribution_is_averaged_over_time(astronaut):
     find, calls = shifting_detector(ages=(20, 40))
     with FaceTracker(find, AGE_BINS, every=2) as tracker:
@@ -129,11 +154,8 @@ def test_face_that_leaves_ends_and_a_new_one_gets_a_new_number(astronaut):
     with FaceTracker(lambda frame: [face_at(FACE_IN_ASTRONAUT)] if frame.std() > 1 else [],
                      AGE_BINS, every=2) as tracker:
         assert [number for number, _ in tracker.update(astronaut)] == [1]
-        for _ in range(3):
-            there = tracker.update(blank)
-        assert there == []
-        for _ in range(20):
-            tracker.update(blank)
+        for _ in range(23):
+            assert tracker.update(blank) == []
         for _ in range(5):
             there = tracker.update(astronaut)
         assert [number for number, _ in there] == [2]
