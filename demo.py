@@ -9,10 +9,11 @@ ESC, q (camera and clip), closing the window or Ctrl-C ends it.
 """
 
 import argparse
+import signal
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from PIL import Image
@@ -20,7 +21,7 @@ from tqdm import tqdm
 
 import cli
 from drawing import age_text, draw_corner_text, draw_faces
-from folders import find_images, read_photo, save_picture
+from folders import IMAGE_ENDINGS, find_images, read_photo, save_picture
 from predictor import MIN_CONFIDENCE, MIN_FACE, AgeEstimator, map_ahead
 from results import NO_FACE, OK, VIDEO_FIELDS, ResultFiles
 from tracking import FaceTracker
@@ -39,7 +40,8 @@ def parse_args(argv=None):
     source.add_argument("--camera", type=int, default=0, help="number of the camera")
     parser.add_argument("--output_dir", type=Path,
                         help="write annotated pictures, results.csv and results.jsonl here "
-                             "instead of opening a window; photos are never overwritten")
+                             "instead of opening a window; the photos that are read are never "
+                             "overwritten, earlier results are")
     parser.add_argument("--recursive", action="store_true",
                         help="also the photos in folders within --img_dir")
     parser.add_argument("--resume", help="checkpoint, name from misc/models.yaml, or https URL "
@@ -93,6 +95,9 @@ def run_photos(args):
 def list_photos(args):
     """(folder, names in it) of the photos asked for; none of them will be overwritten."""
     if args.img_dir.is_file():
+        if args.output_dir is not None and args.img_dir.suffix.lower() not in IMAGE_ENDINGS:
+            raise ValueError(f"cannot write '{args.img_dir.suffix}' files; give '{args.img_dir}' "
+                             f"one of the endings {', '.join(IMAGE_ENDINGS)}")
         folder, names = args.img_dir.parent, [Path(args.img_dir.name)]
     elif args.img_dir.is_dir():
         folder = args.img_dir
@@ -187,6 +192,7 @@ class PhotoSummary:
 
 def run_stream(args):
     with ExitStack() as stack:
+        stack.enter_context(interrupted_by_a_termination())
         frames = stack.enter_context(Frames(args.camera if args.video is None else args.video))
         window = None if args.output_dir else stack.enter_context(Window(WINDOW_TITLE))
         estimator = build_estimator(args, STREAM_MIN_FACE_RATIO)
@@ -201,9 +207,24 @@ def run_stream(args):
                 make_output_dir(args.output_dir)
                 write_stream(stream, frames, args)
         except KeyboardInterrupt:
-            pass  # the usual end of a camera without a window; everything is closed below
+            frames.count = 0  # the usual end of a camera without a window; all is closed below
     summary.print()
+    if frames.missing():
+        print(f"warning: only {frames.frames_read} of about {frames.count} frames of "
+              f"{frames.name} could be read; is the file damaged or incomplete?", file=sys.stderr)
     return 0
+
+
+@contextmanager
+def interrupted_by_a_termination():
+    """Let SIGTERM and a terminal that closes end a stream as Ctrl-C does: with a whole clip."""
+    numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    before = {number: signal.signal(number, signal.default_int_handler) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def annotated_frames(frames, tracker, summary, age_bins, plot):
@@ -219,10 +240,10 @@ def show_stream(stream, frames, window):
     """In a window, a clip no faster than its own speed, until ESC or q."""
     rate = FrameRate()
     started = time.perf_counter()
-    for index, (picture, _) in enumerate(stream, 1):
+    for picture, _ in stream:
         draw_corner_text(picture, f"{rate.tick():.0f} frames/s")
         window.show(picture)
-        early = 0 if frames.is_camera else started + index / frames.fps - time.perf_counter()
+        early = 0 if frames.is_camera else started + frames.seconds - time.perf_counter()
         if window.key(max(1, round(1000 * early))) in (ESC, ord("q")):
             return
 
@@ -237,8 +258,8 @@ def write_stream(stream, frames, args):
             ResultFiles(args.output_dir, VIDEO_FIELDS) as results:
         for index, (picture, tracked) in enumerate(tqdm(stream, total=frames.count or None,
                                                         unit="frame")):
-            seconds = time.perf_counter() - started if frames.is_camera else index / frames.fps
-            clip.write(picture, seconds if frames.is_camera else None)
+            seconds = time.perf_counter() - started if frames.is_camera else frames.seconds
+            clip.write(picture, seconds)
             results.write({"file": frames.name, "frame": index, "time_s": seconds}, tracked)
     print(f"annotated clip {path}, results.csv and results.jsonl are in {args.output_dir}/")
 

@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from uuid import uuid4
 
 from PIL import Image
 
@@ -30,7 +31,7 @@ def find_images(folder, recursive=False, leave_out=None):
     for place, folders, names in os.walk(folder):
         folders[:] = [name for name in folders if Path(place, name).resolve() != left_out]
         images = [Path(place, name).relative_to(folder) for name in names
-                  if name.lower().endswith(IMAGE_ENDINGS)]
+                  if Path(name).suffix.lower() in IMAGE_ENDINGS]
         if recursive or Path(place) == Path(folder):
             found += images
         elif images:
@@ -58,7 +59,7 @@ def read_photo(path):
 def save_picture(picture, path):
     """Write a PIL.Image in the format of the path's ending, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
+    temporary = path.with_name(f".{uuid4().hex}.tmp")  # a name may have the longest length
     suffix = path.suffix.lower()
     try:
         picture.save(temporary, Image.registered_extensions()[suffix],

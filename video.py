@@ -16,6 +16,7 @@ os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
 cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
 
 DEFAULT_FPS = 30.0  # where a camera or clip does not say
+SHORT_FRAMES, SHORT_SHARE = 5, 0.05  # a clip may state this many frames too many
 WINDOW_SIZE = (1280, 800)  # pixels, largest picture in a window
 ESC = 27
 MODIFIER_KEYS = range(0xFFE1, 0xFFEF)  # X11's codes of Shift, Control, Alt alone
@@ -26,22 +27,25 @@ NO_DISPLAY = ("no display to open a window on (or OpenCV was built without windo
 class Frames:
     """The frames of a clip or a camera, as (H, W, 3) uint8 RGB arrays.
 
-    Attributes: `name`, `size` (width, height), `fps` as the source states it, `count` of frames,
-    0 where unknown, `is_camera`.
+    Attributes: `name`, `size` (width, height), `fps` as the source states it, `count` of frames
+    it states, 0 where unknown, `is_camera`; of a clip `seconds`, the time of the latest frame,
+    and `frames_read`.
 
     Args:
         source: path of a clip, or the number of a camera.
     Raises:
         FileNotFoundError: no such clip.
+        ValueError: OpenCV cannot open a file of that name.
         OSError: it cannot be read, or there is no such camera.
     """
 
     def __init__(self, source):
+        self.fps, self.frames_read, self.seconds, self._start = DEFAULT_FPS, 0, 0.0, 0.0
         self.is_camera = isinstance(source, int)
         self.name = f"camera {source}" if self.is_camera else Path(source).name
         if not self.is_camera and not Path(source).is_file():
             raise FileNotFoundError(f"clip '{source}' not found")
-        self._capture = cv2.VideoCapture(source if self.is_camera else str(source))
+        self._capture = cv2.VideoCapture(source if self.is_camera else opencv_path(source))
         self._first = self._read()
         if self._first is None:
             self.close()
@@ -50,7 +54,7 @@ class Frames:
                           f"cannot read a frame of clip '{source}'; is it a video?")
         self.size = self._first.shape[1], self._first.shape[0]
         fps = self._capture.get(cv2.CAP_PROP_FPS)
-        self.fps = fps if 1 <= fps <= 1000 else DEFAULT_FPS
+        self.fps = fps if 0 < fps <= 1000 else DEFAULT_FPS
         self.count = 0 if self.is_camera else max(0, int(
             self._capture.get(cv2.CAP_PROP_FRAME_COUNT)))
 
@@ -71,9 +75,38 @@ class Frames:
     def close(self):
         self._capture.release()
 
+    def missing(self):
+        """Frames that the source states and did not give, where it is clearly short; else 0."""
+        short = self.count - self.frames_read
+        return short if short > max(SHORT_FRAMES, SHORT_SHARE * self.count) else 0
+
     def _read(self):
         there, frame = self._capture.read()
-        return cv2.cvtColor(frame, cv2.COLOR_BGR2RGB) if there else None
+        if not there:
+            return None
+        stated = self._capture.get(cv2.CAP_PROP_POS_MSEC) / 1000
+        if self.frames_read == 0:
+            self._start = stated
+        elif stated - self._start > self.seconds:
+            self.seconds = stated - self._start
+        else:  # not stated
+            self.seconds += 1 / self.fps
+        self.frames_read += 1
+        return cv2.cvtColor(frame, cv2.COLOR_BGR2RGB)
+
+
+def opencv_path(path):
+    """A file's path as OpenCV takes it.
+
+    Absolute, since a colon in the first part would pass for a protocol.
+
+    Raises:
+        ValueError: the name is not valid UTF-8, on which OpenCV crashes.
+    """
+    path = os.path.abspath(path)  # noqa: PTH100 (of a name that may not exist yet)
+    if path != path.encode("utf-8", "replace").decode():
+        raise ValueError(f"clip '{path}': its name is not valid UTF-8; rename it")
+    return path
 
 
 class ClipWriter:
@@ -86,10 +119,13 @@ class ClipWriter:
     """
 
     def __init__(self, path, size, fps):
-        self.path, self.fps, self.written = Path(path), fps, 0
-        self._writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"mp4v"), fps, size)
+        # MPEG-4 counts time in at most 65535 parts of a second, OpenCV in thousandths of a frame.
+        self.path, self.fps, self.written = Path(path), round(fps, 3 if fps < 65 else 0), 0
+        self._writer = cv2.VideoWriter(opencv_path(path), cv2.VideoWriter_fourcc(*"mp4v"),
+                                       self.fps, size)
         if not self._writer.isOpened():
-            raise OSError(f"cannot write clip '{path}'")
+            raise OSError(f"cannot write clip '{path}' of {size[0]}x{size[1]} pixels and "
+                          f"{self.fps:g} frames/s")
 
     def __enter__(self):
         return self

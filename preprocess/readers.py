@@ -452,7 +452,7 @@ def _lines(data_dir, name):
 def _photos(data_dir):
     """Relative paths of all images below a folder, in the order of their names."""
     photos = sorted(path.relative_to(data_dir).as_posix() for path in Path(data_dir).rglob("*")
-                    if path.name.lower().endswith(IMAGE_ENDINGS))
+                    if path.suffix.lower() in IMAGE_ENDINGS)
     if not photos:
         raise _not_found(data_dir, f"image ({', '.join(IMAGE_ENDINGS)})")
     return photos

@@ -12,7 +12,10 @@ import signal
 import subprocess
 import sys
 import time
+from fractions import Fraction
+from pathlib import Path
 
+import av
 import cv2
 import numpy as np
 import pytest
@@ -26,6 +29,7 @@ from benchmarks.demo_speed import write_clip
 from folders import find_images
 from predictor import as_photo
 from results import FIELDS, VIDEO_FIELDS
+from video import ClipWriter, Frames
 
 
 @pytest.fixture(scope="session")
@@ -215,6 +219,7 @@ def test_folder_without_a_readable_image(model_path, tmp_path, capsys):
      "unknown config key 'TEST.NAME'"),
     (["--img_dir", "{samples}", "--output_dir", "{tmp}/o", "--min_face", "0"], "at least 1"),
     (["--img_dir", "{samples}", "--output_dir", "{tmp}/o", "--min_confidence", "7"], "0..1"),
+    (["--img_dir", "{tmp}/file", "--output_dir", "{tmp}/o"], "cannot write '' files"),
     (["--video", "{tmp}/none.mp4", "--output_dir", "{tmp}/o"], "clip '.*none.mp4' not found"),
     (["--video", "{tmp}/file", "--output_dir", "{tmp}/o"], "cannot read a frame"),
     (["--camera", "77", "--output_dir", "{tmp}/o"], "no camera 77"),
@@ -294,14 +299,62 @@ def test_clip_itself_is_not_overwritten(clip_path, model_path, tmp_path, capsys)
     assert (tmp_path / "c.mp4").read_bytes() == clip_path.read_bytes()
 
 
-def test_interrupted_clip_is_finished(model_path, tmp_path):
+def test_times_of_a_clip_are_those_of_its_frames(tmp_path):
+    with av.open(str(tmp_path / "2024-05-01T12:30.mp4"), "w") as container:
+        stream = container.add_stream("mpeg4", rate=30)
+        stream.width, stream.height, stream.time_base = 64, 48, Fraction(1, 30)
+        stream.codec_context.time_base = Fraction(1, 30)
+        for place in (0, 1, 2, 3, 7, 11, 15):  # thirtieths of a second
+            frame = av.VideoFrame.from_ndarray(np.full((48, 64, 3), 10 * place, np.uint8))
+            frame.pts = place
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    with Frames(tmp_path / "2024-05-01T12:30.mp4") as frames:
+        times = [frames.seconds for _ in frames]
+    np.testing.assert_allclose(times, np.array([0, 1, 2, 3, 7, 11, 15]) / 30, atol=1e-3)
+
+
+@pytest.mark.parametrize("fps", [0.5, 24000 / 1001, 239.763])
+def test_clips_of_any_frame_rate_are_read_and_written(tmp_path, fps):
+    with ClipWriter(tmp_path / "a.mp4", (64, 48), fps) as clip:
+        for _ in range(4):
+            clip.write(Image.new("RGB", (64, 48)))
+    with Frames(tmp_path / "a.mp4") as frames:
+        assert frames.fps == pytest.approx(fps, rel=0.002)
+        times = [frames.seconds for _ in frames]
+    np.testing.assert_allclose(times, np.arange(4) / fps, rtol=0.01, atol=1e-3)
+    assert frames.missing() == 0
+
+
+def test_a_clip_that_breaks_off_is_told(tmp_path, model_path, capfd):
+    writer = cv2.VideoWriter(str(tmp_path / "a.avi"), cv2.VideoWriter_fourcc(*"MJPG"), 30, (64, 48))
+    noise = np.random.default_rng(0).integers(0, 256, (48, 64, 3), np.uint8)
+    for _ in range(60):
+        writer.write(noise)
+    writer.release()
+    content = (tmp_path / "a.avi").read_bytes()
+    (tmp_path / "a.avi").write_bytes(content[:len(content) // 2])
+    assert run(model_path, "--video", tmp_path / "a.avi", "--output_dir", tmp_path / "out") == 0
+    assert re.search(r"only \d+ of about 60 frames of a.avi", capfd.readouterr().err)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="file names are bytes on Linux only")
+def test_a_clip_whose_name_is_not_utf8_is_refused(tmp_path):
+    path = os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.mp4")
+    Path(path).write_bytes(b"")
+    with pytest.raises(ValueError, match="rename it"):
+        Frames(path)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interrupted_clip_is_finished(number, model_path, tmp_path):
     write_clip(tmp_path / "long.mp4", as_photo(ASTRONAUT), 900, size=(320, 240))
     process = subprocess.Popen(
         command(model_path, "--video", tmp_path / "long.mp4", "--output_dir", tmp_path / "out"),
         cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     results = tmp_path / "out" / "results.csv"
     wait_for(lambda: results.exists() and len(results.read_text().splitlines()) > 20)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     out, err = process.communicate(timeout=60)
     assert process.returncode == 0 and "Traceback" not in err
     rows, _ = read_results(tmp_path / "out")
