@@ -10,6 +10,7 @@ from pathlib import Path
 from urllib.parse import unquote, urldefrag, urlsplit
 
 import yaml
+from filelock import FileLock
 from tqdm import tqdm
 
 MISC = Path(__file__).parent / "misc"
@@ -64,7 +65,7 @@ def fetch(url, sha256, folder):
     Args:
         url: https address.
         sha256: 64 hexadecimal digits, lower case.
-        folder: where the file is kept; created when the first byte arrives.
+        folder: where the file is kept, created where needed.
     Returns:
         Path of the file.
     Raises:
@@ -75,8 +76,14 @@ def fetch(url, sha256, folder):
         raise ValueError(f"'{url}': models are downloaded over https only")
     name = Path(unquote(urlsplit(url).path)).name or "model.pth"
     target = folder / f"{sha256[:12]}-{name}"
-    if target.is_file() and file_sha256(target) == sha256:
-        return target
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(target.with_name(f".{target.name}.lock")):  # one download of several at once
+        if not (target.is_file() and file_sha256(target) == sha256):
+            _fetch_to(target, url, sha256)
+    return target
+
+
+def _fetch_to(target, url, sha256):
     part = target.with_name(target.name + ".part")
     resumed = part.is_file()
     _download(url, part)
@@ -90,7 +97,6 @@ def fetch(url, sha256, folder):
         raise ValueError(f"'{url}' has sha256 {found}, expected {sha256}; the file was deleted, "
                          "check the address and the checksum")
     part.replace(target)
-    return target
 
 
 def file_sha256(path):
@@ -159,7 +165,6 @@ def _download_rest(url, part):
             have = 0  # the server sends the whole file again
         length = response.headers.get("Content-Length")
         total = have + int(length) if length else None
-        part.parent.mkdir(parents=True, exist_ok=True)
         bar = tqdm(total=total, initial=have, unit="B", unit_scale=True, desc=part.stem)
         with part.open("ab" if have else "wb") as file, bar:
             while chunk := response.read(CHUNK):

@@ -7,6 +7,7 @@ import shutil
 import ssl
 import subprocess
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -97,7 +98,7 @@ def test_model_is_downloaded_once(server, tmp_path, monkeypatch, capsys):
     assert "100%" in capsys.readouterr().err  # the progress bar
     assert find_model(url) == path
     assert Handler.ranges == [None]
-    assert [file.name for file in path.parent.iterdir()] == [path.name]
+    assert files_in(path.parent) == [path]
 
 
 def test_damaged_cache_is_downloaded_again(server, tmp_path):
@@ -110,6 +111,17 @@ def test_connection_that_breaks_is_taken_up_again(server, tmp_path):
     Handler.broken_answers = 2
     assert fetch(f"{server}/model.pth", SHA256, tmp_path).read_bytes() == CONTENT
     assert Handler.ranges == [None, "bytes=300000-", "bytes=600000-"]
+
+
+def files_in(folder):
+    return [path for path in folder.rglob("*") if path.is_file() and path.suffix != ".lock"]
+
+
+def test_two_at_once_download_once(server, tmp_path):
+    with ThreadPoolExecutor(2) as pool:
+        found = list(pool.map(lambda _: fetch(f"{server}/model.pth", SHA256, tmp_path), range(2)))
+    assert found[0] == found[1] and found[0].read_bytes() == CONTENT
+    assert Handler.ranges == [None]
 
 
 def part_of(folder):
@@ -136,28 +148,28 @@ def test_any_part_leads_to_the_whole_file(server, tmp_path, part, understands_ra
 def test_wrong_checksum_leaves_nothing(server, tmp_path):
     with pytest.raises(ValueError, match=f"sha256 {SHA256}, expected {'0' * 64}"):
         fetch(f"{server}/model.pth", "0" * 64, tmp_path)
-    assert list(tmp_path.iterdir()) == []
+    assert files_in(tmp_path) == []
 
 
 def test_missing_file_leaves_nothing(server, tmp_path):
     with pytest.raises(OSError, match="HTTP 404") as error:
         fetch(f"{server}/other.pth", SHA256, tmp_path / "cache")
     assert "\n" not in str(error.value)
-    assert list(tmp_path.iterdir()) == []
+    assert files_in(tmp_path) == []
 
 
 def test_no_network_leaves_nothing(tmp_path):
     with pytest.raises(OSError, match="check the connection") as error:
         fetch("https://localhost:1/model.pth", SHA256, tmp_path / "cache")
     assert "\n" not in str(error.value)
-    assert list(tmp_path.iterdir()) == []
+    assert files_in(tmp_path) == []
 
 
 def test_untrusted_server_is_refused(server, tmp_path, monkeypatch):
     monkeypatch.setenv("SSL_CERT_FILE", os.devnull)
     with pytest.raises(OSError, match="certificate"):
         fetch(f"{server}/model.pth", SHA256, tmp_path)
-    assert Handler.ranges == [] and list(tmp_path.iterdir()) == []
+    assert Handler.ranges == [] and files_in(tmp_path) == []
 
 
 def test_only_https_and_only_with_a_checksum(server, tmp_path):
