@@ -41,6 +41,9 @@ METRICS = {  # key: (title, unit, decimals, what it is)
 COVERAGES = (50, 80, 90, 95)  # percent
 BANDS = (("0-2", 0), ("3-9", 3), *((f"{a}-{a + 9}", a) for a in range(10, 80, 10)), ("80+", 80))
 LEAST_IMAGES = 30  # of a gender x race x age cell, and of a group that enters a gap
+LEAST_SUBJECTS = 5  # of the latter, where persons are known
+LEAST_IN_BAND = 5  # faces that each group needs in an age band to be compared at the same ages
+LEAST_COMPARED = 0.5  # share of all faces that these bands must hold
 EPSILON_STD_FLOOR = 0.5  # years; votes are whole years, so no spread below that is known
 CS_LIMITS = np.arange(0, 15.5, 0.5)  # years
 THRESHOLDS = (13, 16, 18, 21, 25)  # years
@@ -137,11 +140,15 @@ def check_predictions(frame, name):
         raise ValueError(f"predictions {name}: no rows")
     frame = frame.reset_index(drop=True)
     bins = [column for column in frame if re.fullmatch(r"p\d+", column)]
+    numbered = frame[bins].rename(columns=lambda column: f"p{int(column[1:])}")  # p00 is p0
+    if numbered.columns.has_duplicates:
+        raise ValueError(f"predictions {name}: two columns for "
+                         f"{numbered.columns[numbered.columns.duplicated()][0]}")
     faces = frame.drop(columns=bins).assign(photo=frame["photo"].astype(str))
     bad = {}
     for column in ("age", "pred_age", *(c for c in NUMBERS if c in faces)):
         faces[column] = _numbers(faces[column], column in NUMBERS, bad)
-    age_bins, probs = _distributions(frame[bins], bad, name)
+    age_bins, probs = _distributions(numbered, bad, name)
     if bad:
         raise ValueError(f"predictions {name}: " + _listed(bad))
     if probs is not None and "pred_std" not in faces:
@@ -226,14 +233,14 @@ def score(exact, samples=1000, seed=0):
     sums, numbers = metrics.bootstrap_sums(values.to_numpy(), np.zeros(len(values), dtype=int), 1,
                                            samples, subjects, seed)
     replicates = metrics.pooled_means(sums, numbers, [0])
-    units = len(values) if subjects is None else subjects.max() + 1
     results = {}
     for column, key in enumerate(values):
         known = values[key].dropna()
         finish = np.sqrt if key == "rmse" else np.asarray  # its contributions are squares
-        results[key] = (measured(finish(known.mean()), finish(replicates[:, column]), units)
+        results[key] = (measured(finish(known.mean()), finish(replicates[:, column]),
+                                 count_units(subjects, values[key].notna().to_numpy()))
                         if len(known) else unknown(_why_missing(key)))
-    results["aurc"] = _aurc(exact, _uncertainty(exact), units, samples, seed)
+    results["aurc"] = _aurc(exact, _uncertainty(exact), samples, seed)
     return {key: results[key] for key in METRICS}
 
 
@@ -285,6 +292,16 @@ def subject_codes(faces):
     return pd.factorize(names)[0]
 
 
+def count_units(subjects, rows):
+    """Independent units among rows: faces, or the persons where these are known.
+
+    Args:
+        subjects: of subject_codes.
+        rows: (B,) bool.
+    """
+    return int(rows.sum()) if subjects is None else len(np.unique(subjects[rows]))
+
+
 def _count_subjects(faces):
     subjects = subject_codes(faces)
     return None if subjects is None else int(subjects.max()) + 1
@@ -302,13 +319,13 @@ def _uncertainty(exact):
     return exact.faces["pred_std"].to_numpy() if known else None
 
 
-def _aurc(exact, uncertainty, units, samples, seed):
+def _aurc(exact, uncertainty, samples, seed):
     if uncertainty is None:
         return unknown("no predicted standard deviation is known (no columns pred_std or p0, ...)")
-    sizes = _sizes(exact)
+    sizes, subjects = _sizes(exact), subject_codes(exact.faces)
     return measured(metrics.aurc(sizes, uncertainty),
-                    metrics.bootstrap_aurc(sizes, uncertainty, samples,
-                                           subject_codes(exact.faces), seed), units)
+                    metrics.bootstrap_aurc(sizes, uncertainty, samples, subjects, seed),
+                    count_units(subjects, np.ones(len(sizes), dtype=bool)))
 
 
 def _sizes(exact):
@@ -329,10 +346,12 @@ def score_groups(exact, samples=1000, seed=0):
 
     Returns:
         groups: {family: {group: {"n", "mae", "bias"}}}; gender and race groups also have
-            `mae_same_ages`, the MAE at the age bands' shares in the whole set (bands in which
-            each group has faces). A family without its column is absent.
+            `mae_same_ages`, the MAE at the age bands' shares in the whole set, of the bands in
+            which each group has LEAST_IN_BAND faces and which hold LEAST_COMPARED of all faces.
+            A family without its column is absent.
         gaps: {family: {"mae", "bias", "mae_same_ages": see metrics.largest_gap}} where two or
-            more groups have LEAST_IMAGES faces.
+            more groups have LEAST_IMAGES faces of LEAST_SUBJECTS persons; the last one with
+            `bands`, and their `share_percent` of all faces.
     """
     if not len(exact.faces):
         return {}, {}
@@ -340,11 +359,11 @@ def score_groups(exact, samples=1000, seed=0):
     labels = _group_labels(exact.faces)
     cells, cell_keys = _finest_cells(labels)
     values = np.column_stack([np.abs(errors), errors])
-    sums, numbers = metrics.bootstrap_sums(values, cells, len(cell_keys), samples,
-                                           subject_codes(exact.faces), seed)
+    subjects = subject_codes(exact.faces)
+    sums, numbers = metrics.bootstrap_sums(values, cells, len(cell_keys), samples, subjects, seed)
     cell_sums = np.stack([np.bincount(cells, v, len(cell_keys)) for v in values.T], axis=1)
     cell_counts = np.bincount(cells, minlength=len(cell_keys))
-    table = _CellTable(cell_keys, cell_sums, cell_counts, sums, numbers)
+    table = _CellTable(cell_keys, cell_sums, cell_counts, sums, numbers, cells, subjects)
     groups, gaps = {}, {}
     for family in _families(labels):
         groups[family], gap = _score_family(table, family)
@@ -360,6 +379,7 @@ class _CellTable:
     keys: DataFrame (C rows) of age_band, gender, race labels.
     sums: (C, 2) of |error| and error; counts: (C,) faces.
     boot_sums, boot_numbers: (R, C, 2).
+    of_faces: (B,) index of each face's cell; subjects: of subject_codes.
     """
 
     keys: pd.DataFrame
@@ -367,6 +387,12 @@ class _CellTable:
     counts: np.ndarray
     boot_sums: np.ndarray
     boot_numbers: np.ndarray
+    of_faces: np.ndarray
+    subjects: np.ndarray | None
+
+    def units(self, cells):
+        """Independent units in a union of cells, see count_units."""
+        return count_units(self.subjects, np.isin(self.of_faces, cells))
 
     def means(self, cells):
         """(2,) MAE and bias of a union of cells, and (R, 2) its bootstrap samples."""
@@ -410,10 +436,10 @@ def _score_family(table, family):
     groups, large = {}, {}
     for name, cells in _members(table, family).items():
         (mae, bias), replicates = table.means(cells)
-        n = int(table.counts[cells].sum())
-        groups[name] = {"n": n, "mae": measured(mae, replicates[:, 0], n),
-                        "bias": measured(bias, replicates[:, 1], n)}
-        if n >= LEAST_IMAGES and name != UNKNOWN:
+        n, units = int(table.counts[cells].sum()), table.units(cells)
+        groups[name] = {"n": n, "mae": measured(mae, replicates[:, 0], units),
+                        "bias": measured(bias, replicates[:, 1], units)}
+        if n >= LEAST_IMAGES and units >= LEAST_SUBJECTS and name != UNKNOWN:
             large[name] = cells
     gaps = {}
     if len(large) > 1:
@@ -422,11 +448,11 @@ def _score_family(table, family):
                            for name, (means, replicates) in both.items()})
                 for column, key in enumerate(("mae", "bias"))}
     if family in ("gender", "race") and len(large) > 1:
-        same_ages = _at_same_ages(table, large)
+        same_ages, bands, share = _at_same_ages(table, large)
         if same_ages:
-            gaps["mae_same_ages"] = _gap(same_ages)
+            gaps["mae_same_ages"] = _gap(same_ages) | {"bands": bands, "share_percent": share}
         for name, (value, replicates) in same_ages.items():
-            groups[name]["mae_same_ages"] = measured(value, replicates, groups[name]["n"])
+            groups[name]["mae_same_ages"] = measured(value, replicates, table.units(large[name]))
     return groups, gaps
 
 
@@ -438,14 +464,20 @@ def _gap(groups):
 
 
 def _at_same_ages(table, groups):
-    """{group: (MAE, its samples)} at the whole set's age mix (direct standardisation)."""
+    """The groups' MAE at the whole set's age mix (direct standardisation).
+
+    Returns:
+        {group: (MAE, its samples)}, empty where too few faces can be compared.
+        list of the age bands compared, and the percentage of all faces in them.
+    """
     bands = table.keys["age_band"].to_numpy()
     cells_of = {band: {name: [k for k in cells if bands[k] == band]
                        for name, cells in groups.items()} for band in np.unique(bands)}
     common = [band for band, by_group in cells_of.items()
-              if all(table.counts[cells].sum() >= LEAST_IMAGES for cells in by_group.values())]
-    if not common:
-        return {}
+              if all(table.counts[cells].sum() >= LEAST_IN_BAND for cells in by_group.values())]
+    share = table.counts[np.isin(bands, common)].sum() / table.counts.sum()
+    if share < LEAST_COMPARED:
+        return {}, [], 0.0
     weights = np.array([table.counts[bands == band].sum() for band in common], dtype=float)
     weights /= weights.sum()
     mixed = {}
@@ -453,7 +485,7 @@ def _at_same_ages(table, groups):
         means = [table.means(cells_of[band][name]) for band in common]
         mixed[name] = (weights @ [value[0] for value, _ in means],
                        np.column_stack([replicates[:, 0] for _, replicates in means]) @ weights)
-    return mixed
+    return mixed, [name for name, _ in BANDS if name in common], 100 * float(share)
 
 
 # ---- Uncertainty
@@ -483,8 +515,7 @@ def _risk_coverage(exact, aurc_by_std, samples, seed):
     """Curves by the predicted spread, by the detector's confidence and by the error itself."""
     if not len(exact.faces):
         return {}
-    sizes, subjects = _sizes(exact), subject_codes(exact.faces)
-    units = len(sizes) if subjects is None else subjects.max() + 1
+    sizes = _sizes(exact)
     curves = {"error": _risk_curve(sizes, sizes) | {"aurc": {
         "value": metrics.aurc(sizes, sizes), "low": None, "high": None}}}
     if _uncertainty(exact) is not None:
@@ -492,7 +523,7 @@ def _risk_coverage(exact, aurc_by_std, samples, seed):
     if "confidence" in exact.faces and exact.faces["confidence"].notna().all():
         doubt = -exact.faces["confidence"].to_numpy()
         curves["confidence"] = _risk_curve(sizes, doubt) | {
-            "aurc": _aurc(exact, doubt, units, samples, seed)}
+            "aurc": _aurc(exact, doubt, samples, seed)}
     return curves
 
 
@@ -595,7 +626,8 @@ def _score_partition(values, names, subjects, samples, seed):
         replicates = metrics.pooled_means(sums, numbers, [code])
         own = values[codes == code]
         scored[str(name)] = {"n": len(own)} | {
-            key: measured(own[:, column].mean(), replicates[:, column], len(own))
+            key: measured(own[:, column].mean(), replicates[:, column],
+                          count_units(subjects, codes == code))
             for column, key in enumerate(("interval_accuracy", "interval_distance"))}
     return scored
 
@@ -671,7 +703,7 @@ def _difference(values, replicates, units):
     samples = replicates[1] - replicates[0]
     result = measured(values[1] - values[0], samples, units)
     result["p_value"] = metrics.difference_p_value(samples) if units > 1 else None
-    result["significant"] = units > 1 and (result["low"] > 0 or result["high"] < 0)
+    result["significant"] = bool(units > 1 and (result["low"] > 0 or result["high"] < 0))
     return result
 
 

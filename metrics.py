@@ -417,6 +417,8 @@ def _effective_number(hits, share, subjects):
     if share in (0, 1) or len(surplus) < 2:
         return len(surplus)
     variance = np.square(surplus).sum() * len(surplus) / (len(surplus) - 1)
+    if variance == 0:
+        return len(hits)
     return min(len(hits), len(hits) * share * (1 - share) * len(hits) / variance)
 
 

@@ -26,6 +26,7 @@ from evaluation import (
     EPSILON_STD_FLOOR,
     FAMILIES,
     LEAST_IMAGES,
+    LEAST_IN_BAND,
     METRICS,
     NO_DISTRIBUTION,
     TOLERATED,
@@ -35,6 +36,7 @@ from evaluation import (
     evaluate,
     score,
     seed_spread,
+    subject_codes,
 )
 
 PACKAGES = ("torch", "torchvision", "timm", "pretrainedmodels", "facenet-pytorch", "openvino",
@@ -75,8 +77,9 @@ def write_report(predictions, out_dir, provenance=None, tta=None, temperatures=N
     evaluations = {name: [evaluate(one, samples, seed) for one in seeds]
                    for name, seeds in models.items()}
     results = dict(evaluations[first][0])
+    scored = models[first][0].exact if results["n_exact"] else models[first][0]
     results["bootstrap"] = {"samples": samples, "seed": seed,
-                            "unit": "face" if results["n_subjects"] is None else "subject"}
+                            "unit": "face" if subject_codes(scored.faces) is None else "subject"}
     results["tta"] = _score_tta(models, mirrored, samples, seed)
     results["uncalibrated"] = _uncalibrated(models[first][0], temperatures.get(first), samples,
                                             seed)
@@ -214,7 +217,8 @@ def _render(title, results, evaluations, predictions, photo_of):
     exact = predictions.exact
     return environment.get_template("report.html.jinja").render(
         title=title, results=results, metrics=METRICS, families=FAMILIES, tolerated=TOLERATED,
-        coverages=COVERAGES, least_images=LEAST_IMAGES, floor=EPSILON_STD_FLOOR,
+        coverages=COVERAGES, least_images=LEAST_IMAGES, least_in_band=LEAST_IN_BAND,
+        floor=EPSILON_STD_FLOOR,
         significant=SIGNIFICANT, no_distribution=NO_DISTRIBUTION,
         findings=_findings(results), figures=_figures(results, evaluations, exact),
         cell_table=_cell_table(results["groups"].get("gender_race_age_band", {})),
@@ -372,6 +376,8 @@ def _gap_sentences(gaps):
 
 
 def _gap_sentence(gap, name):
+    if "share_percent" in gap:
+        name += (f" (ages {', '.join(gap['bands'])}: {gap['share_percent']:.0f}% of the faces)")
     text = (f"The largest gap in {name} is {_plain(gap)}, {gap['highest']} above "
             f"{gap['lowest']}")
     if gap["p_value"] < SIGNIFICANT:

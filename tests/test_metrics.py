@@ -329,6 +329,12 @@ def test_share_interval_agrees_with_scipy():
             (100 * hits / n, 100 * interval.low, 100 * interval.high), abs=1e-4)
 
 
+@pytest.mark.filterwarnings("error")
+def test_share_interval_of_subjects_who_are_all_half_right():
+    assert metrics.share_interval([1, 0, 1, 0], ["a", "a", "b", "b"]) == pytest.approx(
+        metrics.share_interval([1, 0, 1, 0]))
+
+
 def test_share_interval_of_repeated_subjects_is_that_of_the_subjects():
     hits = np.arange(40) < 10
     once, tenfold = metrics.share_interval(hits), metrics.share_interval(

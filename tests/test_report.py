@@ -208,6 +208,43 @@ def test_a_gap_that_is_only_the_age_mix_vanishes_at_the_same_ages():
     assert gaps["mae"]["p_value"] < 0.01 and gaps["mae"]["highest"] == "female"
     assert abs(gaps["mae_same_ages"]["value"]) < 0.3 < gaps["mae"]["value"]
     assert gaps["mae_same_ages"]["p_value"] > 0.05
+    assert gaps["mae_same_ages"]["bands"] == ["20-29", "60-69"]
+    assert gaps["mae_same_ages"]["share_percent"] == 100
+
+
+def test_groups_are_compared_at_the_same_ages_where_these_hold_half_of_the_faces():
+    ages = np.repeat([25.0, 65.0], 200)
+    women = np.arange(400) < 100  # of the young ones half, of the old ones none
+    table = pd.DataFrame({"photo": np.arange(400).astype(str), "age": ages, "pred_age": ages + 1,
+                          "gender": np.where(women, "female", "male")})
+
+    def gaps_of(table):
+        return evaluation.score_groups(evaluation.check_predictions(table, "t"), 20)[1]["gender"]
+
+    assert gaps_of(table)["mae_same_ages"]["share_percent"] == 50
+    assert "mae_same_ages" not in gaps_of(table[1:].reset_index(drop=True))
+
+
+def test_one_person_has_no_interval_and_enters_no_gap():
+    people = np.array(["a"] * 40 + [f"p{k}" for k in range(60)])
+    table = pd.DataFrame({"photo": np.arange(100).astype(str), "age": 30.0, "subject": people,
+                          "pred_age": np.random.default_rng(0).normal(30, 5, 100),
+                          "age_std": np.where(people == "a", 4.0, np.nan),
+                          "gender": np.where(people == "a", "female", "male")})
+    exact = evaluation.check_predictions(table, "t")
+    groups, gaps = evaluation.score_groups(exact, 50)
+    assert groups["gender"]["female"]["mae"]["low"] is None
+    assert groups["gender"]["male"]["mae"]["low"] is not None
+    assert "gender" not in gaps
+    assert evaluation.score(exact, 50)["epsilon_error"]["low"] is None
+
+
+def test_bin_columns_may_be_padded_and_not_double(table):
+    padded = table.rename(columns={f"p{age}": f"p{age:03}" for age in range(101)})
+    pd.testing.assert_frame_equal(evaluation.check_predictions(padded, "t").table(),
+                                  evaluation.check_predictions(table, "t").table())
+    with pytest.raises(ValueError, match="two columns for p1"):
+        evaluation.check_predictions(table.assign(p01=0.0), "t")
 
 
 def test_bootstrap_is_by_subject_where_all_are_known(table):
