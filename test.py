@@ -20,7 +20,7 @@ from cli import (
 )
 from defaults import age_bins
 from engine import score
-from evaluation import load_predictions
+from evaluation import interval_rows, load_predictions
 from lists import SPLITS, count_rejected, pair_folders
 from predictions import predict_split
 from preprocess.journal import writable_folder
@@ -141,11 +141,9 @@ def calibrate(predicted):
 def report_models(predicted, args, sources, split):
     """Write the report of one or several models."""
     def tables(tta):
-        made = {name: [one.table(tta) for one in seeds] for name, seeds in predicted.items()}
-        return {name: seeds[0] if len(seeds) == 1 else seeds for name, seeds in made.items()}
+        return {name: [one.table(tta) for one in seeds] for name, seeds in predicted.items()}
 
     first = next(iter(predicted.values()))[0]
-    singles = {name: seeds[0] for name, seeds in predicted.items() if len(seeds) == 1}
     names = ", ".join(name for _, name, _ in sources)
     write_report(
         tables(first.cfg.TEST.TTA), args.report,
@@ -155,9 +153,9 @@ def report_models(predicted, args, sources, split):
                     "Photos without a face": {
                         name: count_rejected(list_dir, name, None if args.protocol else split)
                         for _, name, list_dir in sources}},
-        tta=None if first.cfg.TEST.TTA else {
-            name: table for name, table in tables(True).items() if name in singles},
-        temperatures={name: one.temperature for name, one in singles.items() if one.temperature},
+        tta=None if first.cfg.TEST.TTA else tables(True),
+        temperatures={name: seeds[0].temperature for name, seeds in predicted.items()
+                      if seeds[0].temperature},
         photo_of=first.data.face, title=f"{names}, {split}")
     print(f"report in {Path(args.report, 'report.html')}")
 
@@ -171,7 +169,8 @@ def report_predictions(args):
         write_report(table, args.report, provenance={
             "Command": shlex.join(["python", *sys.argv]), "Predictions": args.predictions})
         print(f"report in {Path(args.report, 'report.html')}")
-    low, high = (table[name].fillna(table["age"]) if name in table else table["age"]
+    known = interval_rows(table)
+    low, high = (table[name].where(known, table["age"]) if known.any() else table["age"]
                  for name in ("age_min", "age_max"))
     bins = [int(name[1:]) for name in table if name[1:].isdigit() and name[0] == "p"]
     print_scores(score({"age": table["age"], "age_min": low, "age_max": high},

@@ -543,6 +543,16 @@ def test_reports_of_one_model_of_several_and_of_a_table(folder, trained, tmp_pat
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the C library of Linux alone is told")
+def test_a_report_of_seeds_knows_their_calibration(folder, trained, tmp_path):
+    for seed in ("s0", "s1"):
+        (tmp_path / seed).mkdir()
+        torch.save(weights(trained) | {"temperature": 0.8}, tmp_path / seed / "best.pth")
+    script("test.py", "--data_dir", folder, "--cache_dir", tmp_path / "cache", "--resume",
+           tmp_path / "s*" / "best.pth", "--report", tmp_path / "report")
+    found = json.loads((tmp_path / "report" / "metrics.json").read_text())
+    assert found["uncalibrated"]["temperature"] == 0.8 and found["tta"] is not None
+
+
 def test_freed_memory_is_kept():
     program = """if True:
         import resource, sys, numpy, torch
