@@ -34,6 +34,8 @@ from training import (
     stop_on_interrupt,
 )
 
+ROTATION_SCORES = {"interval_accuracy": "in the right interval, %",
+                   "interval_distance": "distance to the interval, years", "mae": "test mae"}
 # May differ where a command of several trainings is started again.
 FREE_OF_A_PART = ("TRAIN.EPOCHS", "TRAIN.WORKERS", "TEST.WORKERS", "TEST.BATCH_SIZE")
 
@@ -83,14 +85,14 @@ def main():
 
 
 def train_rotations(args, cfgs, device, sources, protocols):
-    """Train and test each protocol in turn; prints the mean and spread of the test MAE.
+    """Train and test each protocol in turn; prints the mean and spread of the test scores.
 
     Started again after an interruption, it goes on with the protocol under way.
     """
     if args.resume:
         raise ValueError("--resume continues one protocol; several continue by themselves when "
                          "the same command is started again")
-    maes = []
+    scores = []
     for protocol in protocols:
         one, resumed = _part(args, protocol)
         one.protocol = protocol
@@ -100,12 +102,17 @@ def train_rotations(args, cfgs, device, sources, protocols):
         distributed.wait()  # for best.pth
         tested = predict_split(_stage_folders(one)[-1] / "best.pth", sources, "test", device,
                                protocol=protocol, cache_dir=args.cache_dir)
-        maes.append(tested.scores()["mae"])
+        scores.append(tested.scores())
         if distributed.is_main():
-            print(f"{protocol}: test mae: {maes[-1]:.3f}")
+            for name, title in ROTATION_SCORES.items():
+                if name in scores[-1]:
+                    print(f"{protocol}: {title}: {scores[-1][name]:.3f}")
     if distributed.is_main():
-        print(f"test mae: {np.mean(maes):.3f} (sd {np.std(maes, ddof=1):.3f} over "
-              f"{len(maes)} protocols)")
+        for name, title in ROTATION_SCORES.items():
+            values = [tested[name] for tested in scores if name in tested]
+            if len(values) > 1:
+                print(f"{title}: {np.mean(values):.3f} (sd {np.std(values, ddof=1):.3f} over "
+                      f"{len(values)} protocols)")
     return 0
 
 
@@ -157,9 +164,9 @@ def train(args, cfg, device, sources, resumed):
     loaders = {"train": build_train_loader(sources, cfg, args.cache_dir, args.protocol),
                "valid": build_valid_loader(sources, cfg, args.cache_dir, args.protocol)}
     trainer = build_trainer(cfg, device, loaders["train"], resumed)
-    run = Run(_run_folder(args), cfg, trainer, loaders, sources)
+    run = Run(_run_folder(args), cfg, trainer, loaders, sources, args.protocol)
     if resumed is not None:
-        run.restore(resumed)
+        run.restore(resumed, args.resume)
     if distributed.is_main():
         run.start(args)
     batches = loaders["train"].batch_sampler
@@ -205,9 +212,15 @@ def _configs(args, resumed):
 
 def _check_can_continue(args, cfg, resumed, sources):
     """Refuse to go on with a checkpoint of another network, optimiser, data set or half epoch."""
-    before = parse_cfg(resumed["cfg"])
+    before, names = parse_cfg(resumed["cfg"]), [name for _, name, _ in sources]
     if args.is_part:
-        _check_same_run(args, cfg, before, sources, resumed["datasets"])
+        _check_same_run(args, cfg, before)
+    for flag, then, now in (("--dataset", resumed["datasets"], names),
+                            ("--protocol", resumed.get("protocol", args.protocol), args.protocol)):
+        if then != now:
+            raise ValueError(f"{args.resume} is of a run with {flag} {then}, not {now}; "
+                             "give the same, or name another folder with --checkpoint for a new "
+                             "run")
     if before.TRAIN.OPT != cfg.TRAIN.OPT or \
             (before.TRAIN.EMA_DECAY > 0) != (cfg.TRAIN.EMA_DECAY > 0):
         raise ValueError(
@@ -222,9 +235,9 @@ def _check_can_continue(args, cfg, resumed, sources):
                 f"stands; keep {before.TRAIN[key]}, or resume an epochNNN_*.pth")
 
 
-def _check_same_run(args, cfg, before, sources, datasets):
+def _check_same_run(args, cfg, before):
     """Refuse to take another run's checkpoint for that of this part of a command."""
-    facts = {"--dataset": (datasets, [name for _, name, _ in sources])}
+    facts = {}
     for name in known_keys():
         section, key = name.split(".")
         facts[name] = before[section][key], cfg[section][key]

@@ -1,5 +1,6 @@
 """A training run: its loaders, its network and optimiser, its folder, and where it stands."""
 
+import hashlib
 import shlex
 import shutil
 import signal
@@ -12,7 +13,7 @@ import numpy as np
 import torch
 
 import distributed
-from checkpoint import current_commit, save_checkpoint
+from checkpoint import current_commit, load_checkpoint, save_checkpoint
 from dataset import FaceDataset, OrderedBatches, ShuffledBatches, build_loader
 from defaults import age_bins, parse_cfg
 from engine import (
@@ -116,6 +117,7 @@ class Run:
     trainer: Trainer
     loaders: dict
     sources: list
+    protocol: str | None = None
     epochs_done: int = 0
     progress: EpochProgress = field(default_factory=EpochProgress)
     best: dict = field(default_factory=dict)
@@ -124,13 +126,46 @@ class Run:
     name: str = ""
     monitor: Monitor = field(default_factory=SilentMonitor)
 
-    def restore(self, checkpoint):
-        """Continue where a checkpoint stands, also in the middle of an epoch."""
+    def restore(self, checkpoint, path):
+        """Continue where the checkpoint at a path stands, also in the middle of an epoch.
+
+        Raises:
+            ValueError: it stands in the middle of an epoch over other faces.
+        """
         for key in ("epochs_done", "best", "best_ca", "metrics"):
             setattr(self, key, checkpoint[key])
         self.name = checkpoint["run_name"]
         if checkpoint["progress"] is not None:
+            if checkpoint.get("faces", self.faces_digest()) != self.faces_digest():
+                raise ValueError(f"{path} stands in the middle of an epoch, and the training list "
+                                 "has changed since; bring it back, or resume an epochNNN_*.pth")
             self.progress = EpochProgress.restore(checkpoint["progress"])
+        if distributed.is_main():
+            if Path(path).resolve().parent != self.folder.resolve():
+                _set_aside_earlier_run(self.folder)
+            self._restore_best(Path(path))
+
+    def faces_digest(self):
+        """Hash of which faces are trained on, and in which order the list has them."""
+        faces = self.loaders["train"].dataset.faces
+        names = "\n".join(faces["dataset"] + "/" + faces["photo"])
+        return hashlib.sha256(names.encode("utf-8", "surrogatepass")).hexdigest()
+
+    def _restore_best(self, path):
+        """Let best.pth be this run's best so far, also in a new folder or after going back."""
+        target = self.folder / "best.pth"
+        kept = f"epoch{self.best.get('epoch', 0):03d}_*.pth"
+        for candidate in (target, path, path.with_name("best.pth"), *path.parent.glob(kept)):
+            if not candidate.is_file():
+                continue
+            found = load_checkpoint(candidate)
+            if (found.get("run_name"), found.get("epochs_done"), found.get("progress")) == (
+                    self.name, self.best.get("epoch"), None):
+                if candidate != target:
+                    self.folder.mkdir(parents=True, exist_ok=True)
+                    _copy(candidate, target)
+                return
+        self.best = {}  # its file is gone: the next epoch is the best so far
 
     def start(self, args):
         """Make the folder, say what is trained on what, open TensorBoard."""
@@ -191,14 +226,19 @@ class Run:
             if self.monitor.writers:
                 self._draw(log_probs, pred_ages)
 
+    @property
+    def metric(self):
+        """What the best epoch is chosen by: the one that most validation faces have a part in."""
+        labels = self.loaders["valid"].dataset.labels
+        is_exact = labels["age_min"] == labels["age_max"]
+        return "mae" if is_exact.float().mean() >= 0.5 else "interval_distance"
+
     def _note_best(self):
         """Whether the validation is the best so far, and whether it improved in any metric kept.
 
-        The best is by MAE, or by the distance to the interval where only intervals are known;
         MegaAge is compared by CA as well.
         """
-        metric = "mae" if "mae" in self.metrics else "interval_distance"
-        value = self.metrics[metric]
+        metric, value = self.metric, self.metrics[self.metric]
         is_best = not self.best or value < self.best["value"]
         if is_best:
             self.best = {"metric": f"val_{metric}", "value": value, "epoch": self.epochs_done}
@@ -214,7 +254,7 @@ class Run:
         last = self.folder / "last.pth"
         save_checkpoint(last, checkpoint)
         if improved:
-            value = self.metrics.get("mae", self.metrics.get("interval_distance"))
+            value = self.metrics[self.metric]
             kept = f"epoch{self.epochs_done:03d}_{self.metrics['loss']:.4f}_{value:.4f}.pth"
             _copy(last, self.folder / kept)
         if is_best:
@@ -225,7 +265,8 @@ class Run:
         return {"cfg": self.cfg.dump(), "commit": current_commit(), "run_name": self.name,
                 "epochs_done": self.epochs_done, "progress": progress, "amp": self.trainer.amp,
                 "best": self.best, "best_ca": self.best_ca, "metrics": self.metrics,
-                "datasets": [name for _, name, _ in self.sources], **self.trainer.state_dict()}
+                "datasets": [name for _, name, _ in self.sources], "protocol": self.protocol,
+                "faces": self.faces_digest(), **self.trainer.state_dict()}
 
     def _draw(self, log_probs, pred_ages):
         valid = self.loaders["valid"].dataset

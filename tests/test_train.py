@@ -464,6 +464,64 @@ def test_rotations_train_and_test_in_turn(tmp_path):
     torch.save(weights(last) | {"datasets": ["other"]}, last)
     assert "--dataset ['other'], not ['drawn']" in refusal(
         train(folder, tmp_path / "run", *words, check=False))
+    resumed = ["--resume", tmp_path / "run" / "fold1" / "last.pth"]
+    for protocol in ([], ["--protocol", "fold0"]):
+        done = train(folder, tmp_path / "other", *resumed, *protocol, check=False)
+        assert "of a run with --protocol fold1" in refusal(done)
+
+
+def test_rotations_of_intervals_end_in_their_scores(tmp_path):
+    folder = tmp_path / "data"
+    write_dataset(folder, AGES, splits=("train",), columns={
+        "age_min": [age - 4 for age in AGES], "age_max": [age + 4 for age in AGES]})
+    for fold in range(2):
+        rows = [{"photo": f"drawn_{i}.png", "split": ("train", "train", "valid", "test")[
+            (i + fold) % 4]} for i in range(len(AGES))]
+        write_list(folder / f"drawn_split_fold{fold}.csv", rows)
+    told = train(folder, tmp_path / "run", "--protocol", "fold*", *TINY, "TRAIN.EPOCHS", "1")
+    lines = told.stdout.splitlines()
+    assert re.fullmatch(r"distance to the interval, years: \S+ \(sd \S+ over 2 protocols\)",
+                        lines[-1])
+    assert "mae" not in lines[-1] and lines[-2].startswith("in the right interval, %: ")
+
+
+def test_the_best_epoch_is_chosen_by_what_most_faces_have(tmp_path):
+    folder = tmp_path / "data"
+    write_dataset(folder, AGES, columns={"age_min": ["", *(age - 4 for age in AGES[1:])],
+                                         "age_max": ["", *(age + 4 for age in AGES[1:])]})
+    told = train(folder, tmp_path / "run", *TINY, "TRAIN.EPOCHS", "1").stdout
+    assert "best val_interval_distance" in told
+
+
+def test_an_epoch_is_not_continued_over_other_faces(folder, tmp_path):
+    other = tmp_path / "data"
+    shutil.copytree(folder, other)
+    train(other, tmp_path / "run", *TINY, "TRAIN.EPOCHS", "1")
+    last = tmp_path / "run" / "last.pth"
+    half = {"steps": 1, "seconds": 1.0, "lr": 0.001, "sums": {}, "index": torch.arange(4),
+            "pred_ages": torch.zeros(4)}
+    torch.save(weights(last) | {"progress": half}, last)
+    table = pd.read_csv(other / "drawn_train_align.csv")
+    table[::-1].to_csv(other / "drawn_train_align.csv", index=False)
+    words = ["--resume", last, "TRAIN.EPOCHS", "2"]
+    assert "training list has changed" in refusal(train(other, tmp_path / "run", *words,
+                                                        check=False))
+    table.to_csv(other / "drawn_train_align.csv", index=False)
+    train(other, tmp_path / "run", *words)
+
+
+def test_best_stays_with_its_run(folder, tmp_path):
+    # Nothing is learnt, so that later epochs need not be better.
+    run = tmp_path / "run"
+    train(folder, run, *TINY, "TRAIN.EPOCHS", "3", "TRAIN.LR", "1e-30", "AUG.STRENGTH", "0")
+    best = weights(run / "last.pth")["best"]
+    moved = train(folder, tmp_path / "new", "--resume", run / "last.pth", "TRAIN.EPOCHS", "3")
+    assert weights(tmp_path / "new" / "best.pth")["epochs_done"] == best["epoch"]
+    assert f"in epoch {best['epoch']:02d}" in moved.stdout
+    torch.save(weights(run / "best.pth") | {"epochs_done": 99}, run / "best.pth")  # gone on since
+    first = next(run.glob("epoch001_*.pth"))
+    train(folder, run, "--resume", first, "TRAIN.EPOCHS", "1")
+    assert weights(run / "best.pth")["epochs_done"] == 1
 
 
 def test_recipes_train_in_turn_each_from_the_best_model_before(folder, tmp_path):
