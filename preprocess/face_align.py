@@ -107,18 +107,18 @@ def align_list(list_path, split, args, settings, submit, workers, rank, world_si
     checksum = file_sha256(list_path)
     fingerprint = f"{checksum} {settings['min_face_size']} {settings['min_face_ratio']}"
     journal = Journal(target, fingerprint, row_count, rank, world_size)
-    if args.restart:
-        journal.path.unlink(missing_ok=True)
-    fill_journal(journal, list_path, submit, workers)
+    fill_journal(journal, list_path, submit, workers, args.restart)
     if file_sha256(list_path) != checksum:
         raise ValueError(f"{list_path} was changed while it was aligned; start again")
     with contextlib.suppress(FileNotFoundError):  # another process has merged just now
         if all(each.is_complete() for each in journal.siblings()):
             write_results(journal, list_path, split, args.dataset)
+        else:
+            print(f"{journal.path.name} is complete; {target.name} is written when all parts are")
 
 
-def fill_journal(journal, list_path, submit, workers):
-    done = journal.open()
+def fill_journal(journal, list_path, submit, workers, restart):
+    done = journal.open(restart)
     counts = Counter()
     bar = tqdm(total=journal.expected, initial=done, unit=" photos", smoothing=0.05,
                desc=list_path.stem, disable=journal.rank > 0)

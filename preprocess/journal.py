@@ -95,8 +95,8 @@ class Journal:
     def is_mine(self, chunk_number):
         return chunk_number % self.world_size == self.rank
 
-    def open(self):
-        """Continue, or begin where there is nothing to continue.
+    def open(self, restart=False):
+        """Continue, or begin where there is nothing to continue or with restart.
 
         Returns:
             list rows of which the results are there already, in whole chunks.
@@ -108,7 +108,7 @@ class Journal:
         except Timeout as error:
             raise OSError(f"{self.path.name} is being written by another run; wait for it, or "
                           "stop it first") from error
-        done, size = self._recorded()
+        done, size = (0, 0) if restart else self._recorded()
         if not size:
             self.path.write_bytes(self.header)
             size = len(self.header)

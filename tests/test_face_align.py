@@ -219,10 +219,15 @@ def test_a_list_that_changes_meanwhile_is_not_merged(tmp_path, submit):
 def test_two_runs_do_not_write_one_journal(tmp_path):
     first, second = (Journal(tmp_path / "a_align.csv", "print", 3) for _ in range(2))
     first.open()
-    with pytest.raises(OSError, match="written by another run"):
-        second.open()
+    for restart in (False, True):
+        with pytest.raises(OSError, match="written by another run"):
+            second.open(restart)
+    assert first.path.exists()
+    first.write([["", "1"]] * 3)
     first.close()
-    assert second.open() == 0
+    assert second.open() == 3
+    second.close()
+    assert second.open(restart=True) == 0
     second.close()
 
 
