@@ -207,11 +207,11 @@ def run_stream(args):
                 make_output_dir(args.output_dir)
                 write_stream(stream, frames, args)
         except KeyboardInterrupt:
-            frames.count = 0  # the usual end of a camera without a window; all is closed below
+            pass  # the usual end of a camera without a window; everything is closed below
     summary.print()
-    if frames.missing():
-        print(f"warning: only {frames.frames_read} of about {frames.count} frames of "
-              f"{frames.name} could be read; is the file damaged or incomplete?", file=sys.stderr)
+    if frames.has_broken_off:
+        print(f"warning: only {frames.seconds:.1f} of {frames.duration:.1f} s of {frames.name} "
+              "could be read; is the file damaged or incomplete?", file=sys.stderr)
     return 0
 
 
@@ -219,7 +219,8 @@ def run_stream(args):
 def interrupted_by_a_termination():
     """Let SIGTERM and a terminal that closes end a stream as Ctrl-C does: with a whole clip."""
     numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
-    before = {number: signal.signal(number, signal.default_int_handler) for number in numbers}
+    before = {number: signal.signal(number, signal.default_int_handler) for number in numbers
+              if signal.getsignal(number) == signal.SIG_DFL}  # nohup has it ignored
     try:
         yield
     finally:

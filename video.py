@@ -16,7 +16,8 @@ os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
 cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
 
 DEFAULT_FPS = 30.0  # where a camera or clip does not say
-SHORT_FRAMES, SHORT_SHARE = 5, 0.05  # a clip may state this many frames too many
+MAX_FPS = 240.0  # what some formats state above it is the fineness of their clock
+SHORT_SECONDS, SHORT_SHARE = 0.5, 0.1  # a whole clip may state this much more than it has
 WINDOW_SIZE = (1280, 800)  # pixels, largest picture in a window
 ESC = 27
 MODIFIER_KEYS = range(0xFFE1, 0xFFEF)  # X11's codes of Shift, Control, Alt alone
@@ -28,8 +29,9 @@ class Frames:
     """The frames of a clip or a camera, as (H, W, 3) uint8 RGB arrays.
 
     Attributes: `name`, `size` (width, height), `fps` as the source states it, `count` of frames
-    it states, 0 where unknown, `is_camera`; of a clip `seconds`, the time of the latest frame,
-    and `frames_read`.
+    expected, 0 where unknown, `is_camera`; of a clip `seconds`, the time of the latest frame,
+    `duration` in seconds as the clip states it, 0 where unknown, and `has_broken_off`, whether it
+    ended clearly before that.
 
     Args:
         source: path of a clip, or the number of a camera.
@@ -40,7 +42,7 @@ class Frames:
     """
 
     def __init__(self, source):
-        self.fps, self.frames_read, self.seconds, self._start = DEFAULT_FPS, 0, 0.0, 0.0
+        self.fps, self.seconds, self._start, self.has_broken_off = DEFAULT_FPS, None, 0.0, False
         self.is_camera = isinstance(source, int)
         self.name = f"camera {source}" if self.is_camera else Path(source).name
         if not self.is_camera and not Path(source).is_file():
@@ -54,9 +56,10 @@ class Frames:
                           f"cannot read a frame of clip '{source}'; is it a video?")
         self.size = self._first.shape[1], self._first.shape[0]
         fps = self._capture.get(cv2.CAP_PROP_FPS)
-        self.fps = fps if 0 < fps <= 1000 else DEFAULT_FPS
-        self.count = 0 if self.is_camera else max(0, int(
-            self._capture.get(cv2.CAP_PROP_FRAME_COUNT)))
+        self.fps = fps if 0 < fps <= MAX_FPS else DEFAULT_FPS
+        count = 0 if self.is_camera else max(0, self._capture.get(cv2.CAP_PROP_FRAME_COUNT))
+        self.duration = count / fps if fps > 0 else 0.0
+        self.count = round(self.duration * self.fps)
 
     def __enter__(self):
         return self
@@ -71,27 +74,23 @@ class Frames:
             frame = self._read()
         if self.is_camera:
             raise OSError(f"{self.name} stopped delivering frames; is it still plugged in?")
+        missing = self.duration - self.seconds - 1 / self.fps
+        self.has_broken_off = missing > max(SHORT_SECONDS, SHORT_SHARE * self.duration)
 
     def close(self):
         self._capture.release()
-
-    def missing(self):
-        """Frames that the source states and did not give, where it is clearly short; else 0."""
-        short = self.count - self.frames_read
-        return short if short > max(SHORT_FRAMES, SHORT_SHARE * self.count) else 0
 
     def _read(self):
         there, frame = self._capture.read()
         if not there:
             return None
         stated = self._capture.get(cv2.CAP_PROP_POS_MSEC) / 1000
-        if self.frames_read == 0:
-            self._start = stated
+        if self.seconds is None:
+            self._start, self.seconds = stated, 0.0
         elif stated - self._start > self.seconds:
             self.seconds = stated - self._start
         else:  # not stated
             self.seconds += 1 / self.fps
-        self.frames_read += 1
         return cv2.cvtColor(frame, cv2.COLOR_BGR2RGB)
 
 
