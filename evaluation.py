@@ -42,7 +42,7 @@ COVERAGES = (50, 80, 90, 95)  # percent
 BANDS = (("0-2", 0), ("3-9", 3), *((f"{a}-{a + 9}", a) for a in range(10, 80, 10)), ("80+", 80))
 LEAST_IMAGES = 30  # of a gender x race x age cell, and of a group that enters a gap
 LEAST_SUBJECTS = 5  # of the latter, where persons are known
-LEAST_IN_BAND = 5  # faces that each group needs in an age band to be compared at the same ages
+LEAST_IN_BAND = 5  # faces, or persons, of each group in an age band compared at the same ages
 LEAST_COMPARED = 0.5  # share of all faces that these bands must hold
 EPSILON_STD_FLOOR = 0.5  # years; votes are whole years, so no spread below that is known
 CS_LIMITS = np.arange(0, 15.5, 0.5)  # years
@@ -347,7 +347,7 @@ def score_groups(exact, samples=1000, seed=0):
     Returns:
         groups: {family: {group: {"n", "mae", "bias"}}}; gender and race groups also have
             `mae_same_ages`, the MAE at the age bands' shares in the whole set, of the bands in
-            which each group has LEAST_IN_BAND faces and which hold LEAST_COMPARED of all faces.
+            which each group has LEAST_IN_BAND units and which hold LEAST_COMPARED of all faces.
             A family without its column is absent.
         gaps: {family: {"mae", "bias", "mae_same_ages": see metrics.largest_gap}} where two or
             more groups have LEAST_IMAGES faces of LEAST_SUBJECTS persons; the last one with
@@ -474,7 +474,7 @@ def _at_same_ages(table, groups):
     cells_of = {band: {name: [k for k in cells if bands[k] == band]
                        for name, cells in groups.items()} for band in np.unique(bands)}
     common = [band for band, by_group in cells_of.items()
-              if all(table.counts[cells].sum() >= LEAST_IN_BAND for cells in by_group.values())]
+              if all(table.units(cells) >= LEAST_IN_BAND for cells in by_group.values())]
     share = table.counts[np.isin(bands, common)].sum() / table.counts.sum()
     if share < LEAST_COMPARED:
         return {}, [], 0.0
@@ -652,7 +652,6 @@ def compare(first, second, samples=1000, seed=0):
         return {"n": 0, "differences": {}}
     sides = [[_in_order(one, photos) for one in side] for side in sides]
     subjects = subject_codes(sides[0][0].faces)
-    units = len(photos) if subjects is None else subjects.max() + 1
     means = [sum(contributions(one) for one in side) / len(side) for side in sides]
     sums, numbers = metrics.bootstrap_sums(np.hstack(means), np.zeros(len(photos), dtype=int), 1,
                                            samples, subjects, seed)
@@ -664,7 +663,9 @@ def compare(first, second, samples=1000, seed=0):
             finish = np.sqrt if key == "rmse" else np.asarray
             values = [finish(side[key].mean()) for side in means]
             drawn = [finish(side[:, column]) for side in replicates]
-            differences[key] = _difference(values, drawn, units)
+            known = means[0][key].notna() & means[1][key].notna()
+            differences[key] = _difference(values, drawn,
+                                           count_units(subjects, known.to_numpy()))
     uncertain = [[_uncertainty(one) for one in side] for side in sides]
     if all(one is not None for side in uncertain for one in side):
         areas = [[(metrics.aurc(_sizes(one), spread),
@@ -673,7 +674,8 @@ def compare(first, second, samples=1000, seed=0):
                  for pair in zip(sides, uncertain, strict=True)]
         differences["aurc"] = _difference(
             [np.mean([value for value, _ in side]) for side in areas],
-            [np.mean([drawn for _, drawn in side], axis=0) for side in areas], units)
+            [np.mean([drawn for _, drawn in side], axis=0) for side in areas],
+            count_units(subjects, np.ones(len(photos), dtype=bool)))
     return {"n": len(photos), "differences": differences}
 
 
