@@ -59,13 +59,14 @@ def upright(photo):
 
 def upright_size(photo):
     """(width, height) that the photo will have upright, without decoding it."""
-    lies = _orientation(photo) in SIDEWAYS
+    # The base class's getexif: that of a PNG decodes the photo to look for EXIF data behind it.
+    lies = _orientation(photo, Image.Image.getexif) in SIDEWAYS
     return photo.size[::-1] if lies else photo.size
 
 
-def _orientation(photo):
+def _orientation(photo, read_exif=lambda photo: photo.getexif()):
     try:
-        return photo.getexif().get(EXIF_ORIENTATION, 1)
+        return read_exif(photo).get(EXIF_ORIENTATION, 1)
     except (struct.error, SyntaxError, TypeError, ValueError, LookupError, OSError):
         return 1  # unreadable EXIF data
 

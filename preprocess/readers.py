@@ -235,7 +235,7 @@ def _read_imdb_wiki(data_dir, name, person_field, options):
         raise _not_found(data_dir, f"{name}.mat or {name}_crop/{name}.mat")
     faces = _load_mat(path, name)
     folder = folders[0]
-    is_cropped = Path(data_dir, folder).resolve().name.endswith("_crop")
+    is_cropped = Path(data_dir, folder).absolute().name.endswith("_crop")
     for index, full_path in enumerate(faces["full_path"]):
         photo = f"{folder}/{full_path}".removeprefix("./")
         age = _age_in_july(faces["dob"][index], faces["photo_taken"][index])
