@@ -76,11 +76,16 @@ def fetch(url, sha256, folder):
         raise ValueError(f"'{url}': models are downloaded over https only")
     name = Path(unquote(urlsplit(url).path)).name or "model.pth"
     target = folder / f"{sha256[:12]}-{name}"
-    folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(target.with_name(f".{target.name}.lock")):  # one download of several at once
-        if not (target.is_file() and file_sha256(target) == sha256):
-            _fetch_to(target, url, sha256)
+    if not _is_there(target, sha256):
+        folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(target.with_name(f".{target.name}.lock")):  # of several, one downloads
+            if not _is_there(target, sha256):
+                _fetch_to(target, url, sha256)
     return target
+
+
+def _is_there(path, sha256):
+    return path.is_file() and file_sha256(path) == sha256
 
 
 def _fetch_to(target, url, sha256):
