@@ -152,14 +152,14 @@ def _distributions_of(path, faces, bins):
         raise ValueError(f"LOSS.TEACHER '{path}' has no distributions over the ages {bins[0]} to "
                          f"{bins[-1]}; write it with test.py --split train --output")
     keys = [name for name in ("dataset", "photo") if name in table]
-    if faces.duplicated(keys).any():
-        raise ValueError(f"LOSS.TEACHER '{path}' has no column dataset, and "
-                         f"'{faces['photo'][faces.duplicated(keys).idxmax()]}' is in two of the "
-                         "data sets trained on; add that column")
-    predicted = table.astype(dict.fromkeys(keys, str)).drop_duplicates(keys).set_index(keys)
-    rows = predicted.index.get_indexer(pd.MultiIndex.from_frame(faces[keys])
-                                       if len(keys) > 1 else faces["photo"])
-    probs = torch.tensor(predicted[columns].to_numpy(np.float32)[rows])
+    if "dataset" not in table:
+        owners = faces.groupby("photo")["dataset"].nunique()
+        if (owners > 1).any():
+            raise ValueError(f"LOSS.TEACHER '{path}' has no column dataset, and "
+                             f"'{owners.idxmax()}' is in two of the data sets trained on; add "
+                             "that column")
+    rows = _numbered(table, keys).get_indexer(_numbered(faces, keys))
+    probs = torch.tensor(table[columns].to_numpy(np.float32)[rows])
     mass = probs.sum(dim=1, keepdim=True)
     unknown = (rows < 0) | (mass[:, 0] < LEAST_MASS).numpy()
     if unknown.any():
@@ -168,3 +168,9 @@ def _distributions_of(path, faces, bins):
                          f"'{faces['photo'][unknown.argmax()]}'; write it with test.py --split "
                          "train --output from the same lists")
     return probs / mass
+
+
+def _numbered(table, keys):
+    """Index of the keys, and of a number among the rows that share them: faces of one photo."""
+    texts = table[keys].astype(str)
+    return pd.MultiIndex.from_frame(texts.assign(number=texts.groupby(keys).cumcount()))
