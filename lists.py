@@ -117,7 +117,8 @@ def source_of(list_dir, dataset, split):
     there = _splits_of(list_dir, dataset)
     if there:
         raise FileNotFoundError(f"data set '{dataset}' in '{list_dir}' has no {split} split; "
-                                f"it has {', '.join(there)}: choose with --split")
+                                f"it has {', '.join(there)}; align it with python -m "
+                                "preprocess.face_align, or choose another with test.py --split")
     found = find_datasets(list_dir)
     raise FileNotFoundError(f"'{list_dir}' holds no {dataset}_{split}_align.csv; it holds "
                             f"{', '.join(found) or 'no data set'}: choose with --dataset, or "

@@ -182,7 +182,7 @@ def train(args, cfg, device, sources, resumed):
                 run.interrupt(args)
                 return 130
     run.monitor.close()
-    if distributed.is_main():
+    if distributed.is_main() and run.best:
         print(f"done: best {run.best['metric']} {run.best['value']:.2f} in epoch "
               f"{run.best['epoch']:02d}\ntest it with: "
               + command_line("test.py", args, "--resume", run.folder / "best.pth"))
@@ -218,9 +218,10 @@ def _check_can_continue(args, cfg, resumed, sources):
     for flag, then, now in (("--dataset", resumed["datasets"], names),
                             ("--protocol", resumed.get("protocol", args.protocol), args.protocol)):
         if then != now:
-            raise ValueError(f"{args.resume} is of a run with {flag} {then}, not {now}; "
-                             "give the same, or name another folder with --checkpoint for a new "
-                             "run")
+            way_out = "name another folder with --checkpoint" if args.is_part else \
+                "leave --resume out"
+            raise ValueError(f"{args.resume} is of a run with {flag} {then}, not {now}; give the "
+                             f"same, or {way_out} for a new run")
     if before.TRAIN.OPT != cfg.TRAIN.OPT or \
             (before.TRAIN.EMA_DECAY > 0) != (cfg.TRAIN.EMA_DECAY > 0):
         raise ValueError(

@@ -165,7 +165,9 @@ class Run:
                     self.folder.mkdir(parents=True, exist_ok=True)
                     _copy(candidate, target)
                 return
-        self.best = {}  # its file is gone: the next epoch is the best so far
+        print(f"the best model so far, of epoch {self.best.get('epoch')}, is not beside {path}: "
+              "the next epoch counts as the best")
+        self.best = {}
 
     def start(self, args):
         """Make the folder, say what is trained on what, open TensorBoard."""

@@ -600,7 +600,6 @@ def test_reports_of_one_model_of_several_and_of_a_table(folder, trained, tmp_pat
     assert done.stdout.splitlines()[-1] == f"test mae: {metrics['mae']['value']:.3f}"
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="the C library of Linux alone is told")
 def test_a_report_of_seeds_knows_their_calibration(folder, trained, tmp_path):
     for seed in ("s0", "s1"):
         (tmp_path / seed).mkdir()
@@ -611,6 +610,7 @@ def test_a_report_of_seeds_knows_their_calibration(folder, trained, tmp_path):
     assert found["uncalibrated"]["temperature"] == 0.8 and found["tta"] is not None
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="the C library of Linux alone is told")
 def test_freed_memory_is_kept():
     program = """if True:
         import resource, sys, numpy, torch
