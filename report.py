@@ -377,13 +377,21 @@ def _gap_sentences(gaps):
 
 def _gap_sentence(gap, name):
     if "share_percent" in gap:
-        name += (f" (ages {', '.join(gap['bands'])}: {gap['share_percent']:.0f}% of the faces)")
+        name += f" (ages {_span(gap['bands'])}: {gap['share_percent']:.0f}% of the faces)"
     text = (f"The largest gap in {name} is {_plain(gap)}, {gap['highest']} above "
             f"{gap['lowest']}")
     if gap["p_value"] < SIGNIFICANT:
         return f"{text}: more than noise ({_p_value(gap['p_value'])})."
     return (f"{text}: no more than noise ({_p_value(gap['p_value'])}: groups that do not differ "
             "at all show such a gap that often).")
+
+
+def _span(bands):
+    """Age bands in words: the first to the last where none between them is missing."""
+    names = [name for name, _ in BANDS]
+    first = names.index(bands[0])
+    whole = len(bands) > 2 and bands == names[first:first + len(bands)]
+    return f"{bands[0]} to {bands[-1]}" if whole else ", ".join(bands)
 
 
 def _coverage_sentence(results):
