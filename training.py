@@ -153,19 +153,21 @@ class Run:
 
     def _restore_best(self, path):
         """Let best.pth be this run's best so far, also in a new folder or after going back."""
+        if not self.best:
+            return  # interrupted in its first epoch
         target = self.folder / "best.pth"
-        kept = f"epoch{self.best.get('epoch', 0):03d}_*.pth"
+        kept = f"epoch{self.best['epoch']:03d}_*.pth"
         for candidate in (target, path, path.with_name("best.pth"), *path.parent.glob(kept)):
             if not candidate.is_file():
                 continue
             found = load_checkpoint(candidate)
             if (found.get("run_name"), found.get("epochs_done"), found.get("progress")) == (
-                    self.name, self.best.get("epoch"), None):
+                    self.name, self.best["epoch"], None):
                 if candidate != target:
                     self.folder.mkdir(parents=True, exist_ok=True)
                     _copy(candidate, target)
                 return
-        print(f"the best model so far, of epoch {self.best.get('epoch')}, is not beside {path}: "
+        print(f"the best model so far, of epoch {self.best['epoch']}, is not beside {path}: "
               "the next epoch counts as the best")
         self.best = {}
 
@@ -240,10 +242,11 @@ class Run:
 
         MegaAge is compared by CA as well.
         """
-        metric, value = self.metric, self.metrics[self.metric]
-        is_best = not self.best or value < self.best["value"]
+        metric, value = f"val_{self.metric}", self.metrics[self.metric]
+        # Older checkpoints may have chosen by another metric.
+        is_best = self.best.get("metric") != metric or value < self.best["value"]
         if is_best:
-            self.best = {"metric": f"val_{metric}", "value": value, "epoch": self.epochs_done}
+            self.best = {"metric": metric, "value": value, "epoch": self.epochs_done}
         improved = is_best
         if any(name.startswith("megaage") for _, name, _ in self.sources):
             for name in ("ca3", "ca5", "ca7"):
