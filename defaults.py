@@ -132,15 +132,16 @@ def parse_cfg(text):
 
 
 def override_cfg(cfg, opts, *sections):
-    """A copy of a checkpoint's cfg with KEY VALUE pairs merged, all of them in some sections."""
-    outside = [key for key in opts[::2] if key.split(".")[0] not in sections]
-    if outside:
-        allowed = " and ".join(f"{section}.*" for section in sections)
-        raise ValueError(f"'{outside[0]}' is fixed by the checkpoint; only {allowed} keys can "
-                         "be overridden here")
+    """A copy of a checkpoint's cfg with KEY VALUE pairs merged, which change only some sections."""
     merged = _C.clone()
     _merge_yaml(merged, cfg.dump(), "the checkpoint's config")
     _merge_pairs(merged, opts)
+    for key in opts[::2]:
+        section, name = key.split(".")
+        if section not in sections and merged[section][name] != cfg[section][name]:
+            allowed = " and ".join(f"{section}.*" for section in sections)
+            raise ValueError(f"'{key}' is fixed by the checkpoint at {cfg[section][name]}; only "
+                             f"{allowed} keys can be overridden here")
     return _checked(merged)
 
 

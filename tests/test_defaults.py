@@ -95,6 +95,7 @@ def test_a_checkpoints_config_takes_overrides_of_some_sections_only():
     changed = override_cfg(cfg, ["TEST.TTA", "True"], "TEST")
     assert changed.TEST.TTA
     assert changed.MODEL.IMG_SIZE == 64
+    assert override_cfg(cfg, ["MODEL.IMG_SIZE", "64"], "TEST") == cfg
     with pytest.raises(ValueError, match=r"MODEL\.IMG_SIZE.*TEST"):
         override_cfg(cfg, ["MODEL.IMG_SIZE", "32"], "TEST")
 
