@@ -30,7 +30,8 @@ def save_checkpoint(path, checkpoint):
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        torch.save({"version": VERSION, **checkpoint}, temporary)
+        with temporary.open("wb") as file:  # given its name, torch would write that inside as well
+            torch.save({"version": VERSION, **checkpoint}, file)
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)

@@ -65,6 +65,12 @@ def test_other_files_are_refused_in_one_line(tmp_path, content):
     assert "\n" not in str(raised.value)
 
 
+def test_the_same_checkpoint_has_the_same_bytes_in_any_file(tmp_path):
+    for name in ("a.pth", "other.pth"):
+        save_checkpoint(tmp_path / name, PLAIN)
+    assert (tmp_path / "a.pth").read_bytes() == (tmp_path / "other.pth").read_bytes()
+
+
 def test_a_truncated_checkpoint_is_refused(tmp_path):
     save_checkpoint(tmp_path / "a.pth", PLAIN)
     content = (tmp_path / "a.pth").read_bytes()
