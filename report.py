@@ -107,7 +107,14 @@ def write_predictions(frame, path):
     rounded = pd.DataFrame(_significant(frame[probs].to_numpy(np.float64)), frame.index, probs)
     faces = frame.drop(columns=probs).round({"pred_age": 4, "pred_std": 4})
     first = [name for name in ("photo", "age", "pred_age", "pred_std") if name in faces]
-    pd.concat([faces[first], rounded, faces.drop(columns=first)], axis=1).to_csv(path, index=False)
+    table = pd.concat([faces[first], rounded, faces.drop(columns=first)], axis=1)
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.tmp")  # half a table must not pass for a whole one
+    try:
+        table.to_csv(temporary, index=False)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def _significant(values):
