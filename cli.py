@@ -60,19 +60,23 @@ def choose_device(name):
     return torch.device(name)
 
 
-def parse_with_overrides(parser, argv=None):
+def parse_with_overrides(parser, argv=None, which="for example TRAIN.LR 0.01"):
     """Parse flags and KEY VALUE overrides (`TRAIN.LR 0.1`) in any order.
 
     The pairs are taken out first, by the look of their keys: argparse.REMAINDER would swallow
     a flag that follows them, and a flag with several values would swallow them.
 
+    Args:
+        parser: with the flags; gets the help on overrides.
+        argv: words, by default the command line's.
+        which: for the help, which keys there are.
     Returns:
         argparse.Namespace with the overrides as the flat list `opts`.
     """
     parser.usage = parser.format_usage().removeprefix("usage: ").rstrip() + " [KEY VALUE ...]"
     parser.epilog = "\n\n".join(filter(None, [
-        parser.epilog, "KEY VALUE: config overrides, for example TRAIN.LR 0.01; the keys, with "
-                       "units, choices and defaults, are in defaults.py."]))
+        parser.epilog, f"KEY VALUE: config overrides, {which}; the keys, with units, choices and "
+                       "defaults, are in defaults.py."]))
     flags, opts = [], []
     tokens = iter(sys.argv[1:] if argv is None else argv)
     for token in tokens:
@@ -98,4 +102,9 @@ def _is_config_key(token):
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter,
                     argparse.RawDescriptionHelpFormatter):
-    """Help with defaults shown and the description's line breaks kept."""
+    """Help with defaults shown, where there is one, and the description's line breaks kept."""
+
+    def _get_help_string(self, action):
+        if action.default is None or action.default is False:
+            return action.help
+        return super()._get_help_string(action)

@@ -75,7 +75,7 @@ _C.TRAIN.CLIP_NORM = 0.0  # largest gradient norm, 0: not clipped
 _C.TRAIN.EMA_DECAY = 0.0  # of the averaged weights, a step; 0: off. Validated and saved when on
 _C.TRAIN.AMP = "auto"  # auto | bf16 | fp16 | off: mixed precision with channels_last
 _C.TRAIN.SEED = 0
-_C.TRAIN.DETERMINISTIC = False  # bitwise repeatable, slower on a GPU
+_C.TRAIN.DETERMINISTIC = False  # bitwise repeatable; on a GPU slower
 
 _C.TEST = CfgNode()
 _C.TEST.WORKERS = 8  # loader processes, at most one a CPU core is started
@@ -92,6 +92,7 @@ CHOICES = {
     "TRAIN.AMP": ("auto", "bf16", "fp16", "off"),
     "TEST.DECODE": ("mean", "median"),
 }
+FREE_OF_CHECKPOINT = ("DATA.CACHE", "DATA.EXCLUDE")  # say nothing of the network
 POSITIVE = ("MODEL.IMG_SIZE", "TRAIN.LR", "TRAIN.LR_DECAY_STEP", "TRAIN.BATCH_SIZE",
             "TRAIN.EPOCHS", "TRAIN.AGE_STDDEV", "TEST.BATCH_SIZE", "LOSS.STD_FLOOR")
 SHARES = ("MODEL.DROPOUT", "MODEL.DROP_PATH", "TRAIN.EMA_DECAY", "LOSS.TEACHER_WEIGHT",
@@ -131,17 +132,20 @@ def parse_cfg(text):
     return _checked(cfg)
 
 
-def override_cfg(cfg, opts, *sections):
-    """A copy of a checkpoint's cfg with KEY VALUE pairs merged, which change only some sections."""
+def override_cfg(cfg, opts, *free):
+    """A copy of a checkpoint's cfg with KEY VALUE pairs merged.
+
+    They change only what is free: sections such as TEST, keys such as DATA.CACHE.
+    """
     merged = _C.clone()
     _merge_yaml(merged, cfg.dump(), "the checkpoint's config")
     _merge_pairs(merged, opts)
     for key in opts[::2]:
         section, name = key.split(".")
-        if section not in sections and merged[section][name] != cfg[section][name]:
-            allowed = " and ".join(f"{section}.*" for section in sections)
+        if not {section, key} & {*free} and merged[section][name] != cfg[section][name]:
+            allowed = " and ".join(word if "." in word else f"{word}.*" for word in free)
             raise ValueError(f"'{key}' is fixed by the checkpoint at {cfg[section][name]}; only "
-                             f"{allowed} keys can be overridden here")
+                             f"{allowed} can be overridden here")
     return _checked(merged)
 
 

@@ -49,11 +49,12 @@ def parse_args(argv=None):
     parser.add_argument("--no_plot", action="store_true",
                         help="do not draw the age distribution beside each face")
     parser.add_argument("--min_face", type=int, help="pixels, smallest face looked for; by "
-                        f"default {MIN_FACE}, in a stream also a tenth of the picture's side")
+                        f"default {MIN_FACE}, in a stream also a tenth of the shorter side")
     parser.add_argument("--min_confidence", type=float, default=MIN_CONFIDENCE,
                         help="of the face detector, 0..1; lower finds more and errs more")
     cli.add_device_flag(parser)
-    return cli.parse_with_overrides(parser, argv)
+    return cli.parse_with_overrides(parser, argv,
+                                    "TEST.* only, for example TEST.DECODE median")
 
 
 def main(argv=None):

@@ -102,15 +102,17 @@ def read_faces(data_dir, dataset, split, cfg, list_dir=None, protocol=None):
     return faces
 
 
-def source_of(list_dir, dataset, split):
-    """Path of the file that read_faces reads.
+def source_of(list_dir, dataset, split, protocol=None):
+    """Path of the file that says which faces read_faces reads.
 
-    It is the aligned list or, where APPA-REAL has none of any split, its own labels: splits of
-    one run are cut out the same way.
+    It is the protocol's or the aligned list or, where APPA-REAL has none of any split, its own
+    labels: splits of one run are cut out the same way.
 
     Raises:
         FileNotFoundError: it does not exist; names the splits that do.
     """
+    if protocol:
+        return Path(list_dir, f"{dataset}_split_{protocol}.csv")
     source = _source(list_dir, dataset, split)
     if source.is_file():
         return source
@@ -140,11 +142,15 @@ def _read_split(list_dir, dataset, split, cfg):
     source = source_of(list_dir, dataset, split)
     if source.name.startswith("gt_avg_"):
         return read_appa_real(source, split, cfg)
+    if dataset == "appa_real" and cfg.DATA.APPA_REAL_LABEL == "real":
+        warnings.warn(f"{source} has the ages that preprocess.generate_csv --appa_real_label "
+                      "chose; DATA.APPA_REAL_LABEL real counts for a folder without aligned lists",
+                      stacklevel=2)
     return _read_align(source)
 
 
 def _read_protocol(list_dir, dataset, split, protocol, cfg):
-    path = list_dir / f"{dataset}_split_{protocol}.csv"
+    path = source_of(list_dir, dataset, split, protocol)
     if not path.is_file():
         raise FileNotFoundError(f"protocol file '{path}' not found; protocols there: "
                                 f"{', '.join(_protocols_of(list_dir, dataset)) or 'none'}")

@@ -11,7 +11,7 @@ import distributed
 import metrics
 from checkpoint import load_checkpoint
 from dataset import FaceDataset, OrderedBatches, build_loader
-from defaults import age_bins, override_cfg
+from defaults import FREE_OF_CHECKPOINT, age_bins, override_cfg
 from download import file_sha256, find_model
 from engine import predict, score
 from evaluation import load_predictions
@@ -92,7 +92,7 @@ def predict_split(resume, sources, split, device, opts=(), protocol=None, cache_
     path = find_model(resume)
     checkpoint = load_checkpoint(path)
     model, cfg = restore_model(checkpoint, device)
-    cfg = override_cfg(cfg, opts, "TEST")
+    cfg = override_cfg(cfg, opts, "TEST", *FREE_OF_CHECKPOINT)
     faces = read_sources(sources, split, cfg, protocol)
     data = FaceDataset(faces, cfg, train=False, cache_dir=cache_dir)
     loader = build_loader(data, OrderedBatches(

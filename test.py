@@ -18,10 +18,10 @@ from cli import (
     parse_with_overrides,
     run_main,
 )
-from defaults import age_bins
+from defaults import FREE_OF_CHECKPOINT, age_bins
 from engine import score
 from evaluation import interval_rows, load_predictions
-from lists import SPLITS, count_rejected, pair_folders
+from lists import SPLITS, count_rejected, pair_folders, source_of
 from predictions import predict_split
 from preprocess.journal import writable_folder
 from report import write_predictions, write_report
@@ -50,7 +50,8 @@ def parse_args(argv=None):
                         help="fit the temperature that makes the 80 and 90%% intervals true, and "
                         "store it in the checkpoint")
     add_device_flag(parser)
-    return parse_with_overrides(parser, argv)
+    return parse_with_overrides(parser, argv, f"TEST.*, {', '.join(FREE_OF_CHECKPOINT)} only, for "
+                                "example TEST.TTA True")
 
 
 def main():
@@ -77,6 +78,9 @@ def main():
                                       args.protocol, args.cache_dir, both=bool(args.report))
                         for path in seeds] for name, seeds in models.items()}
     first = next(iter(predicted.values()))[0]
+    for _, name, list_dir in sources:
+        count = (first.data.faces["dataset"] == name).sum()
+        print(f"{name} ({source_of(list_dir, name, split, args.protocol)}): {count} {split} faces")
     if args.calibrate:
         calibrate(first)
     if args.output:

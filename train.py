@@ -1,6 +1,7 @@
 """Train an age-distribution network on one or several data sets."""
 
 import argparse
+import os
 import random
 import shlex
 import sys
@@ -20,7 +21,7 @@ from cli import (
     parse_with_overrides,
     run_main,
 )
-from defaults import known_keys, load_cfg, override_cfg, parse_cfg
+from defaults import FREE_OF_CHECKPOINT, known_keys, load_cfg, override_cfg, parse_cfg
 from engine import train_one_epoch
 from lists import find_protocols, pair_folders
 from model import list_archs
@@ -37,7 +38,8 @@ from training import (
 ROTATION_SCORES = {"interval_accuracy": "in the right interval, %",
                    "interval_distance": "distance to the interval, years", "mae": "test mae"}
 # May differ where a command of several trainings is started again.
-FREE_OF_A_PART = ("TRAIN.EPOCHS", "TRAIN.WORKERS", "TEST.WORKERS", "TEST.BATCH_SIZE")
+FREE_OF_A_PART = ("TRAIN.EPOCHS", "TRAIN.WORKERS", "TEST.WORKERS", "TEST.BATCH_SIZE",
+                  "DATA.CACHE")
 
 
 def parse_args(argv=None):
@@ -56,7 +58,8 @@ def parse_args(argv=None):
     parser.add_argument("--checkpoint", metavar="DIR", help="folder of this run's files; "
                         "'checkpoint', or that of the run that --resume continues")
     parser.add_argument("--resume", metavar="PTH", help="last.pth of a run to continue, with its "
-                        "config; TRAIN.* (but for TRAIN.OPT) and TEST.* can be overridden")
+                        "config; TRAIN.* (but for TRAIN.OPT), TEST.*, "
+                        + " and ".join(FREE_OF_CHECKPOINT) + " can be overridden")
     parser.add_argument("--tensorboard", metavar="DIR", help="log folder for TensorBoard")
     parser.add_argument("--multi_gpu", action="store_true",
                         help="only names the torchrun command that uses several GPUs")
@@ -117,7 +120,7 @@ def train_rotations(args, cfgs, device, sources, protocols):
 
 
 def train_stages(args, cfgs, device, sources, resumed):
-    """Train each recipe of --cfg in turn, from the second on from the best model so far.
+    """Train each recipe of --cfg in turn, from the second on from the one before's best.
 
     Started again after an interruption, it goes on with the stage under way.
 
@@ -207,7 +210,8 @@ def _configs(args, resumed):
     if "optimizer" not in resumed:
         raise ValueError(f"--resume {args.resume}: holds weights without the state of a run; "
                          f"start a new run from it with MODEL.PRETRAINED {args.resume}")
-    return [override_cfg(parse_cfg(resumed["cfg"]), args.opts, "TRAIN", "TEST")]
+    return [override_cfg(parse_cfg(resumed["cfg"]), args.opts, "TRAIN", "TEST",
+                         *FREE_OF_CHECKPOINT)]
 
 
 def _check_can_continue(args, cfg, resumed, sources):
@@ -261,6 +265,7 @@ def _fix_seeds(cfg):
     np.random.seed(cfg.TRAIN.SEED)  # noqa: NPY002 (libraries draw from it)
     torch.manual_seed(cfg.TRAIN.SEED + distributed.rank())
     if cfg.TRAIN.DETERMINISTIC:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # else cuBLAS refuses
         torch.use_deterministic_algorithms(True)
         torch.backends.cudnn.benchmark = False
     else:

@@ -96,6 +96,7 @@ def test_a_checkpoints_config_takes_overrides_of_some_sections_only():
     assert changed.TEST.TTA
     assert changed.MODEL.IMG_SIZE == 64
     assert override_cfg(cfg, ["MODEL.IMG_SIZE", "64"], "TEST") == cfg
+    assert not override_cfg(cfg, ["DATA.CACHE", "False"], "TEST", "DATA.CACHE").DATA.CACHE
     with pytest.raises(ValueError, match=r"MODEL\.IMG_SIZE.*TEST"):
         override_cfg(cfg, ["MODEL.IMG_SIZE", "32"], "TEST")
 

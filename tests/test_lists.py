@@ -79,6 +79,10 @@ def test_no_split_of_appa_real_is_raw_where_another_is_aligned(tmp_path):
     write_dataset(tmp_path, [10], name="appa_real", splits=("train",))
     with pytest.raises(FileNotFoundError, match="no test split; it has train"):
         read_faces(tmp_path, "appa_real", "test", CFG)
+    real = load_cfg(None, ["DATA.APPA_REAL_LABEL", "real"])
+    with pytest.warns(UserWarning, match="generate_csv --appa_real_label"):
+        faces = read_faces(tmp_path, "appa_real", "train", real)
+    assert faces["age"].tolist() == [10]
 
 
 def test_rejected_photos_are_counted_by_split(tmp_path):
