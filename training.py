@@ -181,7 +181,7 @@ class Run:
         (self.folder / "config.yaml").write_text(cfg.dump(), encoding="utf-8")
         print(cfg.dump())
         for (_, name, list_dir), counts in zip(self.sources, self._counts(), strict=True):
-            source = source_of(list_dir, name, "train")
+            source = source_of(list_dir, name, "train", self.protocol)
             print(f"{name} ({source}): {counts['train']} train, {counts['valid']} valid faces")
         if cfg.LOSS.TEACHER:
             print(f"teachers: {', '.join(find_teachers(cfg.LOSS.TEACHER))}")
@@ -349,10 +349,14 @@ def _copy(source, target):
 
 def command_line(script, args, *words):
     """The command line that runs a script on the data of this one."""
-    line = ["python", script, "--data_dir", *args.data_dir]
+    processes = distributed.world_size() if script == "train.py" else 1
+    python = ["torchrun", f"--nproc_per_node={processes}"] if processes > 1 else ["python"]
+    line = [*python, script, "--data_dir", *args.data_dir]
     for flag in ("dataset", "list_dir"):
         if getattr(args, flag):
             line += [f"--{flag}", *getattr(args, flag)]
+    if args.device != "auto":
+        line += ["--device", args.device]
     for flag in ("protocol", "cache_dir", *(("tensorboard",) if script == "train.py" else ())):
         if getattr(args, flag):
             line += [f"--{flag}", getattr(args, flag)]

@@ -74,6 +74,7 @@ def test_eight_faces_are_learnt_by_heart(folder, tmp_path):
     tested = script("test.py", "--data_dir", folder, "--resume", tmp_path / "run" / "best.pth",
                     "--output", tmp_path / "p.csv", "--cache_dir", tmp_path / "cache")
     lines = tested.stdout.strip().splitlines()
+    assert lines[0] == f"drawn ({folder}/drawn_test_align.csv): 8 test faces"
     assert [line.split(":")[0] for line in lines[-4:]] == ["CA(3)", "CA(5)", "CA(7)", "test mae"]
     mae = float(re.fullmatch(r"test mae: (\d+\.\d{3})", lines[-1])[1])
     assert mae < 1
@@ -142,10 +143,11 @@ def test_ctrl_c_in_the_middle_of_an_epoch_loses_nothing(folder, tmp_path):
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     words = [*STEADY, "TRAIN.EPOCHS", "20", "TRAIN.BATCH_SIZE", "2"]
     train(folder, whole, *words)
-    process = start_training(folder, broken, *words)
+    process = start_training(folder, broken, "--device", "cpu", *words)
     printed = interrupt_after(process, broken, epochs=3)
     assert process.returncode == 130
     assert f"--resume {broken / 'last.pth'}" in printed
+    assert "--device cpu" in printed
     assert load_checkpoint(broken / "last.pth")["epochs_done"] < 20
     train(folder, broken, "--resume", broken / "last.pth")
     torch.testing.assert_close(weights(whole / "last.pth")["model"],
