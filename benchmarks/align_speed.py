@@ -1,6 +1,6 @@
 """Two-pass alignment against the plain loop over facenet_pytorch.MTCNN: speed and agreement.
 
-    python -m benchmarks.align_speed --data_dir ../shared/data
+    python -m benchmarks.align_speed --data_dir DIR
 
 For each kind of images the same files are aligned in turn by the plain loop in one process with
 N threads, by the plain loop in N processes with one thread each, and by the workers of
@@ -35,8 +35,8 @@ ANGLE, IOU = 0.5, 0.95  # degrees and ratio, what counts as agreement
 def parse_args():
     parser = argparse.ArgumentParser(prog="python -m benchmarks.align_speed",
                                      description=__doc__, formatter_class=HelpFormatter)
-    parser.add_argument("--data_dir", default="../shared/data", metavar="DIR",
-                        help=f"folder with {', '.join(KINDS.values())}")
+    parser.add_argument("--data_dir", required=True, metavar="DIR",
+                        help=f"folder with some of {', '.join(KINDS.values())}")
     parser.add_argument("--images", type=int, default=200, help="images of each kind")
     parser.add_argument("--rounds", type=int, default=3, help="the fastest one counts")
     parser.add_argument("--threads", type=int, default=2, help="CPU cores each may use")
