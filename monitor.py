@@ -14,7 +14,7 @@ SHOWN_FACES = 8  # validation faces drawn with their distributions
 
 
 class Monitor:
-    """Writes one run's progress; does nothing in processes other than the main one.
+    """Writes one run's progress, in the main process.
 
     Args:
         folder: of the run; log.jsonl is appended there.
@@ -28,7 +28,7 @@ class Monitor:
         self.writers = {}
         if tensorboard:
             self.writers = {part: SummaryWriter(str(Path(tensorboard, name, part)),
-                                                purge_step=first_epoch or None)
+                                                purge_step=first_epoch)
                             for part in ("train", "valid")}
 
     def epoch(self, record, is_best):
@@ -64,16 +64,6 @@ class Monitor:
     def close(self):
         for writer in self.writers.values():
             writer.close()
-
-
-class SilentMonitor(Monitor):
-    """The monitor of the processes that are not the main one."""
-
-    def __init__(self):
-        self.writers = {}
-
-    def epoch(self, record, is_best):
-        pass
 
 
 def _epoch_line(record, is_best):

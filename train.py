@@ -28,6 +28,7 @@ from model import list_archs
 from predictions import predict_split
 from training import (
     Run,
+    build_network,
     build_train_loader,
     build_trainer,
     build_valid_loader,
@@ -72,8 +73,8 @@ def main():
     args = parse_args()
     if args.multi_gpu:
         words = shlex.join(word for word in sys.argv if word != "--multi_gpu")
-        raise ValueError("--multi_gpu: start one process a GPU instead: torchrun "
-                         f"--nproc_per_node={max(torch.cuda.device_count(), 2)} {words}")
+        raise ValueError("--multi_gpu: start one process a GPU instead, of which there are "
+                         f"{torch.cuda.device_count()} here: torchrun --nproc_per_node=N {words}")
     if not args.data_dir:
         raise ValueError("no --data_dir: name the folder of the photos")
     resumed = load_checkpoint(args.resume) if args.resume else None
@@ -164,9 +165,10 @@ def train(args, cfg, device, sources, resumed):
     if resumed is not None:
         _check_can_continue(args, cfg, resumed, sources)
     _fix_seeds(cfg)
+    model = build_network(cfg, device, resumed)  # before the crops are cut, which may take hours
     loaders = {"train": build_train_loader(sources, cfg, args.cache_dir, args.protocol),
                "valid": build_valid_loader(sources, cfg, args.cache_dir, args.protocol)}
-    trainer = build_trainer(cfg, device, loaders["train"], resumed)
+    trainer = build_trainer(cfg, device, model, loaders["train"], resumed)
     run = Run(_run_folder(args), cfg, trainer, loaders, sources, args.protocol)
     if resumed is not None:
         run.restore(resumed, args.resume)
@@ -184,7 +186,7 @@ def train(args, cfg, device, sources, resumed):
             if not complete or (distributed.any_true(should_stop(), device) and not is_over):
                 run.interrupt(args)
                 return 130
-    run.monitor.close()
+    run.close()
     if distributed.is_main() and run.best:
         print(f"done: best {run.best['metric']} {run.best['value']:.2f} in epoch "
               f"{run.best['epoch']:02d}\ntest it with: "

@@ -31,7 +31,7 @@ from engine import (
 from lists import read_sources, source_of
 from losses import DECODES, build_criterion, drawn_target, rare_age_weights
 from model import build_model, restore_model
-from monitor import SHOWN_FACES, Monitor, SilentMonitor, draw_distributions, draw_scatter
+from monitor import SHOWN_FACES, Monitor, draw_distributions, draw_scatter
 from predictions import find_teachers, teacher_distributions
 
 AUGMENTED_SHOWN = 16  # faces in TensorBoard's picture of the augmentation
@@ -59,12 +59,21 @@ def build_valid_loader(sources, cfg, cache_dir=None, protocol=None):
     return build_loader(data, batches, cfg.TEST.WORKERS)
 
 
-def build_trainer(cfg, device, loader, resumed=None):
+def build_network(cfg, device, resumed=None):
+    """The network to train, on its device: a checkpoint's, or by the config."""
+    if resumed is not None:
+        return restore_model(resumed, device)[0]
+    with distributed.main_first():
+        return build_model(cfg).to(device)
+
+
+def build_trainer(cfg, device, model, loader, resumed=None):
     """The network with its loss, optimiser and schedule.
 
     Args:
         cfg: the config.
         device: torch.device of this process.
+        model: of build_network.
         loader: of the training data, over ShuffledBatches.
         resumed: checkpoint to continue, or None.
     Returns:
@@ -72,11 +81,6 @@ def build_trainer(cfg, device, loader, resumed=None):
     """
     keep_freed_memory(device)
     bins = torch.tensor(age_bins(cfg), device=device)
-    if resumed is not None:
-        model, _ = restore_model(resumed, device)
-    else:
-        with distributed.main_first():
-            model = build_model(cfg).to(device)
     criterion = build_criterion(
         cfg, bins, rare_age_weights(loader.dataset.labels, bins.cpu(), cfg)
         if cfg.LOSS.RARE_AGE_POWER > 0 else None)
@@ -124,7 +128,8 @@ class Run:
     best_ca: dict = field(default_factory=dict)
     metrics: dict = field(default_factory=dict)
     name: str = ""
-    monitor: Monitor = field(default_factory=SilentMonitor)
+    commit: str = field(default_factory=current_commit)  # of the code that is running
+    monitor: Monitor | None = None  # of the main process
 
     def restore(self, checkpoint, path):
         """Continue where the checkpoint at a path stands, also in the middle of an epoch.
@@ -188,7 +193,7 @@ class Run:
         parameters = sum(p.numel() for p in self.trainer.evaluated_model().parameters())
         print(f"{cfg.MODEL.ARCH}, {parameters / 1e6:.2f} M parameters, on "
               f"{self.trainer.device} x {distributed.world_size()}, precision "
-              f"{self.trainer.amp}, commit {current_commit()}, files in {self.folder}/")
+              f"{self.trainer.amp}, commit {self.commit}, files in {self.folder}/")
         if args.resume:
             print(f"resumed after {self.epochs_done} epochs and {self.progress.steps} batches")
         self.monitor = Monitor(self.folder, args.tensorboard, self.name, self.epochs_done + 1)
@@ -267,7 +272,7 @@ class Run:
 
     def _checkpoint(self, progress):
         """Where the run stands; all processes call it."""
-        return {"cfg": self.cfg.dump(), "commit": current_commit(), "run_name": self.name,
+        return {"cfg": self.cfg.dump(), "commit": self.commit, "run_name": self.name,
                 "epochs_done": self.epochs_done, "progress": progress, "amp": self.trainer.amp,
                 "best": self.best, "best_ca": self.best_ca, "metrics": self.metrics,
                 "datasets": [name for _, name, _ in self.sources], "protocol": self.protocol,
@@ -287,9 +292,14 @@ class Run:
             drawn_target(labels, bins, self.cfg).numpy(), log_probs[shown].exp().numpy(),
             bins.numpy(), pred_ages[shown].numpy()), self.epochs_done)
 
+    def close(self):
+        """Finish what is written for TensorBoard."""
+        if self.monitor is not None:
+            self.monitor.close()
+
     def interrupt(self, args):
         """Save where the run stands and say how to go on."""
-        self.monitor.close()
+        self.close()
         checkpoint = self._checkpoint(self.progress.gather() if self.progress.steps else None)
         if distributed.is_main():
             self.folder.mkdir(parents=True, exist_ok=True)

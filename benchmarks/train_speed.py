@@ -25,7 +25,7 @@ from cli import (
 from defaults import load_cfg
 from engine import to_device
 from lists import pair_folders
-from training import build_train_loader, build_trainer
+from training import build_network, build_train_loader, build_trainer
 
 
 def parse_args():
@@ -44,7 +44,7 @@ def main():
     cfg, device = load_cfg(None, args.opts), choose_device(args.device)
     sources = pair_folders(args.data_dir, args.dataset, args.list_dir)
     loader = build_train_loader(sources, cfg, args.cache_dir)
-    trainer = build_trainer(cfg, device, loader)
+    trainer = build_trainer(cfg, device, build_network(cfg, device), loader)
     trainer.model.train()
     batches = endless(loader)
     held = to_device(next(batches), device)
