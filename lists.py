@@ -96,6 +96,10 @@ def read_faces(data_dir, dataset, split, cfg, list_dir=None, protocol=None):
     else:
         faces = _read_split(list_dir, dataset, split, cfg)
     faces = _exclude(faces, cfg.DATA.EXCLUDE)
+    if faces.empty:
+        raise ValueError(f"the {split} list of '{dataset}' in '{list_dir}' holds no faces"
+                         + (f" but those that DATA.EXCLUDE '{cfg.DATA.EXCLUDE}' leaves out"
+                            if cfg.DATA.EXCLUDE else ""))
     faces.insert(0, "root", str(data_dir))
     faces.insert(1, "dataset", dataset)
     _check_rows(faces, cfg)
@@ -163,7 +167,10 @@ def _read_protocol(list_dir, dataset, split, protocol, cfg):
                                 f"{', '.join(sorted(set(chosen['split'])))}: choose with --split")
     lists = [_read_split(list_dir, dataset, split_there, cfg)
              for split_there in _splits_of(list_dir, dataset)]
-    faces = pd.concat(lists, ignore_index=True).drop_duplicates("photo")
+    for faces in lists:  # a photo may be in two lists, and in one with several faces
+        faces["number"] = faces.groupby("photo").cumcount()
+    faces = pd.concat(lists, ignore_index=True).drop_duplicates(["photo", "number"])
+    faces = faces.drop(columns="number")
     faces = faces[faces["photo"].isin(chosen.loc[chosen["split"] == split, "photo"])]
     if faces.empty:
         raise ValueError(f"{path}: none of its {split} photos stands in the lists of '{dataset}'")
@@ -190,7 +197,7 @@ def find_protocols(sources, patterns):
             raise FileNotFoundError(f"protocol '{pattern}' not found; protocols there: "
                                     f"{', '.join(known) or 'none'}")
         chosen += found
-    return chosen
+    return sorted(set(chosen))
 
 
 def read_csv(path, required):
@@ -321,9 +328,7 @@ def _exclude(faces, path):
 
 
 def _check_rows(faces, cfg):
-    name = faces["dataset"].iloc[0] if len(faces) else "list"
-    if faces.empty:
-        raise ValueError("the list holds no faces")
+    name = faces["dataset"].iloc[0]
     low, high = cfg.DATA.AGE_MIN, cfg.DATA.AGE_MAX
     _refuse(faces, faces["age"].isna(), f"{name}: age is no number", ["photo", "age"])
     outside = ~faces["age"].between(low, high)

@@ -7,7 +7,15 @@ from faces import draw_face, write_dataset, write_list
 from PIL import Image
 
 from defaults import load_cfg
-from lists import count_rejected, find_datasets, pair_folders, parse_votes, read_faces, source_of
+from lists import (
+    count_rejected,
+    find_datasets,
+    find_protocols,
+    pair_folders,
+    parse_votes,
+    read_faces,
+    source_of,
+)
 
 CFG = load_cfg()
 
@@ -136,6 +144,30 @@ def test_a_protocol_overrides_the_splits(tmp_path):
         read_faces(tmp_path, "drawn", "test", CFG, protocol="fold1")
     with pytest.raises(FileNotFoundError, match=r"no valid split; it has test, train"):
         read_faces(tmp_path, "drawn", "valid", CFG, protocol="fold0")
+
+
+def test_a_protocol_keeps_both_faces_of_a_photo_and_takes_none_twice(tmp_path):
+    rows = write_dataset(tmp_path, [10, 20], splits=())
+    for split in ("valid", "test"):  # MegaAge's validation is its test list
+        write_list(tmp_path / f"drawn_{split}_align.csv", [*rows, rows[0] | {"age": 40}])
+    (tmp_path / "drawn_split_all.csv").write_text("photo,split\ndrawn_0.png,test\n")
+    faces = read_faces(tmp_path, "drawn", "test", CFG, protocol="all")
+    assert faces["age"].tolist() == [10, 40]
+
+
+def test_a_protocol_named_twice_is_found_once(tmp_path):
+    for number in range(2):
+        (tmp_path / f"drawn_split_rotation{number}.csv").write_text("photo,split\n")
+    found = find_protocols([(tmp_path, "drawn", tmp_path)], ["rotation1", "rotation*"])
+    assert found == ["rotation0", "rotation1"]
+
+
+def test_a_list_that_is_all_excluded_is_named(tmp_path):
+    write_dataset(tmp_path, [10])
+    (tmp_path / "out.csv").write_text("drawn_0.png\n")
+    with pytest.raises(ValueError, match=r"valid list of 'drawn'.*DATA\.EXCLUDE"):
+        read_faces(tmp_path, "drawn", "valid",
+                   load_cfg(None, ["DATA.EXCLUDE", str(tmp_path / "out.csv")]))
 
 
 def test_a_missing_split_names_the_splits_there_are(tmp_path):
