@@ -97,7 +97,7 @@ POSITIVE = ("MODEL.IMG_SIZE", "TRAIN.LR", "TRAIN.LR_DECAY_STEP", "TRAIN.BATCH_SI
             "TRAIN.EPOCHS", "TRAIN.AGE_STDDEV", "TEST.BATCH_SIZE", "LOSS.STD_FLOOR")
 SHARES = ("MODEL.DROPOUT", "MODEL.DROP_PATH", "TRAIN.EMA_DECAY", "LOSS.TEACHER_WEIGHT",
           "DATA.CONTEXT", "AUG.FLIP", "AUG.CROP_AREA", "AUG.STRETCH", "AUG.SHIFT",
-          "AUG.BRIGHTNESS", "AUG.CONTRAST", "AUG.SATURATION", "AUG.GRAYSCALE",
+          "AUG.BRIGHTNESS", "AUG.CONTRAST", "AUG.SATURATION", "AUG.GAMMA", "AUG.GRAYSCALE",
           "AUG.BLUR", "AUG.NOISE", "AUG.ERASING")
 
 
@@ -136,6 +136,9 @@ def override_cfg(cfg, opts, *free):
     """A copy of a checkpoint's cfg with KEY VALUE pairs merged.
 
     They change only what is free: sections such as TEST, keys such as DATA.CACHE.
+
+    Raises:
+        ValueError: a pair changes another key; what load_cfg refuses.
     """
     merged = _C.clone()
     _merge_yaml(merged, cfg.dump(), "the checkpoint's config")
@@ -154,10 +157,10 @@ def _merge_pairs(cfg, opts):
         raise ValueError(f"override '{opts[-1]}' has no value; write KEY VALUE pairs, "
                          "for example TRAIN.LR 0.01")
     for key, text in zip(opts[::2], opts[1::2], strict=True):
-        try:
-            value = yaml.safe_load(text)
-        except yaml.YAMLError:
-            value = text
+        value = text
+        if not _is_text(key):  # in a path, YAML would take ' #' for a comment
+            with contextlib.suppress(yaml.YAMLError):
+                value = yaml.safe_load(text)
         _assign(cfg, key, value)
 
 
@@ -178,6 +181,11 @@ def _merge_yaml(cfg, text, name):
 def known_keys(cfg=_C):
     """All keys as SECTION.NAME, in the order of this file."""
     return [f"{section}.{key}" for section, node in cfg.items() for key in node]
+
+
+def _is_text(key):
+    section, _, name = key.partition(".")
+    return isinstance(_C.get(section, {}).get(name), str)
 
 
 def _assign(cfg, key, value):
@@ -225,7 +233,9 @@ def _checked(cfg):
     if not cfg.AUG.CROP_AREA > 0:
         raise ValueError(f"AUG.CROP_AREA must be positive, got {cfg.AUG.CROP_AREA}")
     for key in ("TRAIN.WORKERS", "TEST.WORKERS", "TRAIN.WARMUP_EPOCHS", "TRAIN.CLIP_NORM",
-                "TRAIN.WEIGHT_DECAY", "AUG.STRENGTH", "LOSS.RARE_AGE_POWER"):
+                "TRAIN.WEIGHT_DECAY", "AUG.STRENGTH", "AUG.ROTATION", "LOSS.RARE_AGE_POWER",
+                "LOSS.L1_WEIGHT", "LOSS.MEAN_WEIGHT", "LOSS.VARIANCE_WEIGHT",
+                "LOSS.INTERVAL_WEIGHT", "TRAIN.SEED"):
         if value_of(key) < 0:
             raise ValueError(f"{key} must not be negative, got {value_of(key)}")
     cfg.freeze()

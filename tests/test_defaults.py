@@ -5,7 +5,8 @@ import argparse
 import pytest
 
 from cli import parse_with_overrides
-from defaults import age_bins, load_cfg, override_cfg, parse_cfg
+from defaults import CHOICES, age_bins, load_cfg, override_cfg, parse_cfg
+from losses import DECODES, LOSSES
 
 FAMILY = {  # names and values that users of this family of repositories know
     "MODEL.ARCH": "se_resnext50_32x4d", "MODEL.IMG_SIZE": 224, "TRAIN.OPT": "adam",
@@ -99,6 +100,17 @@ def test_a_checkpoints_config_takes_overrides_of_some_sections_only():
     assert not override_cfg(cfg, ["DATA.CACHE", "False"], "TEST", "DATA.CACHE").DATA.CACHE
     with pytest.raises(ValueError, match=r"MODEL\.IMG_SIZE.*TEST"):
         override_cfg(cfg, ["MODEL.IMG_SIZE", "32"], "TEST")
+
+
+def test_choices_are_those_of_the_code():
+    assert set(CHOICES["LOSS.NAME"]) == set(LOSSES)
+    assert set(CHOICES["TEST.DECODE"]) == set(DECODES)
+
+
+@pytest.mark.parametrize("path", ["runs #2/best.pth", "a: b.pth", "2024", "off"])
+def test_a_path_is_taken_as_it_is_written(path):
+    cfg = load_cfg(None, ["MODEL.PRETRAINED", path])
+    assert path == cfg.MODEL.PRETRAINED
 
 
 def test_age_bins_follow_the_config():
