@@ -320,6 +320,23 @@ def fit_temperature(log_probs, ages, age_bins, shares=()):
     return float(np.exp((low + high) / 2))
 
 
+def cross_calibrated(log_probs, ages, age_bins, shares=()):
+    """Distributions of each half of the faces at the temperature fitted on the other half.
+
+    Args:
+        log_probs, ages, age_bins, shares: as in fit_temperature; every second face is in a half.
+    Returns:
+        (B, K) probabilities.
+    """
+    log_probs, ages = np.asarray(log_probs, dtype=np.float64), np.asarray(ages)
+    halves = np.arange(len(ages)) % 2 == 0
+    probs = np.empty_like(log_probs)
+    for half in (halves, ~halves):
+        probs[half] = _softmax(log_probs[half] / fit_temperature(
+            log_probs[~half], ages[~half], age_bins, shares))
+    return probs
+
+
 def apply_temperature(probs, temperature):
     """(B, K) softmax(log(probs) / T): the distributions at temperature T, rows sum to 1.
 
@@ -520,7 +537,7 @@ def percentile_interval(replicates):
 def difference_p_value(replicates):
     """Two-sided bootstrap p-value of "no difference" from replicates of a difference.
 
-    Twice the smaller share of samples on either side of zero, at least 1/(R + 1): the level at
+    Twice the smaller share of samples on either side of zero, at least 2/(R + 1): the level at
     which a percentile interval just touches zero.
     """
     replicates = np.asarray(replicates)

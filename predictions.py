@@ -29,7 +29,7 @@ class Predicted:
     Args:
         path: of the checkpoint.
         checkpoint: its content.
-        cfg: its config, TEST.* overridden.
+        cfg: its config with the overrides.
         data: FaceDataset.
         log_probs: {False: (N, K), True: (N, K)} float32 before calibration, by whether each
             image is averaged with its mirror image; only what was asked for.
@@ -80,7 +80,7 @@ def predict_split(resume, sources, split, device, opts=(), protocol=None, cache_
         sources: of lists.pair_folders.
         split: train, valid or test.
         device: torch.device.
-        opts: flat KEY VALUE pairs over the checkpoint's config, TEST.* only.
+        opts: flat KEY VALUE pairs over the checkpoint's config: TEST.*, FREE_OF_CHECKPOINT.
         protocol: name of a split file, or None.
         cache_dir: folder of the crop cache, or None.
         both: predict with and without test-time augmentation.

@@ -73,6 +73,9 @@ def main():
         if folder:
             writable_folder(folder, "--report" if folder == args.report else "--output")
     sources = pair_folders(args.data_dir, args.dataset, args.list_dir)
+    if args.calibrate and args.split == "test":
+        raise ValueError("--calibrate --split test: what is fitted on the test split is not "
+                         "tested by it; leave --split out")
     split = args.split or ("valid" if args.calibrate else "test")
     predicted = {name: [predict_split(path, sources, split, choose_device(args.device), args.opts,
                                       args.protocol, args.cache_dir, both=bool(args.report))
@@ -121,15 +124,9 @@ def calibrate(predicted):
     log_probs = predicted.log_probs[tta].numpy()[exact].astype(float)
     bins = np.array(age_bins(predicted.cfg))
 
-    def fit(rows):
-        return metrics.fit_temperature(log_probs[rows], ages[rows], bins, CALIBRATED_SHARES)
-
-    halves = np.arange(len(ages)) % 2 == 0
+    temperature = metrics.fit_temperature(log_probs, ages, bins, CALIBRATED_SHARES)
     probs = np.exp(log_probs)
-    unseen = probs.copy()
-    for half in (halves, ~halves):
-        unseen[half] = metrics.apply_temperature(probs[half], fit(~half))
-    temperature = fit(slice(None))
+    unseen = metrics.cross_calibrated(log_probs, ages, bins, CALIBRATED_SHARES)
     print(f"temperature {temperature:.3f}, fitted on {len(ages)} faces")
     for share in CALIBRATED_SHARES:
         print(f"the central {share:.0%} interval covers "
@@ -166,8 +163,11 @@ def report_models(predicted, args, sources, split):
 
 def report_predictions(args):
     """Evaluate a table of predictions, of any model."""
-    if args.resume or args.calibrate:
-        raise ValueError("--predictions evaluates a table; leave --resume and --calibrate out")
+    useless = [f"--{flag}" for flag in ("data_dir", "dataset", "list_dir", "cache_dir", "protocol",
+                                        "resume", "split", "output", "calibrate")
+               if getattr(args, flag)] + args.opts[::2]
+    if useless:
+        raise ValueError(f"--predictions evaluates a table; leave out {', '.join(useless)}")
     table = load_predictions(args.predictions)
     if args.report:
         write_report(table, args.report, provenance={
