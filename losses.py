@@ -2,8 +2,8 @@
 
 A label is an age, an age with the spread of its votes, a histogram of votes, or an interval of
 whole years; all of them train together. A criterion is a function
-`(log_probs, labels, age_bins, cfg) -> {part: (B,) per-face values}`; the entries of LOSSES are
-all there is to add for a new one.
+`(log_probs, labels, age_bins, cfg) -> {part: (B,) per-face values}`; a new one is an entry of
+LOSSES, a new age an entry of DECODES, and their names stand among defaults.CHOICES.
 """
 
 import torch
@@ -132,7 +132,7 @@ def kl_l1(log_probs, labels, age_bins, cfg):
     """KL plus lambda times |expectation - age| (DLDL-v2, Gao et al., IJCAI 2018, eq. 8)."""
     ages = expected_age(log_probs, age_bins)
     return kl(log_probs, labels, age_bins, cfg) | {
-        "l1": cfg.LOSS.L1_WEIGHT * interval_distance(ages, labels)}
+        "l1": cfg.LOSS.L1_WEIGHT * label_distance(ages, labels)}
 
 
 def ce(log_probs, labels, age_bins, cfg):
@@ -147,7 +147,7 @@ def mean_variance(log_probs, labels, age_bins, cfg):
     ages = probs @ bins
     variance = (probs * (bins - ages[:, None]).square()).sum(dim=1)
     return ce(log_probs, labels, age_bins, cfg) | {
-        "mean": cfg.LOSS.MEAN_WEIGHT * 0.5 * interval_distance(ages, labels).square(),
+        "mean": cfg.LOSS.MEAN_WEIGHT * 0.5 * label_distance(ages, labels).square(),
         "variance": cfg.LOSS.VARIANCE_WEIGHT * variance}
 
 
@@ -209,8 +209,12 @@ def is_interval(labels):
     return labels["age_max"] > labels["age_min"]
 
 
-def interval_distance(ages, labels):
-    """(B,) years from the age to the label: |error|, or the way to the interval, 0 inside."""
+def label_distance(ages, labels):
+    """(B,) years from the age to the label: |error|, or the way to the interval, 0 inside.
+
+    From the interval's whole years themselves, so that 29.4 is still pulled into 20 to 29;
+    metrics.interval_distance counts what rounds into it as inside.
+    """
     return (labels["age_min"] - ages).clamp(min=0) + (ages - labels["age_max"]).clamp(min=0)
 
 
@@ -223,5 +227,6 @@ def _or_interval(exact, log_probs, labels, age_bins, cfg):
 
 
 def _cross_entropy(log_probs, labels, age_bins):
-    nearest = (labels["age"][:, None] - age_bins.float()).abs().argmin(dim=1)  # (B,)
+    nearest = (labels["age"] + 0.5).floor() - age_bins[0]  # (B,) halves upwards, as in metrics.py
+    nearest = nearest.clamp(0, len(age_bins) - 1).long()
     return -log_probs.gather(1, nearest[:, None]).squeeze(1)

@@ -123,8 +123,9 @@ def test_kl_l1_adds_lambda_times_the_error_of_the_expectation():
 def test_ce_takes_the_nearest_bin():
     criterion = build_criterion(load_cfg(None, ["LOSS.NAME", "ce"]), BINS)
     logits = torch.randn(1, 101, generator=torch.Generator().manual_seed(0))
-    expected = -logits.log_softmax(1)[0, 31].item()
-    assert criterion(logits, labels(30.6))["loss"].item() == pytest.approx(expected, rel=1e-5)
+    for age, nearest in ((30.4, 30), (30.5, 31), (30.6, 31), (0, 0), (100, 100)):
+        expected = -logits.log_softmax(1)[0, nearest].item()
+        assert criterion(logits, labels(age))["loss"].item() == pytest.approx(expected, rel=1e-5)
 
 
 def test_mean_variance_by_hand():
