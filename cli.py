@@ -21,7 +21,10 @@ def run_main(main):
     try:
         sys.exit(main())
     except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        message = str(error)
+        if message.startswith("Caught "):  # in a loader's worker: torch adds its traceback
+            message = message.strip().splitlines()[-1].split(": ", 1)[-1]
+        print(f"error: {message}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("\ninterrupted", file=sys.stderr)

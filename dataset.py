@@ -55,7 +55,7 @@ class FaceDataset(Dataset):
         self.crops = FaceCrops(faces, margin, self.size + 2 * border)
         if cfg.DATA.CACHE:
             self.crops = cached_crops(self.crops, cache_dir or default_cache_dir(),
-                                      loader_workers(cfg.TRAIN.WORKERS))
+                                      loader_workers((cfg.TRAIN if train else cfg.TEST).WORKERS))
         else:
             check_photos(self.crops)
         self.labels = {name: torch.tensor(faces[name].to_numpy(np.float32)) for name in LABELS}

@@ -16,12 +16,18 @@ def processes(device):
         device: torch.device chosen for the run; a GPU becomes this process's own.
     Yields:
         torch.device of this process.
+    Raises:
+        ValueError: more processes than GPUs.
     """
     if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
         yield device
         return
     if device.type == "cuda":
-        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        number, count = int(os.environ.get("LOCAL_RANK", 0)), torch.cuda.device_count()
+        if number >= count:
+            raise ValueError(f"more processes than GPUs on this machine: use torchrun "
+                             f"--nproc_per_node={count}")
+        device = torch.device("cuda", number)
         torch.cuda.set_device(device)
     # Cutting the crops of a large data set takes hours, in which the others wait.
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo",

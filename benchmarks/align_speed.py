@@ -99,6 +99,8 @@ def _agree(reference, result):
 def choose_images(folder, count):
     """count images of a folder, evenly spaced by name; a small folder several times over."""
     paths = sorted(path for path in folder.iterdir() if path.is_file())
+    if not paths:
+        raise FileNotFoundError(f"'{folder}' holds no images")
     paths *= -(-count // len(paths))
     return [paths[i * len(paths) // count] for i in range(count)]
 

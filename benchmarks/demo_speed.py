@@ -90,7 +90,7 @@ def face_milliseconds(path, repeats=100):
 
 
 def folder_rates(folder, estimator, count):
-    """Images a second of detection alone on decoded photos, and of all of AgeEstimator.stream."""
+    """Images a second of detection alone on decoded photos and of AgeEstimator.stream; faces."""
     names = [folder / f"{index:04}.jpg" for index in range(count)]
     portraits = [as_photo(SAMPLES / name) for name in ("astronaut.png", "grace_hopper.jpg")]
     for index, name in enumerate(names):

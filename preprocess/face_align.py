@@ -78,7 +78,7 @@ def main():
     writable_folder(list_dir)
     rank, world_size, local_size = (int(os.environ.get(name, default)) for name, default in (
         ("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_WORLD_SIZE", 1)))
-    workers = args.workers or max(1, available_cores() // local_size)
+    workers = max(1, available_cores() // local_size) if args.workers is None else args.workers
     if workers < 1:
         raise ValueError(f"--workers must be at least 1, got {workers}")
     settings = {"device": rank_device(args.device), "min_face_size": args.min_face_size,

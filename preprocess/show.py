@@ -44,6 +44,8 @@ def parse_args():
 
 def main():
     args = parse_args()
+    if args.count < 1:
+        raise ValueError(f"--count must be at least 1, got {args.count}")
     list_dir = Path(args.list_dir or args.data_dir)
     splits = {split: list(read_rows(path, COLUMNS)) for split in SPLITS
               if (path := list_dir / f"{args.dataset}_{split}_align.csv").is_file()}
