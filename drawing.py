@@ -35,7 +35,7 @@ def draw_faces(photo, faces, age_bins, plot=True, numbers=None):
 
     Args:
         photo: PIL.Image, RGB.
-        faces: predictor.Face objects in the photo's pixels.
+        faces: results.Face objects in the photo's pixels.
         age_bins: (K,) years.
         plot: draw the distribution beside each face.
         numbers: one whole number a face, drawn before its age and choosing its colour; by
@@ -118,7 +118,7 @@ def label_plate(text, size, colour):
 
 
 def plot_panel(face, age_bins, size, text_size, colour):
-    """RGBA picture of the distribution, its central interval bright, its mean a white line."""
+    """RGBA picture of the distribution, its central interval bright, its age a white line."""
     width, height = size[0] * SMOOTH, size[1] * SMOOTH
     font = _font(text_size * SMOOTH * 0.65)
     panel = Image.new("RGBA", (width, height), (*PANEL[:3], 0))

@@ -1,4 +1,4 @@
-"""The only loops over batches: training an epoch, and predicting a data set."""
+"""The only loops over batches, training an epoch and predicting a data set, and what they need."""
 
 import contextlib
 import copy
@@ -223,7 +223,7 @@ def log_probs_of(model, pixels, tta=False):
     """Predicted log-probabilities of a batch.
 
     Args:
-        model: AgeModel in eval mode.
+        model: from pixels to logits, an AgeModel in eval mode or its compiled twin.
         pixels: (B, 3, S, S) uint8 on the model's device.
         tta: average with the distribution of the mirror image.
     Returns:
