@@ -1,6 +1,7 @@
 """Training and testing as a user runs them: whole paths on drawn faces, and what they refuse."""
 
 import io
+import itertools
 import json
 import os
 import re
@@ -10,8 +11,9 @@ import signal
 import subprocess
 import sys
 import time
-from contextlib import redirect_stderr, redirect_stdout
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -19,6 +21,8 @@ import pytest
 import torch
 from faces import TINY, write_dataset, write_list
 
+import metrics
+import training
 from defaults import parse_cfg
 
 ROOT = Path(__file__).parent.parent
@@ -112,13 +116,23 @@ def weights(path):
     return torch.load(path, weights_only=True)
 
 
-def test_two_epochs_equal_one_stopped_and_resumed_to_the_bit(folder, tmp_path):
+# Asked after each of an epoch's two steps and after the epoch.
+@pytest.mark.parametrize(("askings", "told"), [
+    (3, "resumed after 1 epochs and 0 batches"), (4, "resumed after 1 epochs and 1 batches")])
+def test_two_epochs_equal_one_stopped_and_resumed_to_the_bit(folder, tmp_path, monkeypatch,
+                                                             askings, told):
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     train(folder, whole, *STEADY, "TRAIN.EPOCHS", "2")
-    process = start_training(folder, parts, *STEADY, "TRAIN.EPOCHS", "2")
-    interrupt_after(process, parts, epochs=1)
-    resumed = train(folder, parts, "--resume", parts / "last.pth")
-    assert "resumed after 1 epochs" in resumed.stdout
+
+    @contextmanager
+    def stop_after():
+        asked = itertools.count(1)
+        yield lambda: next(asked) >= askings
+
+    with monkeypatch.context() as patched:
+        patched.setattr(training, "stop_on_interrupt", stop_after)
+        assert train(folder, parts, *STEADY, "TRAIN.EPOCHS", "2", check=False).returncode == 130
+    assert told in train(folder, parts, "--resume", parts / "last.pth").stdout
     mine, theirs = weights(whole / "last.pth"), weights(parts / "last.pth")
     for part in ("model", "ema", "optimizer", "scheduler", "random_state"):
         torch.testing.assert_close(mine[part], theirs[part], rtol=0, atol=0)
@@ -201,8 +215,8 @@ def test_two_processes_train_and_validate_as_one(folder, tmp_path):
     # Without batch norm and dropout each process's share of a batch gives its share of the
     # gradient; a step of SGD shows it in the weights.
     words = [*TINY, "MODEL.ARCH", "squeezenet1_1", "MODEL.IMG_SIZE", "64", "TRAIN.OPT", "sgd",
-             "TRAIN.LR", "0.001", "TRAIN.EPOCHS", "1", "TRAIN.BATCH_SIZE", "8", "TRAIN.CLIP_NORM",
-             "1.0", "TRAIN.MOMENTUM", "0.0"]
+             "TRAIN.LR", "0.001", "TRAIN.EPOCHS", "1", "TRAIN.BATCH_SIZE", "8", "TRAIN.MOMENTUM",
+             "0.0"]
     train(folder, tmp_path / "one", *words)
     train_in_two_processes(folder, tmp_path / "two", *words)
     one, two = (json.loads((tmp_path / run / "log.jsonl").read_text()) for run in ("one", "two"))
@@ -233,7 +247,7 @@ def test_two_processes_go_on_exactly_and_keep_the_model_they_validate(folder, tm
 def train_in_two_processes(folder, run, *words):
     """Returns what was printed."""
     process = start_training(folder, run, *words, launcher=(
-        "-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=29517"))
+        "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone"))
     out, err = process.communicate(timeout=300)
     assert process.returncode == 0, out + err
     return out
@@ -322,6 +336,56 @@ def test_megaage_keeps_an_epoch_for_any_improved_ca(tmp_path):
         assert stored["best_ca"][name] == max(record["valid"][name] for record in log)
 
 
+def test_an_epoch_that_is_better_in_one_ca_only_is_an_improvement():
+    run = SimpleNamespace(
+        metric="mae", metrics={"mae": 5.0, "ca3": 41.0, "ca5": 50.0, "ca7": 60.0}, epochs_done=2,
+        best={"metric": "val_mae", "value": 4.0, "epoch": 1},
+        best_ca={"ca3": 40.0, "ca5": 60.0, "ca7": 70.0}, sources=[("", "megaage", "")])
+    assert training.Run._note_best(run) == (False, True)
+    assert run.best_ca["ca3"] == 41
+    assert training.Run._note_best(run) == (False, False)
+
+
+def test_each_split_is_used_for_what_it_is_for(tmp_path):
+    rows = write_dataset(tmp_path / "data", AGES, splits=())
+    for split, chosen in (("train", rows[:4]), ("valid", rows[4:6]), ("test", rows[6:7])):
+        write_list(tmp_path / "data" / f"drawn_{split}_align.csv", chosen)
+    run = tmp_path / "run"
+    done = train(tmp_path / "data", run, *TINY, "TRAIN.EPOCHS", "1")
+    assert "4 train, 2 valid faces" in done.stdout
+    words = ["--data_dir", tmp_path / "data", "--resume", run / "best.pth", "--cache_dir",
+             tmp_path / "cache"]
+    log = json.loads((run / "log.jsonl").read_text())
+    valid = script("test.py", *words, "--split", "valid", "--output", tmp_path / "valid.csv")
+    assert float(valid.stdout.rsplit(" ", 1)[1]) == pytest.approx(log["valid"]["mae"], abs=1e-3)
+    script("test.py", *words, "--output", tmp_path / "test.csv")
+    assert pd.read_csv(tmp_path / "valid.csv")["photo"].tolist() == ["drawn_4.png", "drawn_5.png"]
+    assert pd.read_csv(tmp_path / "test.csv")["photo"].tolist() == ["drawn_6.png"]
+    assert "fitted on 2 faces" in script("test.py", *words, "--calibrate").stdout
+    done = script("test.py", *words, "--calibrate", "--split", "test", check=False)
+    assert "leave --split out" in refusal(done)
+
+
+def test_a_clipped_step_has_the_length_asked_for(folder, trained, tmp_path):
+    train(folder, tmp_path / "run", *TINY, "MODEL.PRETRAINED", trained, "TRAIN.OPT", "sgd",
+          "TRAIN.LR", "0.5", "TRAIN.MOMENTUM", "0.0", "TRAIN.WEIGHT_DECAY", "0.0",
+          "TRAIN.CLIP_NORM", "0.01", "TRAIN.BATCH_SIZE", "8", "TRAIN.EPOCHS", "1")
+    before, after = (weights(path)["model"] for path in (trained, tmp_path / "run" / "last.pth"))
+    steps = [after[name] - values for name, values in before.items()
+             if values.is_floating_point() and "running" not in name]
+    assert torch.cat([step.flatten() for step in steps]).norm() == pytest.approx(0.005, rel=1e-3)
+
+
+def test_a_broken_photo_met_in_a_worker_ends_in_one_line(folder, tmp_path):
+    data = tmp_path / "data"
+    shutil.copytree(folder, data)
+    whole = (data / "drawn_3.png").read_bytes()
+    (data / "drawn_3.png").write_bytes(whole[:len(whole) // 2])
+    done = train(data, tmp_path / "run", *TINY, "DATA.CACHE", "False", "TRAIN.WORKERS", "1",
+                 "TRAIN.EPOCHS", "1", check=False)
+    assert "drawn_3.png: image file is truncated" in refusal(done)
+
+
 def test_an_earlier_run_is_set_aside(folder, tmp_path):
     train(folder, tmp_path / "run", *TINY, "TRAIN.EPOCHS", "1")
     before = (tmp_path / "run" / "best.pth").read_bytes()
@@ -359,8 +423,11 @@ def test_the_median_can_be_the_age(folder, trained, tmp_path):
     words = ["--data_dir", folder, "--resume", trained, "--cache_dir", tmp_path / "cache"]
     script("test.py", *words, "--output", tmp_path / "m.csv", "TEST.DECODE", "median")
     script("test.py", *words, "--output", tmp_path / "e.csv")
-    assert not np.allclose(pd.read_csv(tmp_path / "m.csv")["pred_age"],
-                           pd.read_csv(tmp_path / "e.csv")["pred_age"])
+    table = pd.read_csv(tmp_path / "m.csv")
+    medians = metrics.distribution_median(
+        table[[f"p{age}" for age in range(101)]].to_numpy(), range(101))
+    np.testing.assert_allclose(table["pred_age"], medians, atol=1e-3)
+    assert not np.allclose(table["pred_age"], pd.read_csv(tmp_path / "e.csv")["pred_age"])
 
 
 def test_only_a_model_given_by_its_file_is_calibrated(folder):
