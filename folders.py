@@ -2,10 +2,10 @@
 
 import os
 from pathlib import Path
-from uuid import uuid4
 
 from PIL import Image
 
+from files import replaced
 from preprocess.face import load_photo
 
 IMAGE_ENDINGS = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff",
@@ -51,7 +51,7 @@ def read_photo(path):
     """
     try:
         return load_photo(path)
-    except Exception as error:  # decoders raise anything at all on broken files
+    except OSError as error:
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
         return " ".join(reason.replace(str(path), Path(path).name).split())
 
@@ -59,11 +59,7 @@ def read_photo(path):
 def save_picture(picture, path):
     """Write a PIL.Image in the format of the path's ending, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{uuid4().hex}.tmp")  # a name may have the longest length
     suffix = path.suffix.lower()
-    try:
+    with replaced(path) as temporary:
         picture.save(temporary, Image.registered_extensions()[suffix],
                      **SAVE_OPTIONS.get(suffix, {}))
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)

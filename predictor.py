@@ -139,10 +139,7 @@ class AgeEstimator:
         """
         bbox = found.aligned_bbox
         if bbox is None:
-            centre, half = (found.bbox[:2] + found.bbox[2:]) / 2, np.diff(
-                found.bbox.reshape(2, 2), axis=0)[0] / 2
-            point = geometry.canvas_bbox((*centre, *centre), photo.size, found.roll_deg)
-            bbox = point + np.concatenate([-half, half])
+            bbox = geometry.turned_bbox(found.bbox, photo.size, found.roll_deg)
         # Rounded as preprocess.face_align writes them, since a list is what training reads.
         bbox = [round(float(value), BOX_DECIMALS) for value in bbox]
         roll_deg = round(float(found.roll_deg), ROLL_DECIMALS)

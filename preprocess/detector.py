@@ -16,7 +16,13 @@ import numpy as np
 import torch
 
 import inference
-from preprocess.face import crop_face, iou, roll_from_landmarks, rotation_to_canvas
+from preprocess.face import (
+    crop_face,
+    iou,
+    roll_from_landmarks,
+    rotation_to_canvas,
+    turned_bbox,
+)
 from preprocess.mtcnn import (
     CELL,
     OUTPUT_SIZE,
@@ -181,7 +187,7 @@ class FaceDetector:
 
     def _second_pass(self, photos, found):
         rolls = [[roll_from_landmarks(points) for points in faces.landmarks] for faces in found]
-        targets = [(photo, _turned(bbox, photo.size, roll_deg), roll_deg)
+        targets = [(photo, turned_bbox(bbox, photo.size, roll_deg), roll_deg)
                    for photo, faces, angles in zip(photos, found, rolls, strict=True)
                    for bbox, roll_deg in zip(faces.bboxes, angles, strict=True)]
         upright = iter(zip(targets, self._find_near(targets), strict=True))
@@ -273,14 +279,6 @@ def _joined(proposals):
 
 def _centre(bbox):
     return (bbox[0] + bbox[2]) / 2, (bbox[1] + bbox[3]) / 2
-
-
-def _turned(bbox, size, roll_deg):
-    """A box of the same sides around the same point of the face, in the rotated canvas."""
-    _, inverse = rotation_to_canvas(size, roll_deg)
-    centre = (np.array(_centre(bbox)) - inverse[:, 2]) @ inverse[:, :2]
-    half = (bbox[2:] - bbox[:2]) / 2
-    return np.concatenate([centre - half, centre + half])
 
 
 def _closest(bboxes, bbox, least_iou):

@@ -38,7 +38,9 @@ def load_photo(source):
         with Image.open(source) as photo:
             photo.load()
             return to_rgb(upright(photo))
-    except (SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
+    except OSError:
+        raise
+    except Exception as error:  # decoders raise anything at all on broken files
         raise OSError(f"cannot read image: {error}") from error
 
 
@@ -189,20 +191,33 @@ def resize_face(crop, size):
     return np.asarray(crop.resize((size, size), RESIZE_RESAMPLING))
 
 
-def canvas_bbox(bbox, size, roll_deg):
-    """Axis-aligned box in the rotated, expanded canvas around a box given in the photo.
+def to_canvas(points, size, roll_deg):
+    """Where points of the photo lie in the rotated, expanded canvas.
 
     Args:
-        bbox: x1, y1, x2, y2 in the photo.
+        points: (..., 2) xy in the photo.
         size: (width, height) of the photo.
         roll_deg: degrees, see roll_from_landmarks.
     Returns:
-        (4,) float64 aligned_bbox that encloses the turned box.
+        (..., 2) float64 xy.
     """
     _, inverse = rotation_to_canvas(size, roll_deg)
     # The inverse of a rotation is its transpose, so right-multiplying by the map turns back.
-    turned = (_corners(bbox) - inverse[:, 2]) @ inverse[:, :2]
-    return np.concatenate([turned.min(0), turned.max(0)])
+    return (np.asarray(points, float) - inverse[:, 2]) @ inverse[:, :2]
+
+
+def turned_bbox(bbox, size, roll_deg):
+    """A box of the same sides around the same point of the face, in the rotated canvas.
+
+    Args:
+        bbox: x1, y1, x2, y2 in the photo.
+        size, roll_deg: as in to_canvas.
+    Returns:
+        (4,) float64 aligned_bbox.
+    """
+    first, second = np.asarray(bbox, float).reshape(2, 2)
+    centre, half = to_canvas((first + second) / 2, size, roll_deg), (second - first) / 2
+    return np.concatenate([centre - half, centre + half])
 
 
 def photo_quad(aligned_bbox, size, roll_deg):

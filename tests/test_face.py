@@ -4,10 +4,9 @@ import matplotlib.cbook
 import numpy as np
 import pytest
 import skimage.data
-from PIL import Image
+from PIL import Image, ImageOps
 
 from preprocess.face import (
-    canvas_bbox,
     crop_face,
     expand_bbox,
     has_exif_rotation,
@@ -17,6 +16,8 @@ from preprocess.face import (
     roll_from_landmarks,
     rotate_photo,
     rotation_to_canvas,
+    to_canvas,
+    turned_bbox,
     upright,
 )
 
@@ -69,7 +70,7 @@ def test_rolling_by_the_angle_of_the_eyes_levels_them():
     size = (437, 500)
     roll_deg = roll_from_landmarks(eyes)
     assert roll_deg == pytest.approx(26.565, abs=1e-3)
-    left, right = (canvas_bbox((*eye, *eye), size, roll_deg) for eye in eyes)
+    left, right = to_canvas(eyes, size, roll_deg)
     assert left[1] == pytest.approx(right[1], abs=1e-6)
     assert left[0] < right[0]
 
@@ -94,13 +95,14 @@ def test_mirroring_with_sides_swapped_negates_the_roll():
 def test_boxes_go_to_the_photo_and_back(roll_deg):
     box, size = (90.0, 60.0, 210.0, 240.0), (437, 500)
     corners = photo_quad(box, size, roll_deg)
-    back = np.array([canvas_bbox((*corner, *corner), size, roll_deg)[:2] for corner in corners])
+    back = to_canvas(corners, size, roll_deg)
     np.testing.assert_allclose(back, [[90, 60], [210, 60], [210, 240], [90, 240]], atol=1e-9)
 
 
-def test_a_turned_box_is_enclosed():
-    box = canvas_bbox((100, 100, 200, 200), (300, 300), 45.0)
-    assert box[2] - box[0] == pytest.approx(100 * 2 ** 0.5)
+def test_a_turned_box_keeps_its_sides_and_its_centre():
+    box = turned_bbox((100, 100, 140, 200), (300, 200), 90.0)  # the canvas is 200 x 300
+    assert box[2:] - box[:2] == pytest.approx([40, 100])
+    assert (box[:2] + box[2:]) / 2 == pytest.approx([150, 180])
 
 
 def test_faces_are_square_rgb():
@@ -126,17 +128,25 @@ def test_every_mode_becomes_rgb(tmp_path, mode, value, expected):
         assert photo.getpixel((0, 0)) == expected
 
 
-def test_cmyk_jpeg_and_exif_orientation(tmp_path):
+def test_a_cmyk_jpeg_becomes_rgb(tmp_path):
     path = tmp_path / "cmyk.jpg"
     Image.new("CMYK", (8, 6), (0, 0, 0, 0)).save(path)
     assert load_photo(path).getpixel((0, 0)) == (255, 255, 255)
-    turned = tmp_path / "turned.jpg"
-    exif = Image.Exif()
-    exif[0x0112] = 6  # the camera was held sideways
-    Image.new("RGB", (80, 60), "red").save(turned, exif=exif)
-    assert load_photo(turned).size == upright(load_photo(turned)).size == (60, 80)
-    assert has_exif_rotation(turned)
     assert not has_exif_rotation(path)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_photos_are_turned_as_their_exif_orientation_says(tmp_path, orientation):
+    path = tmp_path / "turned.png"
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    pixels = np.random.default_rng(0).integers(0, 256, (6, 8, 3), np.uint8)
+    Image.fromarray(pixels).save(path, exif=exif)
+    with Image.open(path) as photo:
+        expected = np.asarray(ImageOps.exif_transpose(photo))
+    np.testing.assert_array_equal(load_photo(path), expected)
+    np.testing.assert_array_equal(upright(load_photo(path)), expected)  # turned once only
+    assert has_exif_rotation(path) == (orientation > 1)
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning:PIL")

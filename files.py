@@ -1,0 +1,38 @@
+"""Files that are written whole or not at all, and folders that can be written to."""
+
+from contextlib import contextmanager
+from pathlib import Path
+from uuid import uuid4
+
+
+@contextmanager
+def replaced(path):
+    """Yield the name of a temporary file beside path, which takes its place at the end.
+
+    After an error, or an interruption, path is as it was.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{uuid4().hex}.tmp")  # path's name may have the longest length
+    try:
+        yield temporary
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def writable_folder(path, flag="--list_dir"):
+    """The folder, created where it is missing.
+
+    Raises:
+        OSError: it cannot be written to; names the flag that chooses another.
+    """
+    path = Path(path)
+    probe = path / ".writable"
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        probe.touch()
+        probe.unlink(missing_ok=True)  # another process's probe has the same name
+    except OSError as error:
+        raise OSError(f"folder '{path}' cannot be written to ({error.strerror}); choose another "
+                      f"one with {flag}") from error
+    return path
