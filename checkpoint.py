@@ -5,12 +5,13 @@
 
 import argparse
 import hashlib
-import os
 import pickle
 import subprocess
 from pathlib import Path
 
 import torch
+
+from files import replaced
 
 VERSION = 1
 REQUIRED = ("version", "cfg", "model")
@@ -27,14 +28,9 @@ def save_checkpoint(path, checkpoint):
             `best`, `metrics`, `optimizer`, `scheduler`, `scaler`, `ema`, `random_state`,
             `temperature`.
     """
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:  # given its name, torch would write that inside as well
-            torch.save({"version": VERSION, **checkpoint}, file)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replaced(path) as temporary, temporary.open("wb") as file:
+        # Into an open file: given a name, torch writes that into the file as well.
+        torch.save({"version": VERSION, **checkpoint}, file)
 
 
 def load_checkpoint(path):

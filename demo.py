@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 import cli
 from drawing import age_text, draw_corner_text, draw_faces
+from files import writable_folder
 from folders import IMAGE_ENDINGS, find_images, read_photo, save_picture
 from predictor import MIN_CONFIDENCE, MIN_FACE, AgeEstimator, map_ahead
 from results import NO_FACE, OK, VIDEO_FIELDS, ResultFiles
@@ -70,12 +71,6 @@ def build_estimator(args, min_face_ratio=0.0):
                         args.min_confidence)
 
 
-def make_output_dir(folder):
-    if folder.exists() and not folder.is_dir():
-        raise ValueError(f"--output_dir '{folder}' is a file; name a folder")
-    folder.mkdir(parents=True, exist_ok=True)
-
-
 # ---- Photos
 
 
@@ -86,7 +81,7 @@ def run_photos(args):
             summary = show_photos(build_estimator(args), folder, names, window, args)
     else:
         estimator = build_estimator(args)
-        make_output_dir(args.output_dir)
+        writable_folder(args.output_dir, "--output_dir")
         summary = write_photos(estimator, folder, names, args)
     if not summary.read_count and summary.unreadable:
         raise ValueError(f"none of the images in '{args.img_dir}' could be read")
@@ -205,7 +200,7 @@ def run_stream(args):
             if window:
                 show_stream(stream, frames, window)
             else:
-                make_output_dir(args.output_dir)
+                writable_folder(args.output_dir, "--output_dir")
                 write_stream(stream, frames, args)
         except KeyboardInterrupt:
             pass  # the usual end of a camera without a window; everything is closed below

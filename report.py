@@ -38,6 +38,7 @@ from evaluation import (
     seed_spread,
     subject_codes,
 )
+from files import replaced
 
 PACKAGES = ("torch", "torchvision", "timm", "pretrainedmodels", "facenet-pytorch", "openvino",
             "opencv-python", "numpy", "pandas", "pillow", "matplotlib")
@@ -108,13 +109,8 @@ def write_predictions(frame, path):
     faces = frame.drop(columns=probs).round({"pred_age": 4, "pred_std": 4})
     first = [name for name in ("photo", "age", "pred_age", "pred_std") if name in faces]
     table = pd.concat([faces[first], rounded, faces.drop(columns=first)], axis=1)
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.tmp")  # half a table must not pass for a whole one
-    try:
+    with replaced(path) as temporary:  # half a table must not pass for a whole one
         table.to_csv(temporary, index=False)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _significant(values):

@@ -21,9 +21,9 @@ from cli import (
 from defaults import FREE_OF_CHECKPOINT, age_bins
 from engine import score
 from evaluation import interval_rows, load_predictions
+from files import writable_folder
 from lists import SPLITS, count_rejected, pair_folders, source_of
 from predictions import predict_split
-from preprocess.journal import writable_folder
 from report import write_predictions, write_report
 
 CALIBRATED_SHARES = (0.8, 0.9)  # central intervals that the temperature is fitted to

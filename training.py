@@ -28,6 +28,7 @@ from engine import (
     predict,
     score,
 )
+from files import replaced
 from lists import read_sources, source_of
 from losses import DECODES, build_criterion, drawn_target, rare_age_weights
 from model import build_model, restore_model
@@ -352,9 +353,8 @@ def _spread(count, shown):
 
 
 def _copy(source, target):
-    temporary = target.with_name(f".{target.name}.tmp")
-    shutil.copyfile(source, temporary)
-    temporary.replace(target)
+    with replaced(target) as temporary:
+        shutil.copyfile(source, temporary)
 
 
 def command_line(script, args, *words):

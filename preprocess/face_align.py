@@ -25,6 +25,7 @@ from tqdm import tqdm
 from cli import HelpFormatter, add_device_flag, choose_device, run_main
 from distributed import available_cores
 from download import file_sha256
+from files import replaced, writable_folder
 from lists import SPLITS
 from preprocess.detector import FaceDetector
 from preprocess.journal import (
@@ -33,8 +34,6 @@ from preprocess.journal import (
     chunks,
     merge,
     read_rows,
-    replaced,
-    writable_folder,
 )
 from preprocess.readers import LOCATION
 from preprocess.workers import RESULT, worker_pool
@@ -149,7 +148,9 @@ def write_results(journal, list_path, split, dataset):
     rows = read_rows(list_path, ["photo", "age"])
     reasons, faces = Counter(), 0
     rejected_path = list_path.with_name(f"{dataset}_rejected.csv")
-    with replaced(journal.target) as file, replaced(rejected_path) as rejected_file:
+    with replaced(journal.target) as target, replaced(rejected_path) as rejected_target, \
+            target.open("w", encoding="utf-8", newline="") as file, \
+            rejected_target.open("w", encoding="utf-8", newline="") as rejected_file:
         rejected = csv.writer(rejected_file, lineterminator="\n")
         rejected.writerow(["photo", "split", "reason"])
         rejected.writerows(rejected_elsewhere(rejected_path, split, list_path, dataset))

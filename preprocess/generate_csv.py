@@ -17,8 +17,9 @@ from tqdm import tqdm
 
 from cli import HelpFormatter, run_main
 from defaults import age_bins, load_cfg
+from files import replaced, writable_folder
 from lists import SPLITS
-from preprocess.journal import replaced, writable_folder
+from preprocess.face import upright_size
 from preprocess.readers import COLUMNS, DATASETS, LOCATION, Options, Skipped
 
 
@@ -69,8 +70,8 @@ def main():
     protocols = dataset.protocols(rows, data_dir)
     for name, splits in protocols.items():
         table = pd.DataFrame({"photo": list(splits), "split": list(splits.values())})
-        with replaced(list_dir / f"{args.dataset}_split_{name}.csv") as file:
-            table.to_csv(file, index=False)
+        with replaced(list_dir / f"{args.dataset}_split_{name}.csv") as path:
+            table.to_csv(path, index=False)
     report(args.dataset, list_dir, rows, skipped, clipped, protocols)
 
 
@@ -115,10 +116,10 @@ def printable(name):
 
 
 def _image_size(path):
-    """(width, height) from the header, or the reason why the photo cannot be used."""
+    """(width, height) of the upright photo, or the reason why it cannot be used."""
     try:
         with Image.open(path) as photo:
-            return photo.size
+            return upright_size(photo)  # as the detector gets it
     except FileNotFoundError:
         return "file missing"
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
@@ -162,8 +163,8 @@ def write_lists(rows, list_dir, name):
         members = [row for row in rows if row["split"] == split]
         if members:
             table = pd.DataFrame(members).reindex(columns=used)
-            with replaced(list_dir / f"{name}_{split}.csv") as file:
-                table.to_csv(file, index=False, float_format="%g")
+            with replaced(list_dir / f"{name}_{split}.csv") as path:
+                table.to_csv(path, index=False, float_format="%g")
 
 
 def report(name, list_dir, rows, skipped, clipped, protocols):

@@ -49,24 +49,6 @@ def chunks(rows):
         number += 1
 
 
-def writable_folder(path, flag="--list_dir"):
-    """The folder, created where it is missing.
-
-    Raises:
-        OSError: it cannot be written to; names the flag that chooses another.
-    """
-    path = Path(path)
-    probe = path / ".writable"
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        probe.touch()
-        probe.unlink(missing_ok=True)  # another process's probe has the same name
-    except OSError as error:
-        raise OSError(f"folder '{path}' cannot be written to ({error.strerror}); choose another "
-                      f"one with {flag}") from error
-    return path
-
-
 class Journal:
     """The results of one process for one list.
 
@@ -167,15 +149,3 @@ def merge(journals, rows):
         for number, chunk in chunks(rows):
             for row in chunk:
                 yield row, next(readers[number % len(readers)])
-
-
-@contextlib.contextmanager
-def replaced(path):
-    """A text file to write that takes the place of path once it is complete."""
-    temporary = Path(path).with_suffix(f".{os.getpid()}.tmp")
-    try:
-        with temporary.open("w", encoding="utf-8", newline="") as file:
-            yield file
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)

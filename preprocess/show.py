@@ -15,9 +15,10 @@ from matplotlib.ticker import MaxNLocator
 from PIL import Image, ImageDraw
 
 from cli import HelpFormatter, run_main
+from files import writable_folder
 from lists import SPLITS
 from preprocess.face import crop_face, load_photo, photo_quad, resize_face
-from preprocess.journal import read_rows, writable_folder
+from preprocess.journal import read_rows
 
 COLUMNS = ["photo", "age", "deg", "box1", "box2", "box3", "box4"]
 SIDE = 160  # pixels of a photo and of a crop on the sheet
