@@ -2,7 +2,7 @@
 
 import pickle
 from functools import partial
-from itertools import chain, pairwise
+from itertools import chain
 
 import numpy as np
 import pandas as pd
@@ -16,7 +16,7 @@ from crop_cache import FaceCrops, cached_crops
 from dataset import FaceDataset, OrderedBatches, ShuffledBatches, build_loader, to_pixels
 from defaults import load_cfg
 from lists import read_faces
-from preprocess.face import crop_face, load_photo, resize_face
+from preprocess.face import load_photo, resize_face
 
 AGES = [5, 20, 40, 60, 80, 95]
 
@@ -185,9 +185,9 @@ def test_augmentation_varies_but_keeps_the_face_recognisable(folder, tmp_path):
     faces = np.stack([train.face(2, epoch) for epoch in range(60)]).astype(float)
     assert faces.shape == (60, 32, 32, 3)
     assert faces.std(axis=0).mean() > 10
-    mirrored = [np.abs(a - b[:, ::-1]).mean() for a, b in pairwise(faces)]
-    assert min(mirrored) > 0
-    assert 30 < faces.mean() < 200
+    plain = dataset(folder, tmp_path).face(2).astype(float)
+    alike = [np.corrcoef(plain.ravel(), face.ravel())[0, 1] for face in faces]
+    assert np.mean(alike) > 0.5
 
 
 def test_flips_happen_half_of_the_time():
@@ -254,13 +254,3 @@ def test_votes_become_histograms(folder, tmp_path):
     data = dataset(folder, tmp_path, "LOSS.LABEL", "votes")
     assert data.labels["votes"][0, [5, 6]].tolist() == [3, 1]
     assert data.labels["votes"][1].sum() == 0
-
-
-def test_real_photos_give_the_whole_photos_pixels():
-    import skimage.data
-    photo = Image.fromarray(skimage.data.astronaut())
-    crop = crop_face(photo, (210.3, 60.1, 320.8, 200.7), -6.2, 0.4)
-    whole = photo.rotate(-6.2, expand=True, resample=Image.Resampling.BICUBIC)
-    x, y = 0.4 * (320.8 - 210.3), 0.4 * (200.7 - 60.1)
-    np.testing.assert_array_equal(
-        np.asarray(crop), np.asarray(whole.crop((210.3 - x, 60.1 - y, 320.8 + x, 200.7 + y))))

@@ -75,7 +75,8 @@ def test_utkface_protocols(tmp_path):
                      for photo, split in protocols[f"rotation{i}"].items() if split == "test")
     assert set(tested) == {row["photo"] for row in rows} and set(tested.values()) == {1}
     counts = Counter(protocols["rotation2"].values())
-    assert counts["train"] > 2 * counts["valid"] > 0
+    for split, share in (("train", 0.6), ("valid", 0.2), ("test", 0.2)):
+        assert counts[split] / len(rows) == pytest.approx(share, abs=0.06)
     ages = {row["photo"]: row["age"] for row in rows}
     assert {ages[photo] for photo in protocols["21-60"]} == {25, 30, 35, 40, 45, 50, 55, 60}
 
@@ -182,14 +183,15 @@ def test_intervals_of_fairface_and_adience(tmp_path):
 
 
 def write_imdb(folder, name="imdb"):
-    births = [730668, 730669, 100, 750000, 730668]  # 730486 is 2000-01-01; 100 is no date
-    faces = {"dob": births, "photo_taken": [2030, 2030, 2030, 1950, 2030],
-             "full_path": np.array([f"0{i}/p{i}.jpg" for i in range(5)], object),
-             "gender": [1.0, 0.0, np.nan, 1.0, 1.0],
-             "face_location": np.array([np.array([[1.0, 2, 3, 4]])] * 5 + [None], object)[:5],
-             "face_score": [3.0, 0.5, 3.0, 3.0, -np.inf],
-             "second_face_score": [np.nan, np.nan, np.nan, np.nan, 1.0],
-             "celeb_id": [7, 8, 9, 10, 11]}
+    # 730486 is 2000-01-01; 100 is no date
+    births = [730668, 730669, 100, 750000, 730668, 730668]
+    faces = {"dob": births, "photo_taken": [2030, 2030, 2030, 1950, 2030, 2030],
+             "full_path": np.array([f"0{i}/p{i}.jpg" for i in range(6)], object),
+             "gender": [1.0, 0.0, np.nan, 1.0, 1.0, 1.0],
+             "face_location": np.array([np.array([[1.0, 2, 3, 4]])] * 6 + [None], object)[:6],
+             "face_score": [3.0, 0.5, 3.0, 3.0, -np.inf, 3.0],
+             "second_face_score": [np.nan, np.nan, np.nan, np.nan, 1.0, 2.0],
+             "celeb_id": [7, 8, 9, 10, 11, 12]}
     savemat(folder / f"{name}.mat", {name: faces})
 
 
@@ -203,7 +205,10 @@ def test_imdb_ages_filters_and_locations(tmp_path):
     assert skipped == {"imdb_crop/01/p1.jpg": "face_score below 1",
                        "imdb_crop/02/p2.jpg": "age outside 0..100",
                        "imdb_crop/03/p3.jpg": "age outside 0..100",
-                       "imdb_crop/04/p4.jpg": "no face by its own detector"}
+                       "imdb_crop/04/p4.jpg": "no face by its own detector",
+                       "imdb_crop/05/p5.jpg": "a second face"}
+    assert "imdb_crop/05/p5.jpg" in read("imdb", tmp_path, max_second_face_score=2.0)[0]
+    assert "imdb_crop/05/p5.jpg" not in read("imdb", tmp_path, max_second_face_score=1.9)[0]
     rows = read("imdb", tmp_path, min_face_score=0)[0]
     assert rows["imdb_crop/01/p1.jpg"]["age"] == 29  # born a day later, on 2 July
 

@@ -358,7 +358,7 @@ def test_full_page_is_self_contained_and_holds_the_faces(full_report):
     assert page.count('class="spark"') == report.WORST + report.BEST
     assert "python test.py" in page
     for colour in report.figures.VARIABLES:
-        assert f": {colour}" not in page.split("</style>")[1]
+        assert f": {colour}" not in page.split("</style>", 1)[1]
 
 
 @pytest.mark.parametrize("cones", [
