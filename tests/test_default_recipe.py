@@ -1,0 +1,45 @@
+"""configs/default.sh, which trains the default model, on drawn faces."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from faces import write_dataset
+
+from checkpoint import load_checkpoint
+from defaults import parse_cfg
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.mark.slow
+def test_recipe_trains_goes_on_and_releases(tmp_path):
+    faces, out = tmp_path / "drawn", tmp_path / "out"
+    write_dataset(faces, [5, 15, 25, 35, 45, 55, 65, 75])
+
+    def run():
+        return subprocess.run(
+            ["bash", ROOT / "configs" / "default.sh", out, "--data_dir", faces, "--cache_dir",
+             tmp_path / "cache", "--device", "cpu", "MODEL.IMG_SIZE", "32", "TRAIN.EPOCHS", "1",
+             "TRAIN.BATCH_SIZE", "4", "TRAIN.WORKERS", "0", "TEST.WORKERS", "0"], text=True,
+            env=os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"},
+            capture_output=True)
+
+    done = run()
+    assert done.returncode == 0, done.stderr
+    released = load_checkpoint(out / "model.pth")
+    network = parse_cfg(released["cfg"]).MODEL
+    assert network.ARCH == "timm/tf_efficientnet_lite2"
+    assert network.PRETRAINED.endswith("lite2/best.pth")
+    assert "temperature" in released
+    assert f"teachers: {out}/teachers/default_160.csv, {out}/teachers/lite2.csv" in done.stdout
+    logs = {path: path.read_text(encoding="utf-8") for path in out.rglob("log.jsonl")}
+    assert len(logs) == 4
+    model = (out / "model.pth").read_bytes()
+    (out / "model.pth").unlink()
+    done = run()
+    assert done.returncode == 0, done.stderr
+    assert logs == {path: path.read_text(encoding="utf-8") for path in out.rglob("log.jsonl")}
+    assert (out / "model.pth").read_bytes() == model
