@@ -23,7 +23,7 @@ from cli import (
 )
 from defaults import FREE_OF_CHECKPOINT, known_keys, load_cfg, override_cfg, parse_cfg
 from engine import train_one_epoch
-from lists import find_protocols, pair_folders
+from lists import find_protocols, pair_folders, read_sources
 from model import list_archs
 from predictions import predict_split
 from training import (
@@ -165,9 +165,11 @@ def train(args, cfg, device, sources, resumed):
     if resumed is not None:
         _check_can_continue(args, cfg, resumed, sources)
     _fix_seeds(cfg)
+    faces = {split: read_sources(sources, split, cfg, args.protocol)
+             for split in ("train", "valid")}
     model = build_network(cfg, device, resumed)  # before the crops are cut, which may take hours
-    loaders = {"train": build_train_loader(sources, cfg, args.cache_dir, args.protocol),
-               "valid": build_valid_loader(sources, cfg, args.cache_dir, args.protocol)}
+    loaders = {"train": build_train_loader(faces["train"], cfg, args.cache_dir),
+               "valid": build_valid_loader(faces["valid"], cfg, args.cache_dir)}
     trainer = build_trainer(cfg, device, model, loaders["train"], resumed)
     run = Run(_run_folder(args), cfg, trainer, loaders, sources, args.protocol)
     if resumed is not None:

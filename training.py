@@ -29,7 +29,7 @@ from engine import (
     score,
 )
 from files import replaced
-from lists import read_sources, source_of
+from lists import source_of
 from losses import DECODES, build_criterion, drawn_target, rare_age_weights
 from model import build_model, restore_model
 from monitor import SHOWN_FACES, Monitor, draw_distributions, draw_scatter
@@ -38,9 +38,8 @@ from predictions import find_teachers, teacher_distributions
 AUGMENTED_SHOWN = 16  # faces in TensorBoard's picture of the augmentation
 
 
-def build_train_loader(sources, cfg, cache_dir=None, protocol=None):
-    """Loader of the training split, shuffled, augmented, this process's share."""
-    faces = read_sources(sources, "train", cfg, protocol)
+def build_train_loader(faces, cfg, cache_dir=None):
+    """Loader of a table of faces, shuffled, augmented, this process's share."""
     teacher = teacher_distributions(find_teachers(cfg.LOSS.TEACHER), faces, age_bins(cfg)) \
         if cfg.LOSS.TEACHER else None  # before the crops are cut, which takes minutes
     data = FaceDataset(faces, cfg, train=True, cache_dir=cache_dir)
@@ -51,9 +50,8 @@ def build_train_loader(sources, cfg, cache_dir=None, protocol=None):
     return build_loader(data, batches, cfg.TRAIN.WORKERS)
 
 
-def build_valid_loader(sources, cfg, cache_dir=None, protocol=None):
-    """Loader of the validation split, in order, this process's share."""
-    faces = read_sources(sources, "valid", cfg, protocol)
+def build_valid_loader(faces, cfg, cache_dir=None):
+    """Loader of a table of faces, in order, this process's share."""
     data = FaceDataset(faces, cfg, train=False, cache_dir=cache_dir)
     batches = OrderedBatches(len(data), cfg.TEST.BATCH_SIZE, distributed.rank(),
                              distributed.world_size())

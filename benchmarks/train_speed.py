@@ -24,7 +24,7 @@ from cli import (
 )
 from defaults import load_cfg
 from engine import to_device
-from lists import pair_folders
+from lists import pair_folders, read_sources
 from training import build_network, build_train_loader, build_trainer
 
 
@@ -43,7 +43,7 @@ def main():
         raise ValueError("no --data_dir: name the folder of the photos")
     cfg, device = load_cfg(None, args.opts), choose_device(args.device)
     sources = pair_folders(args.data_dir, args.dataset, args.list_dir)
-    loader = build_train_loader(sources, cfg, args.cache_dir)
+    loader = build_train_loader(read_sources(sources, "train", cfg), cfg, args.cache_dir)
     trainer = build_trainer(cfg, device, build_network(cfg, device), loader)
     trainer.model.train()
     batches = endless(loader)
