@@ -24,9 +24,11 @@ def writable_folder(path, flag="--list_dir"):
     """The folder, created where it is missing.
 
     Raises:
-        OSError: it cannot be written to; names the flag that chooses another.
+        OSError: it is a file, or cannot be written to; names the flag that chooses another.
     """
     path = Path(path)
+    if path.is_file():
+        raise NotADirectoryError(f"{flag} '{path}' is a file; name a folder")
     probe = path / ".writable"
     try:
         path.mkdir(parents=True, exist_ok=True)
