@@ -188,6 +188,7 @@ def test_augmentation_varies_but_keeps_the_face_recognisable(folder, tmp_path):
     plain = dataset(folder, tmp_path).face(2).astype(float)
     alike = [np.corrcoef(plain.ravel(), face.ravel())[0, 1] for face in faces]
     assert np.mean(alike) > 0.5
+    assert 30 < faces.mean() < 200
 
 
 def test_flips_happen_half_of_the_time():

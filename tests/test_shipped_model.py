@@ -13,6 +13,7 @@ from predictor import AgeEstimator
 
 SHARED = ROOT.parent / "shared" / "data"
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+TOLERANCE = 10  # years
 
 
 @pytest.fixture(scope="module")
@@ -22,12 +23,13 @@ def estimator():
 
 # Grace Hopper, born December 1906, photographed in January 1984. Eileen Collins, born November
 # 1956; her portrait is from between her selection in 1990 and her first command in 1999.
-# The tolerance is in years; over 70 the root mean square error of the valid faces is 10.
-@pytest.mark.parametrize(("photo", "youngest", "oldest", "tolerance"), [
-    (HOPPER, 77, 77, 15), (ASTRONAUT, 33, 42, 10)])
-def test_portraits_get_their_ages(estimator, photo, youngest, oldest, tolerance):
+@pytest.mark.parametrize(("photo", "youngest", "oldest"), [
+    pytest.param(HOPPER, 77, 77, marks=pytest.mark.xfail(
+        strict=True, reason="estimated at 89: see MODEL_CARD.md, Known failures")),
+    (ASTRONAUT, 33, 42)])
+def test_portraits_get_their_ages(estimator, photo, youngest, oldest):
     (face,) = estimator(photo)
-    assert youngest - tolerance < face.age < oldest + tolerance
+    assert youngest - TOLERANCE < face.age < oldest + TOLERANCE
 
 
 @pytest.mark.parametrize("photo", [ASTRONAUT, HOPPER])
