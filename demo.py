@@ -14,6 +14,7 @@ import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 
 from PIL import Image
@@ -23,8 +24,9 @@ import cli
 from drawing import age_text, draw_corner_text, draw_faces
 from files import writable_folder
 from folders import IMAGE_ENDINGS, find_images, read_photo, save_picture
-from predictor import MIN_CONFIDENCE, MIN_FACE, AgeEstimator, map_ahead
+from predictor import MIN_CONFIDENCE, MIN_FACE, AgeEstimator
 from results import NO_FACE, OK, VIDEO_FIELDS, ResultFiles
+from streams import map_ahead
 from tracking import FaceTracker
 from video import ESC, ClipWriter, FrameRate, Frames, Window
 
@@ -137,7 +139,8 @@ def write_photos(estimator, folder, names, args):
     started = time.perf_counter()
     with ResultFiles(args.output_dir) as results, ThreadPoolExecutor(2) as savers:
         jobs = zip(names, estimator.stream(paths, read_photo), strict=True)
-        bar = tqdm(map_ahead(savers, annotate, jobs, 4), total=len(names), unit="image")
+        annotated = map_ahead(partial(savers.submit, annotate), jobs, 4)
+        bar = tqdm(annotated, total=len(names), unit="image")
         for name, problem, faces in bar:
             line = summary.add(name, problem, faces)
             if faces is None:

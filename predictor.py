@@ -5,9 +5,10 @@
         print(face.age, face.low, face.high)
 """
 
+import math
 import os
-from collections import deque
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import numpy as np
 from PIL import Image
@@ -24,6 +25,7 @@ from model import restore_model
 from preprocess import face as geometry
 from preprocess.detector import FaceDetector
 from results import face_from_probs
+from streams import batches, map_ahead
 
 MIN_FACE = 20  # pixels
 MIN_CONFIDENCE = 0.9  # of the detector, below which most of what it finds is no face
@@ -95,9 +97,9 @@ class AgeEstimator:
         """
         with ThreadPoolExecutor(max(1, loader_workers(self.cfg.TEST.WORKERS))) as decoders, \
                 ThreadPoolExecutor(1) as finder:
-            photos = map_ahead(decoders, read, sources, 4)
-            batches = in_batches(photos, batch_photos)
-            for batch in map_ahead(finder, self._faces_of_batch, batches, 1):
+            photos = map_ahead(partial(decoders.submit, read), sources, 4)
+            for batch in map_ahead(partial(finder.submit, self._faces_of_batch),
+                                   batches(photos, pixel_count, BATCH_PIXELS, batch_photos), 1):
                 yield from batch
 
     def _faces_of_batch(self, batch):
@@ -172,26 +174,6 @@ def as_photo(image):
     return geometry.to_rgb(geometry.upright(image))
 
 
-def map_ahead(pool, function, items, ahead):
-    """Like map in a pool of threads, at most `ahead` results before they are asked for."""
-    jobs = deque()
-    for item in items:
-        jobs.append(pool.submit(function, item))
-        if len(jobs) > ahead:
-            yield jobs.popleft().result()
-    while jobs:
-        yield jobs.popleft().result()
-
-
-def in_batches(photos, count):
-    """Lists of at most `count` items and, beyond the first, BATCH_PIXELS pixels."""
-    batch, pixels = [], 0
-    for photo in photos:
-        size = photo.width * photo.height if isinstance(photo, Image.Image) else 0
-        if batch and (len(batch) == count or pixels + size > BATCH_PIXELS):
-            yield batch
-            batch, pixels = [], 0
-        batch.append(photo)
-        pixels += size
-    if batch:
-        yield batch
+def pixel_count(photo):
+    """Pixels of a photo; 0 for whatever a reader gives instead of one."""
+    return math.prod(photo.size) if isinstance(photo, Image.Image) else 0

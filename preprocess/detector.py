@@ -8,6 +8,7 @@ installed, and the two passes that every face of the project goes through:
     crop = crop_face(photo, faces[0].aligned_bbox, faces[0].roll_deg, margin_ratio)
 """
 
+import math
 import warnings
 from dataclasses import dataclass
 from functools import cached_property
@@ -36,6 +37,7 @@ from preprocess.mtcnn import (
     pyramid,
     windows,
 )
+from streams import batches
 
 BATCH_PIXELS = 4_000_000  # of the photos that are searched together
 FIRST_SHARE = 0.25  # of a photo's shorter side: the search for the main face starts there
@@ -98,7 +100,7 @@ class FaceDetector:
         Returns:
             list of Detections, one a photo, the largest face first, possibly none.
         """
-        return [faces for batch in batches(photos) for faces in self._detect_all(batch)]
+        return [faces for batch in detection_batches(photos) for faces in self._detect_all(batch)]
 
     def align(self, photos, faces="main", locations=None):
         """Both passes: find faces, and find each again in the photo turned upright.
@@ -119,7 +121,7 @@ class FaceDetector:
         if len(locations) != len(photos):
             raise ValueError(f"{len(locations)} locations for {len(photos)} photos")
         aligned, done = [], 0
-        for batch in batches(photos):
+        for batch in detection_batches(photos):
             if faces == "all":
                 found = self._detect_all(batch)
             else:
@@ -244,25 +246,14 @@ def _aligned_face(faces, index, target, upright):
         aligned_bbox=None if best is None else upright.bboxes[best])
 
 
-def batches(photos, photo_of=lambda photo: photo):
-    """Consecutive photos of at most BATCH_PIXELS together, a larger photo on its own.
+def detection_batches(items, photo_of=lambda item: item):
+    """Lists of items whose photos are searched together (see streams.batches).
 
     Args:
-        photos: iterable, read as far as the current batch needs.
-        photo_of: from an element to its PIL.Image.
-    Yields:
-        lists of elements.
+        items: iterable.
+        photo_of: from an item to its PIL.Image.
     """
-    batch, pixels = [], 0
-    for element in photos:
-        width, height = photo_of(element).size
-        if batch and pixels + width * height > BATCH_PIXELS:
-            yield batch
-            batch, pixels = [], 0
-        batch.append(element)
-        pixels += width * height
-    if batch:
-        yield batch
+    return batches(items, lambda item: math.prod(photo_of(item).size), BATCH_PIXELS)
 
 
 def _best(faces, index):

@@ -11,7 +11,6 @@ where it was when started again. Several processes, GPUs or machines share the w
 """
 
 import argparse
-import collections
 import contextlib
 import csv
 import itertools
@@ -37,6 +36,7 @@ from preprocess.journal import (
 )
 from preprocess.readers import LOCATION
 from preprocess.workers import RESULT, worker_pool
+from streams import map_ahead
 
 AHEAD = 3  # chunks a worker process finds waiting
 
@@ -125,22 +125,11 @@ def fill_journal(journal, list_path, submit, workers, restart):
             if journal.is_mine(number))
     with contextlib.closing(journal), bar:
         todo = itertools.islice(mine, -(-done // CHUNK), None)
-        for results in in_order(submit, todo, workers * AHEAD):
+        for results in map_ahead(submit, todo, workers * AHEAD):
             journal.write(results)
             counts.update("faces" if len(result) > 1 else "rejected" for result in results)
             bar.set_postfix(counts, refresh=False)
             bar.update(len(results))
-
-
-def in_order(submit, chunks_of_rows, ahead):
-    """Results in the order of the chunks, with a bounded number of them on the way."""
-    waiting = collections.deque()
-    for rows in chunks_of_rows:
-        waiting.append(submit(rows))
-        if len(waiting) >= ahead:
-            yield waiting.popleft().result()
-    while waiting:
-        yield waiting.popleft().result()
 
 
 def write_results(journal, list_path, split, dataset):

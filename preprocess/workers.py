@@ -20,7 +20,7 @@ import cv2
 import numpy as np
 import torch
 
-from preprocess.detector import FaceDetector, batches
+from preprocess.detector import FaceDetector, detection_batches
 from preprocess.face import load_photo
 from preprocess.readers import LOCATION
 
@@ -83,7 +83,7 @@ def align_rows(detector, data_dir, rows):
                 except OSError:
                     results[index] = ["unreadable image"]
 
-    for batch in batches(photos(), photo_of=operator.itemgetter(1)):
+    for batch in detection_batches(photos(), photo_of=operator.itemgetter(1)):
         indices, images = zip(*batch, strict=True)
         locations = [row_location(rows[index]) for index in indices]
         for index, faces in zip(indices, detector.align(images, locations=locations), strict=True):

@@ -10,7 +10,7 @@ from PIL import Image
 from skimage.data import astronaut
 
 import inference
-from preprocess.detector import FaceDetector, batches
+from preprocess.detector import FaceDetector, detection_batches
 from preprocess.face import (
     crop_face,
     expand_bbox,
@@ -222,7 +222,7 @@ def test_batches_bound_the_pixels_and_read_no_further(portraits):
             read.append(side)
             yield Image.new("RGB", (side, side))
 
-    taken = batches(photos())
+    taken = detection_batches(photos())
     assert len(next(taken)) == 2 and read == [1000, 1500, 1500]
     assert [len(batch) for batch in taken] == [1, 1, 2]
 

@@ -15,13 +15,13 @@ from demo_inputs import ASTRONAUT, HOPPER, ROOT, TWO_FACES, write_model
 from PIL import Image
 
 import metrics
-import predictor
 from dataset import FaceDataset
 from defaults import override_cfg
 from lists import read_faces
-from predictor import AgeEstimator, as_photo, in_batches
+from predictor import AgeEstimator, as_photo, pixel_count
 from preprocess import face_align
 from results import FIELDS, ResultFiles, face_from_probs
+from streams import batches
 
 PORTRAITS = ROOT.parent / "shared" / "data" / "portraits"
 AGE_BINS = list(range(101))
@@ -207,12 +207,11 @@ def test_stream_keeps_order_and_few_images(estimator):
     assert most < 16  # two batches, those decoded ahead, the one just handed out
 
 
-def test_batches_are_bounded_by_pixels(monkeypatch):
-    monkeypatch.setattr(predictor, "BATCH_PIXELS", 1000)
+def test_batches_are_bounded_by_pixels():
     photos = [Image.new("RGB", (20, 20)), "unreadable", Image.new("RGB", (20, 20)),
               Image.new("RGB", (20, 20)), Image.new("RGB", (90, 90)), Image.new("RGB", (5, 5))]
-    assert [len(batch) for batch in in_batches(photos, 16)] == [3, 1, 1, 1]
-    assert [len(batch) for batch in in_batches(["x"] * 5, 2)] == [2, 2, 1]
+    assert [len(batch) for batch in batches(photos, pixel_count, 1000, 16)] == [3, 1, 1, 1]
+    assert [len(batch) for batch in batches(["x"] * 5, pixel_count, 1000, 2)] == [2, 2, 1]
 
 
 # ---- Result files
