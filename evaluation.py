@@ -251,18 +251,19 @@ def contributions(exact):
     """
     faces, age_bins, probs = exact.faces, exact.age_bins, exact.probs
     ages, pred_ages = faces["age"].to_numpy(), faces["pred_age"].to_numpy()
-    errors = pred_ages - ages
-    sizes = np.abs(errors)
+    errors = metrics.each_error(ages, pred_ages)
     nothing = np.full(len(faces), np.nan)
-    values = {"mae": sizes, "mae_median": nothing, "bias": errors, "rmse": np.square(errors)}
-    values |= {f"ca{n}": 100.0 * (sizes < n) for n in (3, 5, 7)}
-    values["cs5"] = 100.0 * (sizes <= 5)
+    values = {"mae": np.abs(errors), "mae_median": nothing, "bias": errors,
+              "rmse": np.square(errors)}
+    values |= {f"ca{n}": 100 * metrics.each_ca(ages, pred_ages, n) for n in (3, 5, 7)}
+    values["cs5"] = 100 * metrics.each_cs(ages, pred_ages, 5)
     values["epsilon_error"] = (nothing if "age_std" not in faces else
                                metrics.each_epsilon_error(pred_ages, ages, faces["age_std"],
                                                           EPSILON_STD_FLOOR))
     values |= dict.fromkeys(["nll", "crps", *(f"coverage_{q}" for q in COVERAGES)], nothing)
     if probs is not None:
-        values["mae_median"] = np.abs(metrics.distribution_median(probs, age_bins) - ages)
+        values["mae_median"] = np.abs(metrics.each_error(
+            ages, metrics.distribution_median(probs, age_bins)))
         values["nll"] = metrics.each_nll(probs, ages, age_bins)
         values["crps"] = metrics.each_crps(probs, ages, age_bins)
         values |= {f"coverage_{q}": 100 * metrics.each_coverage(probs, ages, age_bins, q / 100)
@@ -329,7 +330,7 @@ def _aurc(exact, uncertainty, samples, seed):
 
 
 def _sizes(exact):
-    return (exact.faces["pred_age"] - exact.faces["age"]).abs().to_numpy()
+    return np.abs(metrics.each_error(exact.faces["age"], exact.faces["pred_age"]))
 
 
 # ---- Groups
@@ -355,7 +356,7 @@ def score_groups(exact, samples=1000, seed=0):
     """
     if not len(exact.faces):
         return {}, {}
-    errors = (exact.faces["pred_age"] - exact.faces["age"]).to_numpy()
+    errors = metrics.each_error(exact.faces["age"], exact.faces["pred_age"])
     labels = _group_labels(exact.faces)
     cells, cell_keys = _finest_cells(labels)
     values = np.column_stack([np.abs(errors), errors])

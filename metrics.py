@@ -20,6 +20,12 @@ NORMAL_975 = 1.959964  # 97.5% quantile of the standard normal
 # ---- Errors of predicted ages
 
 
+def each_error(ages, pred_ages):
+    """(B,) error of each image, predicted - true age, in years (arguments: see mae)."""
+    pred_ages = _filled(pred_ages, "predicted ages")
+    return pred_ages - _same_length(ages, pred_ages, "ages")
+
+
 def mae(ages, pred_ages):
     """Mean absolute error, mean |pred - true|, in years, >= 0.
 
@@ -29,17 +35,17 @@ def mae(ages, pred_ages):
     Raises:
         ValueError: nothing to score, or the two differ in length (so do all functions below).
     """
-    return float(np.abs(_errors(ages, pred_ages)).mean())
+    return float(np.abs(each_error(ages, pred_ages)).mean())
 
 
 def bias(ages, pred_ages):
     """Mean signed error, mean (pred - true), in years; positive: estimated too old."""
-    return float(_errors(ages, pred_ages).mean())
+    return float(each_error(ages, pred_ages).mean())
 
 
 def rmse(ages, pred_ages):
     """Root mean square error in years, >= the MAE."""
-    return float(np.sqrt(np.square(_errors(ages, pred_ages)).mean()))
+    return float(np.sqrt(np.square(each_error(ages, pred_ages)).mean()))
 
 
 def ca(ages, pred_ages, n):
@@ -47,17 +53,27 @@ def ca(ages, pred_ages, n):
 
     As counted on MegaAge (Zhang et al., BMVC 2017); see cs for "at most n".
     """
-    return 100 * float((np.abs(_errors(ages, pred_ages)) < n).mean())
+    return 100 * float(each_ca(ages, pred_ages, n).mean())
+
+
+def each_ca(ages, pred_ages, n):
+    """(B,) bool: images with |error| < n years (see ca)."""
+    return np.abs(each_error(ages, pred_ages)) < n
 
 
 def cs(ages, pred_ages, n):
     """Cumulative score: percent of images with |error| <= n years (Geng et al., PAMI 2007)."""
-    return 100 * float((np.abs(_errors(ages, pred_ages)) <= n).mean())
+    return 100 * float(each_cs(ages, pred_ages, n).mean())
+
+
+def each_cs(ages, pred_ages, n):
+    """(B,) bool: images with |error| <= n years (see cs)."""
+    return np.abs(each_error(ages, pred_ages)) <= n
 
 
 def cs_curve(ages, pred_ages, limits):
     """(len(limits),) cumulative score in percent at each limit in years; never falls."""
-    sizes = np.sort(np.abs(_errors(ages, pred_ages)))
+    sizes = np.sort(np.abs(each_error(ages, pred_ages)))
     return 100 * np.searchsorted(sizes, limits, side="right") / len(sizes)
 
 
@@ -79,7 +95,7 @@ def each_epsilon_error(pred_ages, means, stds, std_floor):
     """(B,) epsilon-error of each image (see epsilon_error)."""
     if not std_floor > 0:
         raise ValueError(f"std_floor must be positive, got {std_floor}")
-    errors = _errors(means, pred_ages)
+    errors = each_error(means, pred_ages)
     stds = np.maximum(_same_length(stds, errors, "vote spreads"), std_floor)
     return 1 - np.exp(-np.square(errors / stds) / 2)
 
@@ -593,11 +609,6 @@ def _per_row(ages, probs):
     if ages.shape != probs.shape[:1]:
         raise ValueError(f"{len(probs)} distributions for ages of shape {ages.shape}")
     return ages
-
-
-def _errors(ages, pred_ages):
-    pred_ages = _filled(pred_ages, "predicted ages")
-    return pred_ages - _same_length(ages, pred_ages, "ages")
 
 
 def _filled(values, name):
