@@ -151,6 +151,15 @@ def test_finished_lists_are_kept_until_they_change(tmp_path, submit, capsys):
     assert len(list(read_rows(aligned, ["deg"]))) == 5
 
 
+def wait_for_rows(run, journal, count):
+    """Until the journal holds more than `count` rows; fails where the run ends before."""
+    deadline = time.monotonic() + 300
+    while not (journal.exists() and journal.read_bytes().count(b"\n") > count):
+        assert run.poll() is None, run.communicate()
+        assert time.monotonic() < deadline, f"not {count} rows in five minutes"
+        time.sleep(0.02)
+
+
 def test_a_killed_run_continues_to_the_same_file(photos, tmp_path, submit):
     for folder in (tmp_path / "killed", tmp_path / "whole"):
         folder.mkdir()
@@ -159,9 +168,7 @@ def test_a_killed_run_continues_to_the_same_file(photos, tmp_path, submit):
                str(photos), "--list_dir", str(tmp_path / "killed"), "--workers", "1"]
     run = subprocess.Popen(command, stderr=subprocess.PIPE, start_new_session=True)
     journal = tmp_path / "killed/mine_train_align.part0of1"
-    while run.poll() is None and not (journal.exists()
-                                      and journal.read_bytes().count(b"\n") > 2 * CHUNK):
-        time.sleep(0.02)
+    wait_for_rows(run, journal, 2 * CHUNK)
     os.killpg(run.pid, signal.SIGKILL)
     run.wait()
     recorded = journal.read_bytes()  # fails where the run was over before it was killed
@@ -180,9 +187,7 @@ def test_ctrl_c_ends_quietly(photos, tmp_path):
                             "--data_dir", str(photos), "--list_dir", str(tmp_path), "--workers",
                             "1"], stderr=subprocess.PIPE, text=True, start_new_session=True)
     journal = tmp_path / "mine_train_align.part0of1"
-    while not (journal.exists() and journal.read_bytes().count(b"\n") > CHUNK):
-        assert run.poll() is None, run.communicate()
-        time.sleep(0.02)
+    wait_for_rows(run, journal, CHUNK)
     os.killpg(run.pid, signal.SIGINT)
     errors = run.communicate(timeout=60)[1]
     assert run.returncode == 130 and "Traceback" not in errors
@@ -195,9 +200,7 @@ def test_workers_end_with_a_main_process_that_is_killed(photos, tmp_path):
                             "--data_dir", str(photos), "--list_dir", str(tmp_path), "--workers",
                             "1"], stderr=subprocess.PIPE, start_new_session=True)
     journal = tmp_path / "mine_train_align.part0of1"
-    while not (journal.exists() and journal.read_bytes().count(b"\n") > CHUNK):
-        assert run.poll() is None, run.communicate()
-        time.sleep(0.02)
+    wait_for_rows(run, journal, CHUNK)
     os.kill(run.pid, signal.SIGKILL)
     run.communicate(timeout=60)  # raises while a worker lives, which holds the pipe open
 

@@ -678,39 +678,3 @@ def test_a_report_of_seeds_knows_their_calibration(folder, trained, tmp_path):
            tmp_path / "s*" / "best.pth", "--report", tmp_path / "report")
     found = json.loads((tmp_path / "report" / "metrics.json").read_text())
     assert found["uncalibrated"]["temperature"] == 0.8 and found["tta"] is not None
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="the C library of Linux alone is told")
-def test_freed_memory_is_kept():
-    program = """if True:
-        import resource, sys, numpy, torch
-        from engine import keep_freed_memory
-        if sys.argv[1] == "keep":
-            keep_freed_memory(torch.device("cpu"))
-        def faults():
-            numpy.ones(1 << 23)  # 64 MiB
-            return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-        faults()
-        before = faults()
-        print(faults() - before)"""
-    faults = {mode: int(subprocess.run([sys.executable, "-c", program, mode], cwd=ROOT, text=True,
-                                       capture_output=True, check=True).stdout)
-              for mode in ("keep", "release")}
-    assert faults["release"] > 10 * (1 + faults["keep"])
-
-
-def test_half_precision_on_a_cpu_spares_depthwise_convolutions():
-    from engine import autocast
-
-    torch.manual_seed(0)
-    layers = {"plain": torch.nn.Conv2d(8, 8, 3), "depthwise": torch.nn.Conv2d(8, 8, 3, groups=8)}
-    images = torch.randn(2, 8, 9, 9).bfloat16()
-    for name, layer in layers.items():
-        with autocast(torch.device("cpu"), "bf16"):
-            out = layer(images)
-        assert out.dtype == torch.bfloat16
-        exact = layer(images.float())
-        assert torch.equal(out, exact.bfloat16()) == (name == "depthwise")
-        torch.testing.assert_close(out.float(), exact, rtol=0.02, atol=0.02)
-        out.float().square().sum().backward()
-        assert layer.weight.grad.dtype == torch.float32 and layer.weight.grad.abs().min() > 0

@@ -1,0 +1,174 @@
+"""The step between two batches: learning rate, parameter groups, precision, averaged weights."""
+
+import itertools
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import engine
+from defaults import load_cfg
+from model import build_model
+
+ROOT = Path(__file__).parent.parent
+CPU = torch.device("cpu")
+
+
+# ---- Learning rate
+
+
+def rates(*opts, steps_per_epoch=10, epochs=8):
+    cfg = load_cfg(opts=["TRAIN.EPOCHS", str(epochs), *map(str, opts)])
+    return [engine.lr_factor(step, steps_per_epoch, cfg)
+            for step in range(epochs * steps_per_epoch)]
+
+
+def test_the_step_schedule_decays_every_so_many_epochs():
+    factors = rates("TRAIN.LR_DECAY_STEP", 3, "TRAIN.LR_DECAY_RATE", 0.2)
+    assert factors[:30] == [1.0] * 30
+    assert factors[30:60] == pytest.approx([0.2] * 30)
+    assert factors[60:] == pytest.approx([0.04] * 20)
+
+
+def test_the_cosine_falls_from_one_to_zero():
+    factors = rates("TRAIN.SCHEDULE", "cosine")
+    assert factors[0] == 1.0
+    assert factors[20] == pytest.approx((1 + math.cos(math.pi / 4)) / 2)
+    assert factors[40] == pytest.approx(0.5)
+    assert all(later < earlier for earlier, later in itertools.pairwise(factors))
+    assert 0 < factors[-1] < 0.001
+
+
+@pytest.mark.parametrize("schedule", ["step", "cosine"])
+def test_a_warm_up_rises_in_equal_steps_and_gives_way_to_the_schedule(schedule):
+    factors = rates("TRAIN.SCHEDULE", schedule, "TRAIN.WARMUP_EPOCHS", 2)
+    assert factors[:20] == pytest.approx([(step + 1) / 20 for step in range(20)])
+    if schedule == "step":
+        assert factors[20:] == [1.0] * 60
+    else:  # the whole cosine in the six epochs that are left
+        assert factors[20] == 1.0
+        assert factors[50] == pytest.approx(0.5)
+
+
+# ---- Parameter groups
+
+
+@pytest.mark.parametrize("opt", ["adam", "adamw", "sgd"])
+def test_the_backbone_learns_at_its_share_of_the_rate(opt):
+    cfg = load_cfg(opts=["MODEL.ARCH", "tinyage", "MODEL.IMG_SIZE", "64", "MODEL.PRETRAINED",
+                         "none", "TRAIN.OPT", opt, "TRAIN.LR", "0.02",
+                         "TRAIN.BACKBONE_LR_SCALE", "0.1", "TRAIN.WEIGHT_DECAY", "0.05"])
+    model = build_model(cfg)
+    settings = {id(parameter): (group["lr"], group["weight_decay"])
+                for group in engine.build_optimizer(model, cfg).param_groups
+                for parameter in group["params"]}
+    head = {id(parameter) for parameter in model.head_parameters()}
+    assert 0 < len(head) < len(settings) == len(list(model.parameters()))
+    for parameter in model.parameters():
+        rate, decay = settings[id(parameter)]
+        assert rate == pytest.approx(0.02 if id(parameter) in head else 0.002)
+        assert decay == (0 if opt == "adamw" and parameter.ndim == 1 else 0.05)
+
+
+# ---- Precision
+
+
+def choose(amp="auto", device=CPU, deterministic=False):
+    """choose_amp for a layer whose steps are counted."""
+    torch.manual_seed(0)
+    layer = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Dropout(0.5), torch.nn.Linear(48, 2))
+    batch = {"pixels": torch.randn(4, 3, 4, 4)}
+    precisions = []
+
+    def criterion(logits, batch):
+        precisions.append(logits.dtype)
+        return {"loss": logits.float().square().mean(dim=1)}
+
+    before = {name: value.clone() for name, value in layer.state_dict().items()}
+    state = torch.get_rng_state()
+    chosen = engine.choose_amp(amp, deterministic, device, layer, criterion, batch)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(torch.equal(value, before[name]) for name, value in layer.state_dict().items())
+    assert all(parameter.grad is None for parameter in layer.parameters())
+    return chosen, precisions
+
+
+@pytest.mark.parametrize("amp", ["bf16", "fp16", "off"])
+def test_a_precision_that_is_named_is_not_tried(amp):
+    assert choose(amp) == (amp, [])
+
+
+def test_what_must_repeat_does_not_ask_the_clock():
+    assert choose(deterministic=True) == ("off", [])
+
+
+@pytest.mark.parametrize("faster", ["off", "bf16"])
+def test_a_cpu_takes_the_faster_precision_and_leaves_the_run_as_it_was(monkeypatch, faster):
+    measure, tried = engine._seconds_a_step, {}
+
+    def slowed(amp, *words):  # what is measured on these few numbers is chance
+        tried[amp] = measure(amp, *words)
+        return tried[amp] + (0 if amp == faster else 3600)
+
+    monkeypatch.setattr(engine, "_seconds_a_step", slowed)
+    chosen, precisions = choose()
+    assert chosen == faster
+    assert set(tried) == {"off", "bf16"} and all(seconds > 0 for seconds in tried.values())
+    assert set(precisions) == {torch.float32, torch.bfloat16}
+
+
+def test_half_precision_on_a_cpu_spares_depthwise_convolutions():
+    torch.manual_seed(0)
+    layers = {"plain": torch.nn.Conv2d(8, 8, 3), "depthwise": torch.nn.Conv2d(8, 8, 3, groups=8)}
+    images = torch.randn(2, 8, 9, 9).bfloat16()
+    for name, layer in layers.items():
+        with engine.autocast(CPU, "bf16"):
+            out = layer(images)
+        assert out.dtype == torch.bfloat16
+        exact = layer(images.float())
+        assert torch.equal(out, exact.bfloat16()) == (name == "depthwise")
+        torch.testing.assert_close(out.float(), exact, rtol=0.02, atol=0.02)
+        out.float().square().sum().backward()
+        assert layer.weight.grad.dtype == torch.float32 and layer.weight.grad.abs().min() > 0
+
+
+# ---- Memory
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the C library of Linux alone is told")
+def test_freed_memory_is_kept():
+    program = """if True:
+        import resource, sys, numpy, torch
+        from engine import keep_freed_memory
+        if sys.argv[1] == "keep":
+            keep_freed_memory(torch.device("cpu"))
+        def faults():
+            numpy.ones(1 << 23)  # 64 MiB
+            return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        faults()
+        before = faults()
+        print(faults() - before)"""
+    faults = {mode: int(subprocess.run([sys.executable, "-c", program, mode], cwd=ROOT, text=True,
+                                       capture_output=True, check=True).stdout)
+              for mode in ("keep", "release")}
+    assert faults["release"] > 10 * (1 + faults["keep"])
+
+
+# ---- Averaged weights
+
+
+def test_averaged_weights_forget_the_first_ones_soon_and_then_slowly():
+    layer = torch.nn.Linear(1, 1)
+    torch.nn.init.constant_(layer.weight, 0.0)
+    averaged = engine.averaged_model(layer, 0.9)
+    averaged.update_parameters(layer)  # takes the first weights as they are
+    expected = 0.0
+    for step in range(1, 200):
+        torch.nn.init.constant_(layer.weight, float(step))
+        averaged.update_parameters(layer)
+        decay = min(0.9, (1 + step) / (10 + step))
+        expected = decay * expected + (1 - decay) * step
+        assert averaged.module.weight.item() == pytest.approx(expected, rel=1e-5)
