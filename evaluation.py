@@ -38,6 +38,12 @@ METRICS = {  # key: (title, unit, decimals, what it is)
     "coverage_95": ("95% interval covers", "%", 1, "share of true ages in the central 95%"),
     "aurc": ("AURC", "years", 2, "mean MAE over all shares kept, least certain refused first"),
 }
+INTERVAL_METRICS = {  # of faces whose age is known as a range, like METRICS
+    "interval_accuracy": ("In the right range", "%", 1, "share of predicted ages, rounded, that "
+                          "lie in their range, both ends included"),
+    "interval_distance": ("Distance from the range", "years", 2,
+                          "mean distance of the predicted age from its range, 0 inside"),
+}
 COVERAGES = (50, 80, 90, 95)  # percent
 BANDS = (("0-2", 0), ("3-9", 3), *((f"{a}-{a + 9}", a) for a in range(10, 80, 10)), ("80+", 80))
 LEAST_IMAGES = 30  # of a gender x race x age cell, and of a group that enters a gap
@@ -52,6 +58,7 @@ SURETIES = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99)  # probability of being old eno
 CURVE_MARGINS = np.arange(0, 15.25, 0.25)
 CURVE_SURETIES = np.linspace(0.5, 1, 101)
 TOLERATED = (5, 1)  # percent of minors passed at which two rules are compared
+CUTOFF_DIGITS = {"mean": 1, "mass": 3}  # decimals of the cutoffs found for that
 CURVE_POINTS = 200  # of a risk-coverage curve
 FAMILIES = {"age_band": "age band", "gender": "gender", "race": "race",
             "gender_race_age_band": "gender × race × age band"}
@@ -62,7 +69,8 @@ LISTED = 20  # bad rows shown before the rest is only counted
 
 NO_DISTRIBUTION = "the predictions have no distribution (no columns p0, p1, ...)"
 NO_EXACT_AGES = "no face with an exact age"
-ONE_UNIT = "one image or person only, so no interval"
+LEAST_UNITS = 10  # faces, or persons, of an interval: of fewer a bootstrap's is far too narrow
+TOO_FEW = f"fewer than {LEAST_UNITS} images or persons, so no interval"
 
 
 @dataclass(frozen=True)
@@ -148,13 +156,27 @@ def check_predictions(frame, name):
     bad = {}
     for column in ("age", "pred_age", *(c for c in NUMBERS if c in faces)):
         faces[column] = _numbers(faces[column], column in NUMBERS, bad)
+    _check_intervals(faces, bad)
     age_bins, probs = _distributions(numbered, bad, name)
     if bad:
         raise ValueError(f"predictions {name}: " + _listed(bad))
-    if probs is not None and "pred_std" not in faces:
-        faces.insert(faces.columns.get_loc("pred_age") + 1, "pred_std",
-                     metrics.distribution_std(probs, age_bins))
+    if probs is not None:
+        stds = pd.Series(metrics.distribution_std(probs, age_bins), faces.index)
+        if "pred_std" in faces:
+            faces["pred_std"] = faces["pred_std"].fillna(stds)
+        else:
+            faces.insert(faces.columns.get_loc("pred_age") + 1, "pred_std", stds)
     return Predictions(faces, age_bins, probs)
+
+
+def _check_intervals(faces, bad):
+    """Half an interval, or one that ends before it begins, is no age that is known exactly."""
+    ends = [faces[name] if name in faces else pd.Series(np.nan, faces.index)
+            for name in ("age_min", "age_max")]
+    wrong = (ends[0].isna() != ends[1].isna()) | (ends[0] > ends[1])
+    for row in np.flatnonzero(wrong):
+        low, high = ("" if np.isnan(end[row]) else f"{end[row]:g}" for end in ends)
+        bad.setdefault(row, f"age_min '{low}' and age_max '{high}' are no interval")
 
 
 def interval_rows(faces):
@@ -273,8 +295,8 @@ def contributions(exact):
 
 def measured(value, replicates, units):
     """{"value", "low", "high"} from a value and its bootstrap samples over `units` units."""
-    if units < 2:
-        return {"value": float(value), "low": None, "high": None, "why": ONE_UNIT}
+    if units < LEAST_UNITS:
+        return {"value": float(value), "low": None, "high": None, "why": TOO_FEW}
     low, high = metrics.percentile_interval(replicates)
     return {"value": float(value), "low": float(low), "high": float(high)}
 
@@ -561,7 +583,8 @@ def _decide(exact, threshold):
                       for cutoff in table],
             "curve": {"cutoff": curve.tolist(), "minors_passed": _or_none(passed),
                       "adults_refused": _or_none(refused)},
-            "at_tolerance": {str(percent): _cost_of_safety(is_adult, score_of, percent)
+            "at_tolerance": {str(percent): _cost_of_safety(is_adult, score_of, percent,
+                                                           CUTOFF_DIGITS[rule])
                              for percent in TOLERATED}}
     return result
 
@@ -569,18 +592,27 @@ def _decide(exact, threshold):
 def _rate(hits, chosen, subjects, side):
     if not chosen.any():
         return unknown(f"no face {side} than the threshold")
+    return _share(hits, chosen, subjects)
+
+
+def _share(hits, chosen, subjects):
+    """A measured number: the percentage of hits among the chosen rows, with Wilson's interval."""
     value, low, high = metrics.share_interval(hits[chosen],
                                               None if subjects is None else subjects[chosen])
     return {"value": value, "low": low, "high": high}
 
 
-def _cost_of_safety(is_adult, scores, percent):
-    """The lowest cutoff at which at most `percent` of the minors pass, and adults it refuses."""
+def _cost_of_safety(is_adult, scores, percent, digits):
+    """The lowest cutoff at which at most `percent` of the minors pass, and adults it refuses.
+
+    The cutoff has `digits` decimals, so that it holds as it is printed.
+    """
     minors = np.sort(scores[~is_adult])
     if not len(minors) or not is_adult.any():
         return None
     allowed = int(np.floor(len(minors) * percent / 100))
     cutoff = np.nextafter(minors[len(minors) - 1 - allowed], np.inf)
+    cutoff = np.ceil(cutoff * 10 ** digits) / 10 ** digits
     return {"cutoff": float(cutoff),
             "adults_refused": 100 * float((scores[is_adult] < cutoff).mean())}
 
@@ -600,12 +632,11 @@ def _score_intervals(faces_in, samples, seed):
     last_age = np.inf if faces_in.age_bins is None else faces_in.age_bins[-1]
     distances = metrics.each_interval_distance(faces["pred_age"], faces["age_min"],
                                                faces["age_max"], last_age)
-    values = np.column_stack([100.0 * (distances == 0), distances])
     families = {"all": pd.Series(["all"] * len(faces)),
                 "interval": _interval_names(faces, last_age)}
     families |= {c: faces[c].astype("string").fillna(UNKNOWN) for c in ("gender", "race")
                  if c in faces and faces[c].notna().any()}
-    return {family: _score_partition(values, names, subject_codes(faces), samples, seed)
+    return {family: _score_partition(distances, names, subject_codes(faces), samples, seed)
             for family, names in families.items()}
 
 
@@ -616,20 +647,21 @@ def _interval_names(faces, last_age):
     return pd.Series(pd.Categorical(names, order["name"].unique()))
 
 
-def _score_partition(values, names, subjects, samples, seed):
+def _score_partition(distances, names, subjects, samples, seed):
     groups = names.groupby(names, observed=True).groups
-    codes = np.zeros(len(values), dtype=int)
+    codes = np.zeros(len(distances), dtype=int)
     for code, rows in enumerate(groups.values()):
         codes[rows] = code
-    sums, numbers = metrics.bootstrap_sums(values, codes, len(groups), samples, subjects, seed)
+    sums, numbers = metrics.bootstrap_sums(distances[:, None], codes, len(groups), samples,
+                                           subjects, seed)
     scored = {}
     for code, name in enumerate(groups):
-        replicates = metrics.pooled_means(sums, numbers, [code])
-        own = values[codes == code]
-        scored[str(name)] = {"n": len(own)} | {
-            key: measured(own[:, column].mean(), replicates[:, column],
-                          count_units(subjects, codes == code))
-            for column, key in enumerate(("interval_accuracy", "interval_distance"))}
+        replicates = metrics.pooled_means(sums, numbers, [code])[:, 0]
+        own = codes == code
+        scored[str(name)] = {"n": int(own.sum()),
+                             "interval_accuracy": _share(distances == 0, own, subjects),
+                             "interval_distance": measured(distances[own].mean(), replicates,
+                                                           count_units(subjects, own))}
     return scored
 
 
@@ -643,15 +675,19 @@ def compare(first, second, samples=1000, seed=0):
         first, second: lists of Predictions, the seeds of one recipe (or one model); a face's
             contribution is the mean over them.
     Returns:
-        {"n", "differences": {metric: measured number with "p_value" and "significant"}}, metrics
-        that either lacks left out; "n" 0 where no photo with an exact age is in common.
+        {"n", "n_other_age", "differences": {metric: measured number with "p_value" and
+        "significant"}}, metrics that either lacks left out; "n_other_age": faces left out since
+        the tables do not agree on their true age; "n" 0 where no face is left.
     """
     with_dataset = all("dataset" in one.faces for one in (*first, *second))
     sides = [[_by_photo(one.exact, with_dataset) for one in side] for side in (first, second)]
     photos = _common_photos([*sides[0], *sides[1]])
-    if not len(photos):
-        return {"n": 0, "differences": {}}
     sides = [[_in_order(one, photos) for one in side] for side in sides]
+    ages = np.stack([one.faces["age"] for side in sides for one in side])
+    agreed = (ages == ages[0]).all(axis=0)
+    if not agreed.any():
+        return {"n": 0, "n_other_age": len(photos), "differences": {}}
+    photos, sides = photos[agreed], [[one.rows(agreed) for one in side] for side in sides]
     subjects = subject_codes(sides[0][0].faces)
     means = [sum(contributions(one) for one in side) / len(side) for side in sides]
     sums, numbers = metrics.bootstrap_sums(np.hstack(means), np.zeros(len(photos), dtype=int), 1,
@@ -677,16 +713,19 @@ def compare(first, second, samples=1000, seed=0):
             [np.mean([value for value, _ in side]) for side in areas],
             [np.mean([drawn for _, drawn in side], axis=0) for side in areas],
             count_units(subjects, np.ones(len(photos), dtype=bool)))
-    return {"n": len(photos), "differences": differences}
+    return {"n": len(photos), "n_other_age": int((~agreed).sum()), "differences": differences}
+
+
+def face_keys(faces, columns):
+    """Index of (B,) rows: the columns, and a number among the rows they share: faces of a photo."""
+    texts = faces[columns].astype(str)
+    return pd.MultiIndex.from_frame(texts.assign(number=texts.groupby(columns).cumcount()))
 
 
 def _by_photo(exact, with_dataset):
-    """The same with the photo (and its data set) as index, the first of repeated ones."""
-    faces, keys = exact.faces, exact.faces["photo"]
-    if with_dataset:
-        keys = faces["dataset"].astype(str) + "/" + keys
-    named = Predictions(faces.set_axis(keys, axis=0), exact.age_bins, exact.probs)
-    return named.rows(~keys.duplicated().to_numpy())
+    """The same with face_keys as index: of the photo, and where wanted of its data set."""
+    keys = face_keys(exact.faces, ["dataset", "photo"] if with_dataset else ["photo"])
+    return Predictions(exact.faces.set_axis(keys, axis=0), exact.age_bins, exact.probs)
 
 
 def _common_photos(tables):
@@ -705,16 +744,22 @@ def _in_order(exact, photos):
 def _difference(values, replicates, units):
     samples = replicates[1] - replicates[0]
     result = measured(values[1] - values[0], samples, units)
-    result["p_value"] = metrics.difference_p_value(samples) if units > 1 else None
-    result["significant"] = bool(units > 1 and (result["low"] > 0 or result["high"] < 0))
+    known = result["low"] is not None
+    result["p_value"] = metrics.difference_p_value(samples) if known else None
+    result["significant"] = bool(known and (result["low"] > 0 or result["high"] < 0))
     return result
 
 
 def seed_spread(evaluations):
-    """{metric: {"mean", "sd", "n"}} over the seeds of one recipe; sd of the sample (n - 1)."""
+    """{metric: {"mean", "sd", "n"}} over the seeds of one recipe; sd of the sample (n - 1).
+
+    Metrics of METRICS and INTERVAL_METRICS, those that every seed has.
+    """
     spread = {}
-    for key in METRICS:
-        values = [results[key]["value"] for results in evaluations]
+    runs = [results | (results["intervals"] or {"all": {"all": {}}})["all"]["all"]
+            for results in evaluations]
+    for key in (*METRICS, *INTERVAL_METRICS):
+        values = [run[key]["value"] if key in run else None for run in runs]
         if None not in values:
             spread[key] = {"mean": float(np.mean(values)), "n": len(values),
                            "sd": float(np.std(values, ddof=1)) if len(values) > 1 else None}

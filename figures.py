@@ -65,12 +65,12 @@ def _to_svg(figure, description):
 def draw_predicted_against_true(axes, ages, pred_ages):
     """(B,) ages and predictions in years as squares of BIN_YEARS, darker for more faces."""
     low, high = np.floor(min(ages.min(), pred_ages.min())), max(ages.max(), pred_ages.max()) + 1
-    edges = np.arange(low, high + BIN_YEARS, BIN_YEARS)
-    counts, _, _ = np.histogram2d(ages, pred_ages, bins=(edges, edges))
-    shade = np.log1p(counts) / np.log1p(counts.max())
-    for i, j in np.argwhere(counts):
-        axes.add_patch(Rectangle((edges[i], edges[j]), BIN_YEARS, BIN_YEARS, linewidth=0,
-                                 facecolor=SERIES[0], alpha=round(0.1 + 0.9 * shade[i, j], 2)))
+    squares = np.floor((np.column_stack([ages, pred_ages]) - low) / BIN_YEARS)
+    squares, counts = np.unique(squares, axis=0, return_counts=True)
+    shades = np.log1p(counts) / np.log1p(counts.max())
+    for corner, shade in zip(low + BIN_YEARS * squares, shades, strict=True):
+        axes.add_patch(Rectangle(corner, BIN_YEARS, BIN_YEARS, linewidth=0, facecolor=SERIES[0],
+                                 alpha=round(0.1 + 0.9 * shade, 2)))
     axes.plot([low, high], [low, high], color=INK, linewidth=1, linestyle="--")
     axes.set(xlim=(low, high), ylim=(low, high), aspect="equal", xlabel="true age (years)",
              ylabel="predicted age (years)")

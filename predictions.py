@@ -14,7 +14,7 @@ from dataset import FaceDataset, OrderedBatches, build_loader
 from defaults import FREE_OF_CHECKPOINT, age_bins, override_cfg
 from download import file_sha256, find_model
 from engine import predict, score
-from evaluation import load_predictions
+from evaluation import face_keys, load_predictions
 from lists import OPTIONAL, read_sources
 from losses import DECODES
 from model import restore_model
@@ -158,7 +158,7 @@ def _distributions_of(path, faces, bins):
             raise ValueError(f"LOSS.TEACHER '{path}' has no column dataset, and "
                              f"'{owners.idxmax()}' is in two of the data sets trained on; add "
                              "that column")
-    rows = _numbered(table, keys).get_indexer(_numbered(faces, keys))
+    rows = face_keys(table, keys).get_indexer(face_keys(faces, keys))
     probs = torch.tensor(table[columns].to_numpy(np.float32)[rows])
     mass = probs.sum(dim=1, keepdim=True)
     unknown = (rows < 0) | (mass[:, 0] < LEAST_MASS).numpy()
@@ -168,9 +168,3 @@ def _distributions_of(path, faces, bins):
                          f"'{faces['photo'][unknown.argmax()]}'; write it with test.py --split "
                          "train --output from the same lists")
     return probs / mass
-
-
-def _numbered(table, keys):
-    """Index of the keys, and of a number among the rows that share them: faces of one photo."""
-    texts = table[keys].astype(str)
-    return pd.MultiIndex.from_frame(texts.assign(number=texts.groupby(keys).cumcount()))

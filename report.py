@@ -25,8 +25,10 @@ from evaluation import (
     COVERAGES,
     EPSILON_STD_FLOOR,
     FAMILIES,
+    INTERVAL_METRICS,
     LEAST_IMAGES,
     LEAST_IN_BAND,
+    LEAST_UNITS,
     METRICS,
     NO_DISTRIBUTION,
     TOLERATED,
@@ -91,11 +93,11 @@ def write_report(predictions, out_dir, provenance=None, tta=None, temperatures=N
     results["provenance"] = _with_versions(provenance)
     out_dir = Path(out_dir)
     out_dir.mkdir(parents=True, exist_ok=True)
-    page = _render(title, results, evaluations, models[first][0], photo_of)
-    (out_dir / "report.html").write_text(page, encoding="utf-8")
+    _write_tables(models, out_dir)  # what took longest first
     (out_dir / "metrics.json").write_text(
         json.dumps(results, indent=1, allow_nan=False, default=str) + "\n", encoding="utf-8")
-    _write_tables(models, out_dir)
+    page = _render(title, results, evaluations, models[first][0], photo_of)
+    (out_dir / "report.html").write_text(page, encoding="utf-8")
     return results
 
 
@@ -219,7 +221,8 @@ def _render(title, results, evaluations, predictions, photo_of):
                             "thousands": "{:,}".format, "count": _count}
     exact = predictions.exact
     return environment.get_template("report.html.jinja").render(
-        title=title, results=results, metrics=METRICS, families=FAMILIES, tolerated=TOLERATED,
+        title=title, results=results, metrics=METRICS, all_metrics=METRICS | INTERVAL_METRICS,
+        least_units=LEAST_UNITS, other_ages=_other_ages, families=FAMILIES, tolerated=TOLERATED,
         coverages=COVERAGES, least_images=LEAST_IMAGES, least_in_band=LEAST_IN_BAND,
         floor=EPSILON_STD_FLOOR,
         significant=SIGNIFICANT, no_distribution=NO_DISTRIBUTION,
@@ -451,14 +454,23 @@ def _interval_sentence(number):
 def _comparison_sentence(comparison):
     a, b, change = comparison["first"], comparison["second"], comparison["differences"].get("mae")
     if change is None:
-        return f"“{a}” and “{b}” share no photo with an exact age, so they cannot be compared."
-    if not change["significant"]:
+        return f"“{a}” and “{b}” cannot be compared: {_other_ages(comparison)}."
+    if change["low"] is None or not change["significant"]:
+        verdict = "not significant" if change["low"] is not None else change["why"]
         return (f"The MAE of “{b}” differs from that of “{a}” by {_plain(change)} on the same "
-                f"{_count(comparison['n'], 'face')}: not significant.")
+                f"{_count(comparison['n'], 'face')}: {verdict}.")
     side = "lower (better)" if change["value"] < 0 else "higher (worse)"
     return (f"The MAE of “{b}” is {abs(change['value']):.2f} years {side} than that of “{a}” on "
             f"the same {_count(comparison['n'], 'face')} (difference {_interval(change)}): "
             "significant.")
+
+
+def _other_ages(comparison):
+    """Why faces cannot be compared, in words."""
+    if not comparison["n_other_age"]:
+        return "no photo with an exact age is in both"
+    return (f"{_count(comparison['n_other_age'], 'face')} with another true age in each, as "
+            "with another DATA.APPA_REAL_LABEL")
 
 
 def _reasons(models):

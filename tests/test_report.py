@@ -11,6 +11,7 @@ import skimage.color
 from scipy import special
 
 import evaluation
+import figures
 import metrics
 import report
 
@@ -106,7 +107,10 @@ def test_three_columns_are_enough(tmp_path, table):
     ("photo,age,pred_age,p0,p1,p3\na.jpg,1,1,0.5,0.5,0\n", "p0 .. p3 must be one a year"),
     ("photo,age,pred_age,p0,p1\na.jpg,1,1,0.5,0.1\n", "no distribution .sum 0.6"),
     ("photo,age,pred_age,p0,p1\na.jpg,1,1,1.5,-0.5\n", "no distribution"),
-    ("photo,age,pred_age,age_std\na.jpg,1,1,wide\n", "age_std 'wide' is not a number")])
+    ("photo,age,pred_age,age_std\na.jpg,1,1,wide\n", "age_std 'wide' is not a number"),
+    ("photo,age,pred_age,age_min,age_max\na.jpg,70,85,70,\nb.jpg,24,24,29,20\n",
+     "row 2: age_min '70' and age_max '' are no interval; row 3: age_min '29' and age_max '20'"),
+    ("photo,age,pred_age,age_max\na.jpg,70,85,79\n", "age_min '' and age_max '79'")])
 def test_unusable_predictions_are_named(tmp_path, text, message):
     path = tmp_path / "predictions.csv"
     path.write_text(text)
@@ -239,6 +243,43 @@ def test_one_person_has_no_interval_and_enters_no_gap():
     assert evaluation.score(exact, 50)["epsilon_error"]["low"] is None
 
 
+def test_few_faces_have_no_interval_and_no_verdict(table):
+    for count, known in ((9, False), (10, True)):
+        some = table[:count]
+        worse = some.assign(pred_age=some["pred_age"] + 30)
+        first, second = (evaluation.check_predictions(one, "t") for one in (some, worse))
+        assert (evaluation.score(first.exact, 50)["mae"]["low"] is not None) == known
+        change = evaluation.compare([first], [second], 50)["differences"]["bias"]
+        assert change["value"] == pytest.approx(30)
+        assert change["significant"] == known and (change["p_value"] is not None) == known
+
+
+def test_all_ranges_right_is_no_certainty(table):
+    ranges = with_intervals(table[:5])
+    results = evaluation.evaluate(evaluation.check_predictions(
+        ranges.assign(pred_age=ranges["age"]), "t"), 50)
+    share = results["intervals"]["all"]["all"]["interval_accuracy"]
+    assert (share["value"], share["high"]) == (100, 100)
+    assert share["low"] == pytest.approx(56.55, abs=0.01)  # Wilson's, 5 of 5
+
+
+def test_an_empty_spread_is_that_of_the_distribution(table):
+    spreads = metrics.distribution_std(table[COLUMNS].to_numpy(), BINS)
+    filled = evaluation.check_predictions(
+        table.assign(pred_std=np.where(np.arange(len(table)) == 3, np.nan, 7.0)), "t").faces
+    assert filled["pred_std"][3] == pytest.approx(spreads[3])
+    assert (filled["pred_std"].drop(3) == 7).all()
+
+
+def test_one_wild_prediction_is_drawn_as_any(table):
+    for wild in (1e6, -1e300):
+        ages = minimal(table[:50]).assign(pred_age=[wild, *table["pred_age"][1:50]])
+        assert ages.shape == (50, 3)
+        svg = figures.draw_predicted_against_true(ages["age"].to_numpy(),
+                                                  ages["pred_age"].to_numpy())
+        assert svg.startswith("<svg")
+
+
 def test_bin_columns_may_be_padded_and_not_double(table):
     padded = table.rename(columns={f"p{age}": f"p{age:03}" for age in range(101)})
     pd.testing.assert_frame_equal(evaluation.check_predictions(padded, "t").table(),
@@ -280,6 +321,14 @@ def test_decisions_at_eighteen(full_report, table):
     assert decision["n_minors"] == len(minors)
     row = next(row for row in decision["mean"]["table"] if row["cutoff"] == 3)
     assert row["minors_passed"]["value"] == pytest.approx(100 * (minors["pred_age"] >= 21).mean())
+    for rule, scores in (("mean", table["pred_age"] - 18),
+                         ("mass", table[[f"p{age}" for age in range(18, 101)]].sum(axis=1))):
+        for percent, safe in decision[rule]["at_tolerance"].items():
+            shown = float(f"{safe['cutoff']:.{1 if rule == 'mean' else 3}f}")
+            passes = scores >= shown
+            assert passes[table["age"] < 18].mean() <= int(percent) / 100
+            assert safe["adults_refused"] == pytest.approx(
+                100 * (~passes[table["age"] >= 18]).mean())
     safe = decision["mean"]["at_tolerance"]["5"]["cutoff"]
     assert (minors["pred_age"] - 18 >= safe).mean() <= 0.05
     mass = minors[COLUMNS[18:]].sum(axis=1)
@@ -337,7 +386,41 @@ def test_recipes_with_seeds_stand_side_by_side(tmp_path, table):
 def test_models_without_a_common_photo_are_not_compared(table):
     other = table.assign(photo="other_" + table["photo"])
     first, second = (evaluation.check_predictions(one, "t") for one in (table, other))
-    assert evaluation.compare([first], [second], 20) == {"n": 0, "differences": {}}
+    assert evaluation.compare([first], [second], 20) == {"n": 0, "n_other_age": 0,
+                                                         "differences": {}}
+
+
+def test_only_faces_whose_true_age_is_agreed_are_compared(tmp_path, table):
+    other = table.assign(age=table["age"] + np.where(np.arange(len(table)) < 100, 20, 0))
+    results, page = written(tmp_path, {"apparent": table, "real": other})
+    [comparison] = results["comparisons"]
+    assert (comparison["n"], comparison["n_other_age"]) == (500, 100)
+    assert comparison["differences"]["mae"]["value"] == 0
+    assert "Left out: 100 faces with another true age" in page
+    _, page = written(tmp_path, {"apparent": table, "real": table.assign(age=table["age"] + 1)})
+    assert "cannot be compared: 600 faces with another true age" in page
+
+
+def test_each_face_of_a_photo_is_compared(table):
+    pairs = table.assign(photo=[f"{k // 2}.jpg" for k in range(len(table))])
+    first, second = (evaluation.check_predictions(one, "t") for one in
+                     (pairs, pairs.assign(pred_age=pairs["pred_age"] + 1)))
+    comparison = evaluation.compare([first], [second], 50)
+    assert comparison["n"] == len(table)
+    assert comparison["differences"]["bias"]["value"] == pytest.approx(1)
+
+
+def test_seeds_on_ranges_have_a_spread_of_their_own(tmp_path, table):
+    runs = [with_intervals(draw_predictions(100, seed)).assign(photo=table["photo"][:100])
+            for seed in (1, 2)]
+    results, page = written(tmp_path, {"recipe": runs})
+    shares = [run["interval_accuracy"] for run in (
+        evaluation.evaluate(evaluation.check_predictions(run, "t"), 20)["intervals"]["all"]["all"]
+        for run in runs)]
+    assert results["seeds"]["recipe"]["interval_accuracy"]["mean"] == pytest.approx(
+        np.mean([share["value"] for share in shares]))
+    assert set(results["seeds"]["recipe"]) == {"interval_accuracy", "interval_distance"}
+    assert "spread over seeds" in page and "over 2 runs" in page
 
 
 def test_tta_stands_beside_the_plain_result(tmp_path, table):
@@ -417,7 +500,7 @@ def test_the_photo_of_a_face_is_that_of_its_row(tmp_path, table):
     ("labels beyond", "Outside the predicted ages: 1 label,"),
     ("one person", "no interval"),
     ("odd names", "&lt;b&gt;"),
-    ("nothing in common", "share no photo with an exact age")])
+    ("nothing in common", "no photo with an exact age is in both")])
 def test_whatever_is_missing_there_is_a_page(tmp_path, table, case, sentence):
     one_hot = pd.DataFrame(np.eye(101)[table["age"].astype(int)], columns=COLUMNS)
     cases = {
