@@ -69,6 +69,8 @@ def main():
                              f"--resume names {len(paths)}")
         if args.calibrate and not (args.resume and Path(paths[0]).is_file()):
             raise ValueError("--calibrate changes a checkpoint; name its file with --resume")
+    if args.output and Path(args.output).is_dir():
+        raise IsADirectoryError(f"--output '{args.output}' is a folder; name a CSV file in it")
     for folder in (args.report, args.output and Path(args.output).parent):
         if folder:
             writable_folder(folder, "--report" if folder == args.report else "--output")
@@ -169,6 +171,8 @@ def report_predictions(args):
     if useless:
         raise ValueError(f"--predictions evaluates a table; leave out {', '.join(useless)}")
     table = load_predictions(args.predictions)
+    if args.report and _would_overwrite(args.report, args.predictions):
+        raise ValueError(f"'{args.predictions}' would be overwritten; choose another --report")
     if args.report:
         write_report(table, args.report, provenance={
             "Command": shlex.join(["python", *sys.argv]), "Predictions": args.predictions})
@@ -182,6 +186,11 @@ def report_predictions(args):
     return 0
 
 
+def _would_overwrite(report, predictions):
+    written = Path(report, "predictions.csv")
+    return written.exists() and written.samefile(predictions)
+
+
 def _named_models(resume):
     """{name: [path, ...]}: a glob is one recipe with a path a seed."""
     if resume is None:
@@ -189,7 +198,7 @@ def _named_models(resume):
     models = {}
     for word in resume:
         found = [word]
-        if glob.has_magic(word):
+        if glob.has_magic(word) and "://" not in word and not Path(word).exists():
             found = sorted(glob.glob(word))  # noqa: PTH207 (Path.glob takes no absolute pattern)
         if not found:
             raise FileNotFoundError(f"--resume '{word}' matches no file")

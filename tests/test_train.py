@@ -481,6 +481,8 @@ def test_a_missing_gpu_is_named(folder, tmp_path):
 def test_test_refuses_what_does_not_fit(folder, trained, tmp_path):
     words = ["--data_dir", folder, "--resume", trained, "--cache_dir", tmp_path / "cache"]
     assert "TEST" in refusal(script("test.py", *words, "MODEL.IMG_SIZE", "64", check=False))
+    done = script("test.py", *words, "--output", tmp_path, check=False)
+    assert "is a folder; name a CSV file in it" in refusal(done)
     only = tmp_path / "only"
     write_dataset(only, [20], splits=("train",))
     done = script("test.py", "--data_dir", only, "--resume", trained, check=False)
@@ -668,6 +670,28 @@ def test_reports_of_one_model_of_several_and_of_a_table(folder, trained, tmp_pat
     done = script("test.py", "--predictions", tmp_path / "one" / "predictions.csv", "--report",
                   tmp_path / "table")
     assert done.stdout.splitlines()[-1] == f"test mae: {metrics['mae']['value']:.3f}"
+
+
+def test_a_report_does_not_replace_the_table_it_is_made_of(tmp_path):
+    text = "photo,age,pred_age,note\na.jpg,30,31.123456789,007\n"
+    (tmp_path / "predictions.csv").write_text(text)
+    words = ["--predictions", tmp_path / "predictions.csv", "--report"]
+    done = script("test.py", *words, tmp_path, check=False)
+    assert "would be overwritten; choose another --report" in refusal(done)
+    assert (tmp_path / "predictions.csv").read_text() == text
+    script("test.py", *words, tmp_path / "elsewhere")
+
+
+def test_a_checkpoint_may_have_the_name_of_a_glob(folder, trained, tmp_path):
+    (tmp_path / "run[1]").mkdir()
+    shutil.copy(trained, tmp_path / "run[1]" / "best.pth")
+    words = ["--data_dir", folder, "--cache_dir", tmp_path / "cache"]
+    script("test.py", *words, "--resume", tmp_path / "run[1]" / "best.pth")
+    done = script("test.py", *words, "--resume", "https://localhost:1/model.pth?download=1",
+                  check=False)
+    assert "sha256" in refusal(done)
+    done = script("test.py", *words, "--resume", tmp_path / "run[2]" / "*.pth", check=False)
+    assert "matches no file" in refusal(done)
 
 
 def test_a_report_of_seeds_knows_their_calibration(folder, trained, tmp_path):
