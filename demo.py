@@ -25,7 +25,7 @@ from drawing import age_text, draw_corner_text, draw_faces
 from files import writable_folder
 from folders import IMAGE_ENDINGS, find_images, read_photo, save_picture
 from predictor import MIN_CONFIDENCE, MIN_FACE, AgeEstimator
-from results import NO_FACE, OK, VIDEO_FIELDS, ResultFiles
+from results import NO_FACE, NOT_DRAWN, OK, RESULTS_NAME, VIDEO_FIELDS, ResultFiles
 from streams import map_ahead
 from tracking import FaceTracker
 from video import ESC, ClipWriter, FrameRate, Frames, Window
@@ -85,7 +85,7 @@ def run_photos(args):
         estimator = build_estimator(args)
         writable_folder(args.output_dir, "--output_dir")
         summary = write_photos(estimator, folder, names, args)
-    if not summary.read_count and summary.unreadable:
+    if not summary.read_count and summary.unreadable_count:
         raise ValueError(f"none of the images in '{args.img_dir}' could be read")
     return 0
 
@@ -94,8 +94,8 @@ def list_photos(args):
     """(folder, names in it) of the photos asked for; none of them will be overwritten."""
     if args.img_dir.is_file():
         if args.output_dir is not None and args.img_dir.suffix.lower() not in IMAGE_ENDINGS:
-            raise ValueError(f"cannot write '{args.img_dir.suffix}' files; give '{args.img_dir}' "
-                             f"one of the endings {', '.join(IMAGE_ENDINGS)}")
+            raise ValueError(f"'{args.img_dir}' is none of the images that can be written "
+                             f"({', '.join(IMAGE_ENDINGS)}); a clip is given with --video")
         folder, names = args.img_dir.parent, [Path(args.img_dir.name)]
     elif args.img_dir.is_dir():
         folder = args.img_dir
@@ -116,7 +116,7 @@ def show_photos(estimator, folder, names, window, args):
     summary = PhotoSummary()
     paths = [folder / name for name in names]
     for name, (photo, faces) in zip(names, estimator.stream(paths, read_photo, 1), strict=True):
-        print(summary.add(name.as_posix(), photo, faces))
+        print(summary.add(name.as_posix(), f"unreadable: {photo}" if faces is None else OK, faces))
         if faces is None:
             continue
         window.show(draw_faces(photo, faces, estimator.age_bins, not args.no_plot))
@@ -129,10 +129,14 @@ def write_photos(estimator, folder, names, args):
     """Annotated photos, results.csv and results.jsonl."""
     def annotate(job):
         name, (photo, faces) = job
-        if faces is not None:
+        if faces is None:
+            return name.as_posix(), f"unreadable: {photo}", None
+        try:
             save_picture(draw_faces(photo, faces, estimator.age_bins, not args.no_plot),
                          args.output_dir / name)
-        return name.as_posix(), photo if faces is None else None, faces
+        except ValueError as error:
+            return name.as_posix(), f"{NOT_DRAWN}: {error}", faces
+        return name.as_posix(), OK, faces
 
     summary = PhotoSummary()
     paths = [folder / name for name in names]
@@ -141,11 +145,10 @@ def write_photos(estimator, folder, names, args):
         jobs = zip(names, estimator.stream(paths, read_photo), strict=True)
         annotated = map_ahead(partial(savers.submit, annotate), jobs, 4)
         bar = tqdm(annotated, total=len(names), unit="image")
-        for name, problem, faces in bar:
-            line = summary.add(name, problem, faces)
-            if faces is None:
+        for name, status, faces in bar:
+            line = summary.add(name, status, faces)
+            if status != OK:
                 bar.write(line, file=sys.stderr)
-            status = f"unreadable: {problem}" if faces is None else OK
             results.write({"file": name}, list(enumerate(faces or [], 1)), status)
     summary.print(time.perf_counter() - started, args.output_dir)
     return summary
@@ -155,34 +158,36 @@ class PhotoSummary:
     """Counts of a run over photos, and the first lines of its results."""
 
     def __init__(self):
-        self.lines, self.unreadable = [], []
-        self.read_count = self.face_count = self.faceless_count = 0
+        self.lines = []
+        self.read_count = self.unreadable_count = self.face_count = self.faceless_count = 0
 
-    def add(self, name, problem, faces):
+    def add(self, name, status, faces):
         """Count an image; its results in words."""
         if faces is None:
-            self.unreadable.append(name)
-            words = f"unreadable: {problem}"
+            self.unreadable_count += 1
+            words = status
         else:
             self.read_count += 1
             self.face_count += len(faces)
             self.faceless_count += not faces
             words = "; ".join(map(age_text, faces)) or NO_FACE
+            if status != OK:
+                words += f" ({status})"
         if len(self.lines) < TABLE_ROWS:
             self.lines.append((name, words))
         return f"{name}: {words}"
 
     def print(self, seconds, output_dir):
-        count = self.read_count + len(self.unreadable)
+        count = self.read_count + self.unreadable_count
         width = max(len(name) for name, _ in self.lines)
         print(f"{'file':{width}}  age, 80% interval")
         for name, words in self.lines:
             print(f"{name:{width}}  {words}")
         if count > len(self.lines):
-            print(f"... and {count - len(self.lines)} more in {output_dir / 'results.csv'}")
+            print(f"... and {count - len(self.lines)} more in {output_dir / RESULTS_NAME}")
         print(f"images: {count} in {seconds:.1f} s, {count / seconds:.1f} images/s; faces: "
               f"{self.face_count}; images without a face: {self.faceless_count}; unreadable: "
-              f"{len(self.unreadable)}")
+              f"{self.unreadable_count}")
         print(f"annotated images, results.csv and results.jsonl are in {output_dir}/")
 
 
@@ -251,8 +256,9 @@ def show_stream(stream, frames, window):
 def write_stream(stream, frames, args):
     """Annotated clip, results.csv and results.jsonl."""
     path = args.output_dir / f"{Path(frames.name).stem}.mp4"
-    if args.video is not None and path.exists() and path.samefile(args.video):
-        raise ValueError(f"'{args.video}' would be overwritten; choose another --output_dir")
+    ours = (args.output_dir / RESULTS_NAME).exists()  # an earlier run's clip is replaced
+    if path.exists() and (not ours or (args.video is not None and path.samefile(args.video))):
+        raise ValueError(f"'{path}' would be overwritten; choose another --output_dir")
     started = time.perf_counter()
     with ClipWriter(path, frames.size, frames.fps) as clip, \
             ResultFiles(args.output_dir, VIDEO_FIELDS) as results:
@@ -265,24 +271,27 @@ def write_stream(stream, frames, args):
 
 
 class StreamSummary:
-    """Frames counted and, for each track, in how many it was seen and its latest face."""
+    """Frames and tracks counted; of the first tracks, in how many frames and the latest face."""
 
     def __init__(self):
-        self.started, self.frame_count, self.tracks = time.perf_counter(), 0, {}
+        self.started, self.frame_count, self.track_count = time.perf_counter(), 0, 0
+        self.tracks = {}
 
     def add(self, tracked):
         self.frame_count += 1
         for number, face in tracked:
-            seen, _ = self.tracks.get(number, (0, None))
-            self.tracks[number] = seen + 1, face
+            self.track_count = max(self.track_count, number)
+            if number in self.tracks or len(self.tracks) < TABLE_ROWS:
+                seen, _ = self.tracks.get(number, (0, None))
+                self.tracks[number] = seen + 1, face
 
     def print(self):
         seconds = time.perf_counter() - self.started
         print("face  frames  age, 80% interval")
-        for number, (seen, face) in list(self.tracks.items())[:TABLE_ROWS]:
+        for number, (seen, face) in self.tracks.items():
             print(f"{'#' + str(number):4}  {seen:6}  {age_text(face)}")
         print(f"frames: {self.frame_count} in {seconds:.1f} s, "
-              f"{self.frame_count / seconds:.1f} frames/s; faces: {len(self.tracks)}")
+              f"{self.frame_count / seconds:.1f} frames/s; faces: {self.track_count}")
 
 
 if __name__ == "__main__":

@@ -57,9 +57,20 @@ def read_photo(path):
 
 
 def save_picture(picture, path):
-    """Write a PIL.Image in the format of the path's ending, whole or not at all."""
+    """Write a PIL.Image in the format of the path's ending, whole or not at all.
+
+    Raises:
+        ValueError: the format cannot hold the picture, such as one wider than a JPEG may be.
+        OSError: the disk is full, the folder cannot be written to.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     suffix = path.suffix.lower()
+    picture.info.clear()  # it may ask for the photo's own compression, of bilevel images only
     with replaced(path) as temporary:
-        picture.save(temporary, Image.registered_extensions()[suffix],
-                     **SAVE_OPTIONS.get(suffix, {}))
+        try:
+            picture.save(temporary, Image.registered_extensions()[suffix],
+                         **SAVE_OPTIONS.get(suffix, {}))
+        except OSError as error:
+            if error.errno is None:  # the encoder's, not the system's
+                raise ValueError(" ".join(str(error).split())) from error
+            raise

@@ -15,7 +15,8 @@ FACE_FIELDS = ("x1", "y1", "x2", "y2", "confidence", "roll_deg", "age", "median"
 FIELDS = ("file", "face", *FACE_FIELDS, "status")
 VIDEO_FIELDS = ("file", "frame", "time_s", *FIELDS[1:])
 DECIMALS = {"confidence": 4, "time_s": 3}  # of all other numbers 2
-OK, NO_FACE = "ok", "no face"
+OK, NO_FACE, NOT_DRAWN = "ok", "no face", "no annotated picture"
+RESULTS_NAME = "results.csv"
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,7 +85,7 @@ class ResultFiles:
         self.fields = fields
         # A file name need not be valid UTF-8; its bytes come out as they went in.
         options = {"encoding": "utf-8", "errors": "surrogateescape", "newline": ""}
-        self.csv_path, self.jsonl_path = Path(folder, "results.csv"), Path(folder, "results.jsonl")
+        self.csv_path, self.jsonl_path = Path(folder, RESULTS_NAME), Path(folder, "results.jsonl")
         self._csv = self.csv_path.open("w", **options)
         self._jsonl = self.jsonl_path.open("w", **options)
         self._writer = csv.DictWriter(self._csv, fields, lineterminator="\n")
@@ -103,9 +104,10 @@ class ResultFiles:
         Args:
             origin: dict of the fields before `face`: file and, for a clip, frame and time_s.
             faces: list of (number, Face).
-            status: of an image without faces; OK becomes NO_FACE.
+            status: of the image; without faces OK becomes NO_FACE.
         """
-        rows = [{**origin, "face": number, **dict(face), "status": OK} for number, face in faces]
+        rows = [{**origin, "face": number, **dict(face), "status": status}
+                for number, face in faces]
         if not rows:
             rows = [{**origin, "status": NO_FACE if status == OK else status}]
         for row in rows:

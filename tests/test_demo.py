@@ -185,6 +185,25 @@ def test_output_within_the_folder_is_not_read_again(model_path, tmp_path):
         assert [row["file"] for row in read_results(tmp_path / "out")[0]] == ["a.png"]
 
 
+def test_a_photo_that_cannot_be_drawn_on_stops_no_other(model_path, tmp_path, capsys):
+    photos, out = tmp_path / "photos", tmp_path / "out"
+    photos.mkdir()
+    shutil.copy(ASTRONAUT, photos / "a.png")
+    with Image.open(ASTRONAUT) as photo:
+        photo.convert("1").save(photos / "fax.tif", compression="group4")
+    Image.new("RGB", (16_400, 20)).save(photos / "long.webp", "PNG")  # wider than a WebP may be
+    shutil.copy(ASTRONAUT, photos / "z.png")
+    assert run(model_path, "--img_dir", photos, "--output_dir", out) == 0
+    rows, _ = read_results(out)
+    assert {row["file"]: row["status"].partition(":")[0] for row in rows} == {
+        "a.png": "ok", "fax.tif": rows[1]["status"], "long.webp": "no annotated picture",
+        "z.png": "ok"}
+    assert {path.name for path in out.iterdir()} == {"a.png", "fax.tif", "z.png", "results.csv",
+                                                     "results.jsonl"}
+    assert rows[1]["status"] in ("ok", "no face")
+    assert "long.webp" in capsys.readouterr().err
+
+
 def test_no_photo_is_overwritten(model_path, tmp_path, capsys):
     shutil.copy(ASTRONAUT, tmp_path / "a.png")
     (tmp_path / "link").symlink_to(tmp_path, target_is_directory=True)
@@ -219,7 +238,8 @@ def test_folder_without_a_readable_image(model_path, tmp_path, capsys):
      "unknown config key 'TEST.NAME'"),
     (["--img_dir", "{samples}", "--output_dir", "{tmp}/o", "--min_face", "0"], "at least 1"),
     (["--img_dir", "{samples}", "--output_dir", "{tmp}/o", "--min_confidence", "7"], "0..1"),
-    (["--img_dir", "{tmp}/file", "--output_dir", "{tmp}/o"], "cannot write '' files"),
+    (["--img_dir", "{tmp}/file", "--output_dir", "{tmp}/o"],
+     "none of the images that can be written .*; a clip is given with --video"),
     (["--video", "{tmp}/none.mp4", "--output_dir", "{tmp}/o"], "clip '.*none.mp4' not found"),
     (["--video", "{tmp}/file", "--output_dir", "{tmp}/o"], "cannot read a frame"),
     (["--camera", "77", "--output_dir", "{tmp}/o"], "no camera 77"),
@@ -290,6 +310,27 @@ def test_clip_gives_the_same_twice(clip_path, model_path, tmp_path):
                           strict=True):
         assert float(one["x1"]) == pytest.approx(float(other["x1"]), abs=0.1)
         assert float(one["age"]) == pytest.approx(float(other["age"]), abs=0.02)
+
+
+def test_a_clip_that_is_no_result_is_not_overwritten(clip_path, model_path, tmp_path, capsys):
+    shutil.copy(clip_path, tmp_path / "c.avi")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "c.mp4").write_bytes(b"another clip")
+    words = ["--video", tmp_path / "c.avi", "--output_dir", tmp_path / "out"]
+    assert run(model_path, *words) == 2
+    assert "c.mp4' would be overwritten" in one_line_error(capsys)
+    assert (tmp_path / "out" / "c.mp4").read_bytes() == b"another clip"
+    (tmp_path / "out" / "c.mp4").unlink()
+    for _ in range(2):  # the results of an earlier run are replaced
+        assert run(model_path, *words) == 0
+
+
+def test_only_the_first_tracks_of_a_stream_are_kept():
+    summary = demo.StreamSummary()
+    for number in range(1, 101):
+        summary.add([(number, f"face {number}")] * 2)
+    assert summary.track_count == 100 and len(summary.tracks) == demo.TABLE_ROWS
+    assert summary.tracks[1] == (2, "face 1")
 
 
 def test_clip_itself_is_not_overwritten(clip_path, model_path, tmp_path, capsys):
