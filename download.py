@@ -134,7 +134,7 @@ class _HttpsOnly(urllib.request.HTTPRedirectHandler):
 
 def _download(url, part):
     """Append to `part` until it is whole, going on where the connection breaks."""
-    failures = 0
+    failures, most = 0, _size(part)
     while failures < ATTEMPTS:
         before = _size(part)
         try:
@@ -148,7 +148,9 @@ def _download(url, part):
             problem = str(getattr(error, "reason", None) or error)
             if not before and not _size(part):
                 failures = ATTEMPTS  # never reached: no use in insisting
-        failures = 0 if _size(part) > before else failures + 1
+        # Further than ever, since a server that cannot resume begins anew each time.
+        failures = 0 if _size(part) > most else failures + 1
+        most = max(most, _size(part))
     hint = ("run again to go on from there" if _size(part) else
             "check the connection, or fetch the file elsewhere and pass its path")
     raise OSError(f"cannot download '{url}': {problem} after {_size(part)} bytes; {hint}")

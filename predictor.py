@@ -30,8 +30,9 @@ from streams import batches, map_ahead
 MIN_FACE = 20  # pixels
 MIN_CONFIDENCE = 0.9  # of the detector, below which most of what it finds is no face
 ROLL_DECIMALS, BOX_DECIMALS = 4, 2  # of an aligned list
+DECODERS = 4  # threads that read photos, and photos read ahead, at most
 BATCH_PHOTOS = 16  # detected together
-BATCH_PIXELS = 24_000_000  # of these photos together, which bounds the memory
+BATCH_PIXELS = 24_000_000  # of these photos together
 
 
 class AgeEstimator:
@@ -78,7 +79,8 @@ class AgeEstimator:
             OSError: a file that cannot be read; FileNotFoundError where there is none.
             ValueError: an array of another type or shape.
         """
-        if isinstance(images, (str, os.PathLike, Image.Image)) or getattr(images, "ndim", 4) < 4:
+        if isinstance(images, (str, os.PathLike, Image.Image)) or (
+                isinstance(images, np.ndarray) and images.ndim in (2, 3)):  # else of many
             return self._faces([as_photo(images)])[0]
         return [faces for _, faces in self.stream(images, as_photo)]
 
@@ -95,9 +97,9 @@ class AgeEstimator:
         Yields:
             (what read returned, list of Face or, where it is no image, None) for each source.
         """
-        with ThreadPoolExecutor(max(1, loader_workers(self.cfg.TEST.WORKERS))) as decoders, \
-                ThreadPoolExecutor(1) as finder:
-            photos = map_ahead(partial(decoders.submit, read), sources, 4)
+        count = min(DECODERS, max(1, loader_workers(self.cfg.TEST.WORKERS)))
+        with ThreadPoolExecutor(count) as decoders, ThreadPoolExecutor(1) as finder:
+            photos = map_ahead(partial(decoders.submit, read), sources, count)
             for batch in map_ahead(partial(finder.submit, self._faces_of_batch),
                                    batches(photos, pixel_count, BATCH_PIXELS, batch_photos), 1):
                 yield from batch

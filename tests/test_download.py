@@ -2,6 +2,7 @@
 
 import hashlib
 import http.server
+import itertools
 import os
 import shutil
 import ssl
@@ -22,7 +23,7 @@ SHA256 = hashlib.sha256(CONTENT).hexdigest()
 class Handler(http.server.BaseHTTPRequestHandler):
     """Serves CONTENT under /model.pth, by range where asked, and notes the ranges."""
 
-    ranges, broken_answers, understands_ranges = [], 0, True
+    ranges, broken_answers, cut, understands_ranges = [], 0, 300_000, True
 
     def do_GET(self):
         cls = type(self)
@@ -50,7 +51,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.end_headers()
         if cls.broken_answers:
             cls.broken_answers -= 1
-            body = body[:300_000]
+            body = body[:self.cut]
         self.wfile.write(body)
 
     def log_message(self, *_):
@@ -115,6 +116,16 @@ def test_connection_that_breaks_is_taken_up_again(server, tmp_path):
 
 def files_in(folder):
     return [path for path in folder.rglob("*") if path.is_file() and path.suffix != ".lock"]
+
+
+def test_a_server_that_never_gets_further_is_given_up(server, tmp_path, monkeypatch):
+    sizes = itertools.cycle([300_000, 200_000])
+    monkeypatch.setattr(Handler, "understands_ranges", False)
+    monkeypatch.setattr(Handler, "broken_answers", 100)
+    monkeypatch.setattr(Handler, "cut", property(lambda _: next(sizes)))
+    with pytest.raises(OSError, match="broke off after .* bytes; run again"):
+        fetch(f"{server}/model.pth", SHA256, tmp_path)
+    assert len(Handler.ranges) <= 1 + download.ATTEMPTS
 
 
 def test_two_at_once_download_once(server, tmp_path):

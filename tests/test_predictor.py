@@ -9,6 +9,7 @@ import threading
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from demo_inputs import ASTRONAUT, HOPPER, ROOT, TWO_FACES, write_model
@@ -111,6 +112,8 @@ def test_images_of_any_kind_give_the_same_faces(estimator):
     for faces in [*results, estimator(array), estimator(str(ASTRONAUT))]:
         assert len(faces) == 1
         np.testing.assert_allclose(faces[0].probs, results[0][0].probs, atol=1e-5)
+    for paths in (pd.Series([str(ASTRONAUT)] * 2), np.array([str(ASTRONAUT)] * 2)):
+        assert [len(faces) for faces in estimator(paths)] == [1, 1]
     assert estimator([]) == []
     assert estimator(np.zeros((80, 80), np.uint8)) == []
 
