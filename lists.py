@@ -17,6 +17,7 @@ BOX = ["box1", "box2", "box3", "box4"]
 REQUIRED = ["photo", "age", "deg", *BOX]
 NUMBERS = ["age_std", "age_min", "age_max", "confidence"]
 OPTIONAL = [*NUMBERS, "gender", "race", "subject", "votes"]
+APPA_REAL_LABELS = {"apparent": "apparent_age_avg", "real": "real_age"}  # columns by label
 LISTED = 20  # bad rows shown before the rest is only counted
 
 
@@ -169,7 +170,7 @@ def _read_protocol(list_dir, dataset, split, protocol, cfg):
              for split_there in _splits_of(list_dir, dataset)]
     for faces in lists:  # a photo may be in two lists, and in one with several faces
         faces["number"] = faces.groupby("photo").cumcount()
-    faces = pd.concat(lists, ignore_index=True).drop_duplicates(["photo", "number"])
+    faces = pd.concat(lists, ignore_index=True).drop_duplicates(["photo", "number", "deg", *BOX])
     faces = faces.drop(columns="number")
     faces = faces[faces["photo"].isin(chosen.loc[chosen["split"] == split, "photo"])]
     if faces.empty:
@@ -243,7 +244,7 @@ def read_appa_real(path, split, cfg):
 
     The votes of gt_{split}.csv, where it is there, become the votes column.
     """
-    label = {"apparent": "apparent_age_avg", "real": "real_age"}[cfg.DATA.APPA_REAL_LABEL]
+    label = APPA_REAL_LABELS[cfg.DATA.APPA_REAL_LABEL]
     table = read_csv(path, ["file_name", label])
     faces = pd.DataFrame({"photo": split + "/" + table["file_name"] + "_face.jpg",
                           "age": _numbers(table, label, path)})
@@ -288,9 +289,14 @@ def parse_votes(text, age_bins):
     """
     histogram = np.zeros(len(age_bins), np.float32)
     for pair in text.split():
-        age, _, weight = pair.partition(":")
-        position = np.clip(round(float(age)) - age_bins[0], 0, len(age_bins) - 1)
-        histogram[position] += float(weight)
+        try:
+            age, weight = (float(number) for number in pair.split(":"))
+        except ValueError as error:
+            raise ValueError(f"'{pair}' in votes '{text}' is not age:weight") from error
+        if not (np.isfinite(age) and np.isfinite(weight)):
+            raise ValueError(f"'{pair}' in votes '{text}' is not finite")
+        position = np.clip(round(age) - age_bins[0], 0, len(age_bins) - 1)
+        histogram[position] += weight
     if (histogram < 0).any():
         raise ValueError(f"negative weight in votes '{text}'")
     return histogram

@@ -13,6 +13,7 @@ where it was when started again. Several processes, GPUs or machines share the w
 import argparse
 import contextlib
 import csv
+import functools
 import itertools
 import os
 from collections import Counter
@@ -27,6 +28,7 @@ from download import file_sha256
 from files import replaced, writable_folder
 from lists import SPLITS
 from preprocess.detector import FaceDetector
+from preprocess.face import load_photo
 from preprocess.journal import (
     CHUNK,
     Journal,
@@ -34,8 +36,8 @@ from preprocess.journal import (
     merge,
     read_rows,
 )
-from preprocess.readers import LOCATION
-from preprocess.workers import RESULT, worker_pool
+from preprocess.readers import LOCATION, MISSING
+from preprocess.workers import RESULT, UNREADABLE, worker_pool
 from streams import map_ahead
 
 AHEAD = 3  # chunks a worker process finds waiting
@@ -102,11 +104,11 @@ def align_list(list_path, split, args, settings, submit, workers, rank, world_si
     if not args.restart and is_current(target, list_path):
         print(f"{target.name} is newer than its list: kept; --restart aligns it again")
         return
-    row_count = sum(1 for _ in read_rows(list_path, ["photo", "age"]))
+    row_count = _count_rows(list_path, args.data_dir)
     checksum = file_sha256(list_path)
     fingerprint = f"{checksum} {settings['min_face_size']} {settings['min_face_ratio']}"
     journal = Journal(target, fingerprint, row_count, rank, world_size)
-    fill_journal(journal, list_path, submit, workers, args.restart)
+    fill_journal(journal, list_path, args.data_dir, submit, workers, args.restart)
     if file_sha256(list_path) != checksum:
         raise ValueError(f"{list_path} was changed while it was aligned; start again")
     with contextlib.suppress(FileNotFoundError):  # another process has merged just now
@@ -116,15 +118,45 @@ def align_list(list_path, split, args, settings, submit, workers, rank, world_si
             print(f"{journal.path.name} is complete; {target.name} is written when all parts are")
 
 
-def fill_journal(journal, list_path, submit, workers, restart):
-    done = journal.open(restart)
+def _count_rows(list_path, data_dir):
+    """Rows of a list of which some photo is there."""
+    count, found = 0, False
+    for row in read_rows(list_path, ["photo", "age"]):
+        found = found or (row["photo"] and Path(data_dir, row["photo"]).is_file())
+        count += 1
+    if count and not found:
+        raise FileNotFoundError(f"none of the {count} photos of {list_path}, such as "
+                                f"'{row['photo']}', is in '{data_dir}'; name their folder with "
+                                "--data_dir")
+    return count
+
+
+def has_come(data_dir, row, reason):
+    """Whether a photo that was missing or broken in an earlier run can be read by now."""
+    path = Path(data_dir, row["photo"])
+    if reason == MISSING:
+        return path.is_file()
+    if reason != UNREADABLE:
+        return False
+    try:
+        load_photo(path)
+    except OSError:
+        return False
+    return True
+
+
+def fill_journal(journal, list_path, data_dir, submit, workers, restart):
+    def my_chunks():
+        return (rows for number, rows in chunks(read_rows(list_path, ["photo", "age"]))
+                if journal.is_mine(number))
+
+    done = journal.open(restart, itertools.chain.from_iterable(my_chunks()),
+                        functools.partial(has_come, data_dir))
     counts = Counter()
     bar = tqdm(total=journal.expected, initial=done, unit=" photos", smoothing=0.05,
                desc=list_path.stem, disable=journal.rank > 0)
-    mine = (rows for number, rows in chunks(read_rows(list_path, ["photo", "age"]))
-            if journal.is_mine(number))
     with contextlib.closing(journal), bar:
-        todo = itertools.islice(mine, -(-done // CHUNK), None)
+        todo = itertools.islice(my_chunks(), -(-done // CHUNK), None)
         for results in map_ahead(submit, todo, workers * AHEAD):
             journal.write(results)
             counts.update("faces" if len(result) > 1 else "rejected" for result in results)

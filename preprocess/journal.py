@@ -22,10 +22,11 @@ def read_rows(path, required):
     """Rows of a CSV file as dicts of text, one at a time.
 
     Raises:
-        ValueError: a required column is missing, or the file is not UTF-8 text.
+        ValueError: a required column is missing, a quote is not closed, or the file is not UTF-8
+            text.
     """
     with Path(path).open(encoding="utf-8-sig", newline="") as file:
-        reader = csv.DictReader(file, restval="", skipinitialspace=True)
+        reader = csv.DictReader(file, restval="", skipinitialspace=True, strict=True)
         try:
             names = [name.strip() for name in reader.fieldnames or []]
             missing = [name for name in required if name not in names]
@@ -77,9 +78,14 @@ class Journal:
     def is_mine(self, chunk_number):
         return chunk_number % self.world_size == self.rank
 
-    def open(self, restart=False):
+    def open(self, restart=False, rows=(), is_stale=None):
         """Continue, or begin where there is nothing to continue or with restart.
 
+        Args:
+            restart: begin anew.
+            rows: this process's rows, in order.
+            is_stale: function (row, first field of its result) that tells whether the result no
+                longer holds; the run goes on before the first such row. None: all hold.
         Returns:
             list rows of which the results are there already, in whole chunks.
         Raises:
@@ -90,7 +96,7 @@ class Journal:
         except Timeout as error:
             raise OSError(f"{self.path.name} is being written by another run; wait for it, or "
                           "stop it first") from error
-        done, size = (0, 0) if restart else self._recorded()
+        done, size = (0, 0) if restart else self._recorded(iter(rows), is_stale)
         if not size:
             self.path.write_bytes(self.header)
             size = len(self.header)
@@ -116,22 +122,24 @@ class Journal:
         return [Journal(self.target, self.fingerprint, self.row_count, rank, self.world_size)
                 for rank in range(self.world_size)]
 
-    def _recorded(self):
+    def _recorded(self, rows=(), is_stale=None):
         """Rows in whole chunks, and the size in bytes of the file up to their end."""
         if not self.path.is_file():
             return 0, 0
         with self.path.open("rb") as file:
-            if file.readline() != self.header:  # of another list or another version
+            if file.readline() != self.header:  # of another list or other settings
                 return 0, 0
-            rows, size, position = 0, len(self.header), len(self.header)
+            count, size, position = 0, len(self.header), len(self.header)
             for line in file:
                 if not line.endswith(b"\n"):
                     break
-                rows += 1
+                if is_stale and is_stale(next(rows), line.rstrip().partition(b",")[0].decode()):
+                    break
+                count += 1
                 position += len(line)
-                if rows % CHUNK == 0 or rows == self.expected:
+                if count % CHUNK == 0 or count == self.expected:
                     size = position
-        return (rows if rows == self.expected else rows // CHUNK * CHUNK), size
+        return (count if count == self.expected else count // CHUNK * CHUNK), size
 
 
 def merge(journals, rows):

@@ -22,8 +22,9 @@ import numpy as np
 import pandas as pd
 
 from folders import IMAGE_ENDINGS
-from lists import SPLITS, count_votes, read_csv
+from lists import APPA_REAL_LABELS, SPLITS, count_votes, read_csv
 
+MISSING = "file missing"  # why a photo cannot be used
 LOCATION = ["face_x1", "face_y1", "face_x2", "face_y2"]  # pixels of the photo
 COLUMNS = ["photo", "age", "age_std", "age_min", "age_max", "gender", "race", "subject", "votes",
            *LOCATION]
@@ -31,6 +32,8 @@ OLDEST = 100  # years, closes an open interval such as "more than 70"
 SHARES = (("train", 0.8), ("valid", 0.1), ("test", 0.1))  # where nothing official exists
 VALID_FROM_TRAIN = (("train", 0.9), ("valid", 0.1))  # where only a test part is published
 MATLAB_EPOCH = 366  # days from Matlab's day 0 to Python's
+INTERVAL = re.compile(r"\(?(?P<low>\d{1,3})(?:-|, ?)(?P<high>\d{1,3})\)?|"
+                      r"more than (?P<least>\d{1,3})|(?P<only>\d{1,3})", re.ASCII)
 
 
 class Skipped(NamedTuple):
@@ -96,17 +99,17 @@ def read_appa_real(data_dir, options):
         if not table_path.is_file():
             continue
         found = True
-        label = {"apparent": "apparent_age_avg", "real": "real_age"}[options.appa_real_label]
+        label = APPA_REAL_LABELS[options.appa_real_label]
         table = read_csv(table_path, ["file_name", "apparent_age_std", label])
         votes_path = Path(data_dir, f"gt_{split}.csv")
         votes = count_votes(votes_path) if votes_path.is_file() else {}
         for record in table.to_dict("records"):
             name, age = record["file_name"], record[label]
-            photo = f"{split}/{name}"
-            if not Path(data_dir, photo).is_file():
-                photo += "_face.jpg"  # a release without the uncropped photos
-            if not age:
-                yield Skipped(photo, f"no {label}")
+            photo = f"{split}/{name}_face.jpg"  # of a photo with several faces the one labelled
+            if not Path(data_dir, photo).is_file() and Path(data_dir, split, name).is_file():
+                photo = f"{split}/{name}"
+            if _number(age) is None:
+                yield Skipped(photo, f"{label} '{age}' is no number" if age else f"no {label}")
                 continue
             row = {"photo": photo, "age": float(age), "split": split}
             if options.appa_real_label == "apparent":
@@ -127,6 +130,9 @@ def read_megaage(data_dir, options):
         votes = _megaage_votes(data_dir, part, ages)
         for split in splits:
             for name, age, histogram in zip(names, ages, votes, strict=True):
+                if _number(age) is None:
+                    yield Skipped(f"{part}/{name}", f"age '{age}' is no number")
+                    continue
                 yield {"photo": f"{part}/{name}", "age": float(age), "split": split,
                        "votes": histogram}
 
@@ -136,19 +142,28 @@ def _megaage_votes(data_dir, part, ages):
     path = Path(data_dir, f"list/{part}_age_dis.txt")
     if not path.is_file():
         return [""] * len(ages)
-    weights = np.loadtxt(path, ndmin=2)
+    try:
+        weights = np.loadtxt(_comma_free(path), ndmin=2)
+    except ValueError as error:
+        raise ValueError(f"'{path}': expected a line of numbers a photo: {error}") from error
     if len(weights) != len(ages):
         raise ValueError(f"'{path}' has {len(weights)} lines for {len(ages)} photos")
     totals = weights.sum(1)
     if (weights < 0).any() or not (totals > 0).all():
         raise ValueError(f"'{path}': every line must hold weights of which one is positive")
     means = weights @ np.arange(weights.shape[1]) / totals
-    gap = float(np.median(np.array(ages, float) - means))  # 0 or 1: the first column's age
+    known = np.array([np.nan if _number(age) is None else float(age) for age in ages])
+    gap = float(np.nanmedian(known - means))  # 0 or 1: the first column's age
     if round(gap) not in (0, 1):
         raise ValueError(f"'{path}': the distributions are {gap:.1f} years off the ages of "
                          f"list/{part}_age.txt; expected columns for the ages from 0 or from 1")
     return [" ".join(f"{i + round(gap)}:{line[i]:g}" for i in np.flatnonzero(line))
             for line in weights]
+
+
+def _comma_free(path):
+    """Lines of a table of numbers, commas between them as good as blanks."""
+    return [line.replace(",", " ") for line in _read_text(path).splitlines()]
 
 
 def read_morph(data_dir, options):
@@ -262,7 +277,7 @@ def _load_mat(path, name):
     try:
         struct = loadmat(path, squeeze_me=True)[name]
         faces = {key: np.atleast_1d(struct[key].item()) for key in struct.dtype.names}
-    except (KeyError, ValueError, TypeError, NotImplementedError) as error:
+    except Exception as error:  # the package raises anything at all on broken files
         raise ValueError(f"'{path}': expected a struct '{name}': {error}") from error
     needed = {"full_path", "dob", "photo_taken", "gender", "face_score", "second_face_score",
               "face_location"}
@@ -275,10 +290,10 @@ def _load_mat(path, name):
 def _age_in_july(day_number, year):
     """Whole years on 1 July of the year, of someone born on a Matlab day; None: no such day."""
     try:
-        born = date.fromordinal(int(day_number) - MATLAB_EPOCH)
+        born, year = date.fromordinal(int(day_number) - MATLAB_EPOCH), int(year)
     except (ValueError, OverflowError):
         return None
-    return int(year) - born.year - ((born.month, born.day) > (7, 1))
+    return year - born.year - ((born.month, born.day) > (7, 1))
 
 
 def _imdb_wiki_reason(faces, index, options):
@@ -445,8 +460,14 @@ def _lines(data_dir, name):
     path = Path(data_dir, name)
     if not path.is_file():
         raise _not_found(data_dir, name)
-    text = path.read_text(encoding="utf-8-sig").rstrip()
-    return [line.strip() for line in text.split("\n")]
+    return [line.strip() for line in _read_text(path).rstrip().split("\n")]
+
+
+def _read_text(path):
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"'{path}' is not UTF-8 text: {error}") from error
 
 
 def _photos(data_dir):
@@ -482,11 +503,11 @@ def _gender(text):
 
 def _interval(text):
     """age, age_min and age_max of "3-9", "(4, 6)", "more than 70" or a single age; else None."""
-    numbers = [int(number) for number in re.findall(r"\d+", text)]
-    if text.startswith("more than") and len(numbers) == 1:
-        numbers.append(OLDEST)
-    if len(numbers) == 1:
-        return {"age": numbers[0], "age_min": numbers[0], "age_max": numbers[0]}
-    if len(numbers) != 2 or numbers[0] > numbers[1]:
+    match = INTERVAL.fullmatch(text.strip())
+    if match is None:
         return None
-    return {"age": sum(numbers) / 2, "age_min": numbers[0], "age_max": numbers[1]}
+    low = int(match["low"] or match["least"] or match["only"])
+    high = int(match["high"] or (OLDEST if match["least"] else low))
+    if low > high:
+        return None
+    return {"age": low if low == high else (low + high) / 2, "age_min": low, "age_max": high}

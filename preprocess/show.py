@@ -16,11 +16,10 @@ from PIL import Image, ImageDraw
 
 from cli import HelpFormatter, run_main
 from files import writable_folder
-from lists import SPLITS
+from lists import REQUIRED, SPLITS
 from preprocess.face import crop_face, load_photo, photo_quad, resize_face
 from preprocess.journal import read_rows
 
-COLUMNS = ["photo", "age", "deg", "box1", "box2", "box3", "box4"]
 SIDE = 160  # pixels of a photo and of a crop on the sheet
 CAPTION = 16  # pixels below them
 PAIRS_A_ROW = 5
@@ -48,7 +47,7 @@ def main():
     if args.count < 1:
         raise ValueError(f"--count must be at least 1, got {args.count}")
     list_dir = Path(args.list_dir or args.data_dir)
-    splits = {split: list(read_rows(path, COLUMNS)) for split in SPLITS
+    splits = {split: list(read_rows(path, REQUIRED)) for split in SPLITS
               if (path := list_dir / f"{args.dataset}_{split}_align.csv").is_file()}
     faces = [row for rows in splits.values() for row in rows]
     if not faces:
@@ -91,7 +90,7 @@ def age_text(row):
 def before_and_after(row, data_dir, margin_ratio):
     """The photo with the face's box drawn, and the crop, each SIDE pixels square."""
     photo = load_photo(Path(data_dir, row["photo"]))
-    deg, *box = (float(row[name]) for name in COLUMNS[2:])
+    deg, *box = (float(row[name]) for name in REQUIRED[2:])
     crop = Image.fromarray(resize_face(crop_face(photo, box, deg, margin_ratio), SIDE))
     quad = photo_quad(box, photo.size, deg)
     low = np.minimum(quad.min(0), 0)  # boxes overhang the photo: make room for all of them

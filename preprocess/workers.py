@@ -22,9 +22,10 @@ import torch
 
 from preprocess.detector import FaceDetector, detection_batches
 from preprocess.face import load_photo
-from preprocess.readers import LOCATION
+from preprocess.readers import LOCATION, MISSING
 
 RESULT = ["deg", "box1", "box2", "box3", "box4", "confidence"]  # columns, see face_align.py
+UNREADABLE = "unreadable image"
 
 
 @contextlib.contextmanager
@@ -79,9 +80,9 @@ def align_rows(detector, data_dir, rows):
                 try:
                     yield index, load_photo(data_dir / row["photo"])
                 except FileNotFoundError:
-                    results[index] = ["file missing"]
+                    results[index] = [MISSING]
                 except OSError:
-                    results[index] = ["unreadable image"]
+                    results[index] = [UNREADABLE]
 
     for batch in detection_batches(photos(), photo_of=operator.itemgetter(1)):
         indices, images = zip(*batch, strict=True)

@@ -1,6 +1,7 @@
 import argparse
 import csv
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,7 +18,7 @@ from skimage.data import astronaut
 from preprocess import show
 from preprocess.detector import FaceDetector
 from preprocess.face import EXIF_ORIENTATION, load_photo
-from preprocess.face_align import align_list
+from preprocess.face_align import align_list, has_come
 from preprocess.journal import CHUNK, Journal, chunks, merge, read_rows
 from preprocess.workers import align_rows
 
@@ -46,7 +47,9 @@ def photos(tmp_path_factory):
 def submit(photos):
     align = partial(align_rows, FaceDetector(threads=1), photos)
     with ThreadPoolExecutor(1) as pool:
-        yield partial(pool.submit, align)
+        send = partial(pool.submit, align)
+        send.data_dir = photos
+        yield send
 
 
 def write_rows(path, rows):
@@ -63,7 +66,7 @@ def many_rows(count):
 
 
 def align(list_path, submit, rank=0, world_size=1, restart=False):
-    args = argparse.Namespace(dataset="mine", restart=restart)
+    args = argparse.Namespace(dataset="mine", restart=restart, data_dir=submit.data_dir)
     align_list(list_path, "train", args, SETTINGS, submit, 1, rank, world_size)
     return list_path.with_name("mine_train_align.csv")
 
@@ -214,9 +217,64 @@ def test_a_list_that_changes_meanwhile_is_not_merged(tmp_path, submit):
         write_rows(path, many_rows(3)[::-1])
         return future
 
+    submit_and_edit.data_dir = submit.data_dir
     with pytest.raises(ValueError, match="changed while it was aligned"):
         align(path, submit_and_edit)
     assert not (tmp_path / "mine_train_align.csv").exists()
+
+
+def test_photos_that_have_come_since_are_aligned_after_all(photos, tmp_path):
+    names = ["photo 0, é.png", "photo 1, é.png"]
+    write_rows(tmp_path / "mine_train.csv", [{"photo": names[i % 2], "age": 20}
+                                             for i in range(3 * CHUNK)])
+    (tmp_path / "some").mkdir()
+    shutil.copy(photos / names[0], tmp_path / "some")
+    detector = FaceDetector(threads=1)
+    with ThreadPoolExecutor(1) as pool:
+        def send(rows):  # interrupted after two chunks
+            sent.append(rows)
+            if len(sent) > 2:
+                raise KeyboardInterrupt
+            return pool.submit(align_rows, detector, tmp_path / "some", rows)
+
+        sent, send.data_dir = [], tmp_path / "some"
+        with pytest.raises(KeyboardInterrupt):
+            align(tmp_path / "mine_train.csv", send)
+        (tmp_path / "some" / names[1]).write_bytes(b"half of it")
+        sent.clear()
+        with pytest.raises(KeyboardInterrupt):
+            align(tmp_path / "mine_train.csv", send)
+        assert len(sent) == 3, "a file that was missing is there now"
+        shutil.copy(photos / names[1], tmp_path / "some")
+        whole = partial(pool.submit, align_rows, detector, tmp_path / "some")
+        whole.data_dir = tmp_path / "some"
+        aligned = align(tmp_path / "mine_train.csv", whole)
+    assert len(list(read_rows(aligned, []))) == 3 * CHUNK
+
+
+def test_what_is_missing_for_good_is_not_asked_for_again(tmp_path, submit):
+    rows = many_rows(2 * CHUNK)
+    rows[1]["photo"] = "gone.jpg"
+    write_rows(tmp_path / "mine_train.csv", rows)
+    journal = Journal(tmp_path / "a_align.csv", "print", 2 * CHUNK)
+    journal.open()
+    journal.write([["", "1"], ["file missing"], ["unreadable image"], *[["", "1"]] * (CHUNK - 3)])
+    journal.close()
+    come = partial(has_come, submit.data_dir)
+    rows = [{"photo": name} for name in ("upright.png", "gone.jpg", "broken.jpg")]
+    rows += [{"photo": "upright.png"}] * (2 * CHUNK - 3)
+    assert journal.open(rows=rows, is_stale=come) == CHUNK
+    journal.close()
+    rows[2]["photo"] = "upright.png"
+    assert journal.open(rows=rows, is_stale=come) == 0
+    journal.close()
+
+
+def test_a_folder_without_any_photo_of_the_list_is_named(tmp_path, submit):
+    write_rows(tmp_path / "mine_train.csv", [{"photo": "a.jpg", "age": 3}])
+    with pytest.raises(FileNotFoundError, match="none of the 1 photos of .*--data_dir"):
+        align(tmp_path / "mine_train.csv", submit)
+    assert not list(tmp_path.glob("*.part0*"))
 
 
 def test_two_runs_do_not_write_one_journal(tmp_path):
@@ -265,6 +323,7 @@ def test_journal_keeps_whole_chunks_and_nothing_of_another_list(tmp_path):
 
 @pytest.mark.parametrize(("text", "message"), [
     ("photo,years\na.jpg,3\n", "column age missing"), ("", "no header"),
+    ('photo,age,note\na.jpg,3,"unclosed\nb.jpg,4,x\n', "not a CSV"),
     ("photo,age\n\xff\xfe\n".encode("latin-1"), "not a CSV")])
 def test_lists_that_are_none(tmp_path, text, message):
     path = tmp_path / "mine_train.csv"

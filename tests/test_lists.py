@@ -155,6 +155,15 @@ def test_a_protocol_keeps_both_faces_of_a_photo_and_takes_none_twice(tmp_path):
     assert faces["age"].tolist() == [10, 40]
 
 
+def test_a_protocol_keeps_other_faces_of_a_photo_in_another_list(tmp_path):
+    for split, age, left in (("train", 10, 20.5), ("valid", 70, 1.0)):
+        rows = write_dataset(tmp_path, [age], splits=(split,))
+        write_list(tmp_path / f"drawn_{split}_align.csv", [rows[0] | {"box1": left}])
+    (tmp_path / "drawn_split_all.csv").write_text("photo,split\ndrawn_0.png,test\n")
+    faces = read_faces(tmp_path, "drawn", "test", CFG, protocol="all")
+    assert faces[["age", "box1"]].to_numpy().tolist() == [[10, 20.5], [70, 1.0]]
+
+
 def test_a_protocol_named_twice_is_found_once(tmp_path):
     for number in range(2):
         (tmp_path / f"drawn_split_rotation{number}.csv").write_text("photo,split\n")

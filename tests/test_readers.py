@@ -11,7 +11,7 @@ from PIL import Image
 from scipy.io import savemat
 
 from lists import SPLITS
-from preprocess.readers import DATASETS, Options, Skipped, share_by_hash
+from preprocess.readers import DATASETS, Options, Skipped, _age_in_july, _interval, share_by_hash
 
 SHARED = Path("../shared/data")
 
@@ -101,12 +101,19 @@ def test_appa_real_votes_and_uncropped(tmp_path):
     write_photos(tmp_path, ["train/000000.jpg", "train/000000.jpg_face.jpg",
                             "train/000001.jpg_face.jpg"])
     rows, _ = read("appa_real", tmp_path)
-    assert rows["train/000000.jpg"] == {"photo": "train/000000.jpg", "age": 5.3, "split": "train",
-                                        "age_std": "1.1", "votes": "5:2 6:1"}
+    crop = "train/000000.jpg_face.jpg"  # of several faces in the photo the one that was voted on
+    assert rows[crop] == {"photo": crop, "age": 5.3, "split": "train", "age_std": "1.1",
+                          "votes": "5:2 6:1"}
     assert rows["train/000001.jpg_face.jpg"]["votes"] == ""
     rows, skipped = read("appa_real", tmp_path, appa_real_label="real")
-    assert rows["train/000000.jpg"]["age"] == 4 and "votes" not in rows["train/000000.jpg"]
+    assert rows[crop]["age"] == 4 and "votes" not in rows[crop]
     assert skipped == {"train/000001.jpg_face.jpg": "no real_age"}
+    (tmp_path / crop).unlink()
+    assert "train/000000.jpg" in read("appa_real", tmp_path)[0]
+    write_text(tmp_path, "gt_avg_train.csv", "file_name,num_ratings,apparent_age_avg,"
+               "apparent_age_std,real_age\n000000.jpg,3,abc,1.1,4\n")
+    assert read("appa_real", tmp_path)[1] == {
+        "train/000000.jpg": "apparent_age_avg 'abc' is no number"}
 
 
 @pytest.mark.parametrize("first_age", [0, 1])
@@ -123,6 +130,51 @@ def test_megaage_distributions_and_test_list(tmp_path, first_age):
         ("train/3.jpg", 3, "train"), ("train/40.jpg", 40, "train"),
         ("test/10.jpg", 10, "valid"), ("test/10.jpg", 10, "test")]
     assert records[0]["votes"] == "2:0.25 3:0.5 4:0.25" and records[1]["votes"] == "40:1"
+
+
+def test_megaage_files_that_are_none_are_named(tmp_path):
+    for part in ("train", "test"):
+        write_text(tmp_path, f"list/{part}_name.txt", "1.jpg\n2.jpg\n")
+        write_text(tmp_path, f"list/{part}_age.txt", "30\n30y\n")
+    write_text(tmp_path, "list/train_age_dis.txt", "0,0,1\n0,0,1\n")
+    with pytest.raises(ValueError, match="28.0 years off"):  # commas or blanks between them
+        read("megaage", tmp_path)
+    write_text(tmp_path, "list/train_age_dis.txt", "0 x 1\n0 0 1\n")
+    with pytest.raises(ValueError, match="train_age_dis.txt.*a line of numbers"):
+        read("megaage", tmp_path)
+    (tmp_path / "list/train_age_dis.txt").unlink()
+    rows, skipped = read("megaage", tmp_path)
+    assert rows["train/1.jpg"]["age"] == 30
+    assert skipped["train/2.jpg"] == skipped["test/2.jpg"] == "age '30y' is no number"
+    (tmp_path / "list/test_name.txt").write_bytes("é.jpg\n".encode("latin-1"))
+    with pytest.raises(ValueError, match="test_name.txt' is not UTF-8"):
+        read("megaage", tmp_path)
+
+
+@pytest.mark.parametrize("text, interval", [
+    ("3-9", (3, 9)), ("(4, 6)", (4, 6)), ("(38,43)", (38, 43)), (" 35 ", (35, 35)),
+    ("more than 70", (70, 100)), ("0-2", (0, 2)),
+    ("70+", None), ("3-Sep", None), ("Oct-19", None), ("9-3", None), ("None", None), ("", None),
+    ("20-29-39", None), ("1990", None)])
+def test_an_interval_is_one_of_four_forms(text, interval):
+    found = _interval(text)
+    assert interval == (None if found is None else (found["age_min"], found["age_max"]))
+    assert found is None or found["age"] == sum(interval) / 2
+
+
+def test_a_photo_without_a_year_has_no_age():
+    assert _age_in_july(700_000, 2000) == 83
+    assert _age_in_july(700_000, float("nan")) is None and _age_in_july(float("nan"), 2000) is None
+
+
+@pytest.mark.parametrize("content", [b"", b"no mat", "half"])
+def test_a_broken_mat_file_is_named(tmp_path, content):
+    savemat(tmp_path / "imdb.mat", {"imdb": {"full_path": ["a.jpg"] * 50}})
+    if content == "half":
+        content = (tmp_path / "imdb.mat").read_bytes()[:300]
+    (tmp_path / "imdb.mat").write_bytes(content)
+    with pytest.raises(ValueError, match="imdb.mat': expected a struct 'imdb'"):
+        read("imdb", tmp_path)
 
 
 def test_megaage_refuses_distributions_of_other_ages(tmp_path):
