@@ -9,13 +9,14 @@ from pathlib import Path
 import numpy as np
 import torch
 from filelock import FileLock
-from PIL import Image
 from tqdm import tqdm
 
 from download import cache_dir
+from files import writable_folder
 from lists import BOX, LISTED
 from preprocess.face import (
     crop_face,
+    crop_pixels,
     has_exif_rotation,
     load_photo,
     resize_face,
@@ -24,6 +25,7 @@ from preprocess.face import (
 )
 
 CACHE_VERSION = 1  # raise when the pixels of a crop change
+LARGEST_BOX = 10  # times the image: a larger one is in other units, and would take the memory
 
 
 def default_cache_dir():
@@ -75,10 +77,16 @@ class FaceCrops(torch.utils.data.Dataset):
         """What is wrong with a box in a photo of (width, height), or ''."""
         (width, height), _ = rotation_to_canvas(photo_size, self.roll_degs[index])
         x1, y1, x2, y2 = self.bboxes[index]
+        left, top, right, bottom = crop_pixels(self.bboxes[index], self.margin)
         if x2 <= 0 or y2 <= 0 or x1 >= width or y1 >= height:
-            return (f"{self.path(index)}: box {x1:g} {y1:g} {x2:g} {y2:g} lies outside the "
-                    f"{width}x{height} image")
-        return ""
+            problem = f"lies outside the {width}x{height} image"
+        elif max(x2 - x1, y2 - y1) > LARGEST_BOX * max(width, height):
+            problem = f"is far larger than the {width}x{height} image"
+        elif right <= left or bottom <= top:
+            problem = "is smaller than a pixel"
+        else:
+            return ""
+        return f"{self.path(index)}: box {x1:g} {y1:g} {x2:g} {y2:g} {problem}"
 
 
 def check_photos(crops):
@@ -90,11 +98,10 @@ def check_photos(crops):
     problems = []
     for index in tqdm(range(len(crops)), desc="checking photos", leave=False):
         try:
-            with Image.open(crops.path(index)) as photo:
-                size = upright_size(photo)
+            size = upright_size(crops.path(index))
             if not np.isnan(crops.roll_degs[index]):
                 problems.append(crops.check_box(index, size))
-        except (OSError, Image.DecompressionBombError) as error:
+        except OSError as error:
             problems.append(f"{crops.path(index)}: {error}")
     _refuse([p for p in problems if p], len(crops))
 
@@ -120,14 +127,12 @@ def cached_crops(crops, folder, workers):
     path = folder / f"{_key(crops)}.u8"
     if not path.is_file():
         try:
-            folder.mkdir(parents=True, exist_ok=True)
-            lock = FileLock(path.with_suffix(".lock"))
-            with lock:
-                if not path.is_file():
-                    _build(crops, path, shape, workers)
-        except PermissionError as error:
-            raise OSError(f"cache folder '{folder}' cannot be written; name another with "
-                          "--cache_dir, or set DATA.CACHE False") from error
+            writable_folder(folder, "--cache_dir")
+        except OSError as error:
+            raise OSError(f"{error}, or set DATA.CACHE False") from error
+        with FileLock(path.with_suffix(".lock")):
+            if not path.is_file():
+                _build(crops, path, shape, workers)
     return MappedCrops(path, shape)
 
 
@@ -194,6 +199,8 @@ def _build(crops, path, shape, workers):
                 problems.append(problem)
             elif not problems:
                 file.write(pixels.numpy().data)
+    if problems:
+        partial.unlink()  # without the bad photos, or with them repaired, it is another file
     _refuse(problems, len(crops))
     partial.replace(path)
 

@@ -48,6 +48,9 @@ class FaceDataset(Dataset):
     def __init__(self, faces, cfg, train, cache_dir=None):
         self.faces, self.cfg, self.train = faces, cfg, train
         self.size = cfg.MODEL.IMG_SIZE
+        self.labels = {name: torch.tensor(faces[name].to_numpy(np.float32)) for name in LABELS}
+        if cfg.LOSS.LABEL == "votes":  # before the crops are cut, which takes minutes
+            self.labels["votes"] = torch.tensor(_histograms(faces, age_bins(cfg)))
         # A training crop keeps its surroundings at the same scale, for rotations to turn in.
         self.context = cfg.DATA.CONTEXT if train and cfg.AUG.STRENGTH > 0 else 0
         border = round(self.size * self.context)
@@ -58,11 +61,6 @@ class FaceDataset(Dataset):
                                       loader_workers((cfg.TRAIN if train else cfg.TEST).WORKERS))
         else:
             check_photos(self.crops)
-        self.labels = {name: torch.tensor(faces[name].to_numpy(np.float32)) for name in LABELS}
-        if cfg.LOSS.LABEL == "votes":
-            bins = age_bins(cfg)
-            self.labels["votes"] = torch.tensor(np.stack(
-                [parse_votes(text, bins) for text in faces["votes"].fillna("")]))
 
     def __len__(self):
         return len(self.faces)
@@ -85,6 +83,21 @@ class FaceDataset(Dataset):
         return {name: values[0] for name, values in self.__getitems__([key]).items()}
 
 
+def _histograms(faces, bins):
+    """(N, K) float32 votes of each face, zero where it has none.
+
+    Raises:
+        ValueError: votes that are none; names the photo.
+    """
+    histograms = []
+    for photo, text in zip(faces["photo"], faces["votes"].fillna(""), strict=True):
+        try:
+            histograms.append(parse_votes(text, bins))
+        except ValueError as error:
+            raise ValueError(f"{photo}: {error}") from error
+    return np.stack(histograms)
+
+
 class ShuffledBatches(Sampler):
     """Batches of (epoch, index), the same global batches however many processes share them.
 
@@ -100,8 +113,10 @@ class ShuffledBatches(Sampler):
     """
 
     def __init__(self, count, batch_size, seed, rank=0, world_size=1):
-        if count < world_size:
-            raise ValueError(f"{count} training faces cannot be shared by {world_size} processes")
+        if min(count, batch_size) < world_size:
+            raise ValueError(f"a batch of {min(count, batch_size)} training faces cannot be shared "
+                             f"by {world_size} processes (TRAIN.BATCH_SIZE {batch_size}, "
+                             f"{count} faces)")
         self.count, self.batch_size, self.seed = count, min(batch_size, count), seed
         self.rank, self.world_size = rank, world_size
         self.epoch, self.start = 0, 0

@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image
 
 EXIF_ORIENTATION = 0x0112
+TIFF_SIZE = (0x0100, 0x0101)  # tags of the width and the height as stored
 UPRIGHT = {2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180,
            4: Image.Transpose.FLIP_TOP_BOTTOM, 5: Image.Transpose.TRANSPOSE,
            6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
@@ -59,11 +60,24 @@ def upright(photo):
     return turned
 
 
-def upright_size(photo):
-    """(width, height) that the photo will have upright, without decoding it."""
-    # The base class's getexif: that of a PNG decodes the photo to look for EXIF data behind it.
-    lies = _orientation(photo, Image.Image.getexif) in SIDEWAYS
-    return photo.size[::-1] if lies else photo.size
+def upright_size(path):
+    """(width, height) that load_photo's result will have, from the file's header.
+
+    Raises:
+        OSError: the file is missing, or is no image.
+    """
+    try:
+        with Image.open(path) as photo:
+            # The base class's getexif: that of a PNG decodes the photo to look for EXIF data
+            # behind it. A TIFF's size may be the upright one already, its tags' never is.
+            lies = _orientation(photo, Image.Image.getexif) in SIDEWAYS
+            stored = (tuple(photo.tag_v2[tag] for tag in TIFF_SIZE) if photo.format == "TIFF"
+                      else photo.size)
+            return stored[::-1] if lies else stored
+    except OSError:
+        raise
+    except Exception as error:  # see load_photo
+        raise OSError(f"cannot read image: {error}") from error
 
 
 def _orientation(photo, read_exif=lambda photo: photo.getexif()):
@@ -159,6 +173,11 @@ def expand_bbox(bbox, margin_ratio):
     return x1 - margin_x, y1 - margin_y, x2 + margin_x, y2 + margin_y
 
 
+def crop_pixels(aligned_bbox, margin_ratio):
+    """The whole pixels that crop_face cuts out: (x1, y1, x2, y2) ints, see there."""
+    return tuple(round(value) for value in expand_bbox(aligned_bbox, margin_ratio))
+
+
 def crop_face(photo, aligned_bbox, roll_deg, margin_ratio):
     """Cut a face out of the rotated photo without rotating the whole of it.
 
@@ -175,9 +194,9 @@ def crop_face(photo, aligned_bbox, roll_deg, margin_ratio):
     Raises:
         ValueError: the box is empty once rounded to pixels.
     """
-    x1, y1, x2, y2 = (round(v) for v in expand_bbox(aligned_bbox, margin_ratio))
+    x1, y1, x2, y2 = crop_pixels(aligned_bbox, margin_ratio)
     if x2 <= x1 or y2 <= y1:
-        raise ValueError(f"empty face box {tuple(aligned_bbox)}")
+        raise ValueError(f"empty face box {x1} {y1} {x2} {y2}")
     if roll_deg % 90 == 0:
         return rotate_photo(photo, roll_deg).crop((x1, y1, x2, y2))  # a transpose: exact
     _, inverse = rotation_to_canvas(photo.size, roll_deg)

@@ -12,7 +12,6 @@ from collections import Counter
 from pathlib import Path
 
 import pandas as pd
-from PIL import Image
 from tqdm import tqdm
 
 from cli import HelpFormatter, run_main
@@ -20,7 +19,7 @@ from defaults import age_bins, load_cfg
 from files import replaced, writable_folder
 from lists import SPLITS
 from preprocess.face import upright_size
-from preprocess.readers import COLUMNS, DATASETS, LOCATION, Options, Skipped
+from preprocess.readers import COLUMNS, DATASETS, LOCATION, MISSING, Options, Skipped
 
 
 def parse_args():
@@ -118,11 +117,10 @@ def printable(name):
 def _image_size(path):
     """(width, height) of the upright photo, or the reason why it cannot be used."""
     try:
-        with Image.open(path) as photo:
-            return upright_size(photo)  # as the detector gets it
+        return upright_size(path)  # as the detector gets it
     except FileNotFoundError:
-        return "file missing"
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+        return MISSING
+    except OSError:
         return "not an image"
 
 

@@ -9,14 +9,14 @@ import pandas as pd
 import pytest
 import torch
 from faces import TINY, draw_face, write_dataset, write_list
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
 from augment import augment
 from crop_cache import FaceCrops, cached_crops
 from dataset import FaceDataset, OrderedBatches, ShuffledBatches, build_loader, to_pixels
 from defaults import load_cfg
 from lists import read_faces
-from preprocess.face import load_photo, resize_face
+from preprocess.face import load_photo, resize_face, upright_size
 
 AGES = [5, 20, 40, 60, 80, 95]
 
@@ -121,7 +121,7 @@ def test_bad_photos_are_all_named_and_leave_no_cache(folder, tmp_path):
     assert "2 of 6" in str(raised.value)
     assert "drawn_1.png" in str(raised.value)
     assert "drawn_4.png" in str(raised.value)
-    assert not list((tmp_path / "cache").glob("*.u8"))
+    assert {path.suffix for path in (tmp_path / "cache").iterdir()} <= {".lock"}
 
 
 @pytest.mark.parametrize("cache", ["True", "False"])
@@ -133,16 +133,45 @@ def test_a_box_wholly_outside_is_refused_at_the_start(folder, tmp_path, cache):
         dataset(folder, tmp_path, "DATA.CACHE", cache)
 
 
+@pytest.mark.parametrize("cache", ["True", "False"])
+@pytest.mark.parametrize("box, problem", [
+    ((20.2, 20, 20.4, 60), "smaller than a pixel"), ((0, 0, 1e7, 1e7), "far larger")])
+def test_a_box_that_cannot_be_cut_is_refused_at_the_start(folder, tmp_path, cache, box, problem):
+    rows = write_dataset(folder, AGES)
+    rows[3].update(zip(("box1", "box2", "box3", "box4"), box, strict=True))
+    write_list(folder / "drawn_train_align.csv", rows)
+    with pytest.raises(ValueError, match=rf"drawn_3\.png.*{problem}"):
+        dataset(folder, tmp_path, "DATA.CACHE", cache)
+
+
+@pytest.mark.parametrize("cache", ["True", "False"])
+def test_whatever_a_decoder_raises_the_photo_is_named(folder, tmp_path, cache):
+    notes = PngImagePlugin.PngInfo()
+    notes.add_text("note", "x" * 10_000_000, zip=True)  # Pillow refuses it with a ValueError
+    Image.fromarray(draw_face(30)).save(folder / "drawn_1.png", pnginfo=notes)
+    with pytest.raises(ValueError, match=r"1 of 6.*drawn_1\.png"):
+        dataset(folder, tmp_path, "DATA.CACHE", cache)
+
+
+def test_a_cache_folder_that_is_a_file_is_named(folder, tmp_path):
+    (tmp_path / "cache").write_text("")
+    with pytest.raises(OSError, match=r"--cache_dir '.*cache' is a file.*DATA.CACHE False"):
+        dataset(folder, tmp_path)
+
+
 def test_a_cache_reaches_a_loader_process_by_its_path(folder, tmp_path):
     data = dataset(folder, tmp_path)
     assert len(pickle.dumps(data.crops)) < 1000
     np.testing.assert_array_equal(pickle.loads(pickle.dumps(data.crops))[1], data.crops[1])
 
 
-def test_a_box_is_held_against_the_upright_photo(folder, tmp_path):
+@pytest.mark.parametrize("format", ["PNG", "JPEG", "TIFF", "WEBP"])
+def test_a_box_is_held_against_the_upright_photo(folder, tmp_path, format):
     exif = Image.Exif()
     exif[0x0112] = 6  # 120 x 96 upright in the file, 96 x 120 as it is seen
-    Image.new("RGB", (120, 96)).save(folder / "drawn_0.png", exif=exif)
+    Image.new("RGB", (120, 96)).save(folder / "drawn_0.png", format, exif=exif)
+    assert load_photo(folder / "drawn_0.png").size == (96, 120)
+    assert upright_size(folder / "drawn_0.png") == (96, 120)
     table = pd.read_csv(folder / "drawn_train_align.csv")
     table.loc[0, ["deg", "box1", "box2", "box3", "box4"]] = 0, 10, 100, 40, 119
     table.to_csv(folder / "drawn_train_align.csv", index=False)
@@ -241,6 +270,11 @@ def test_fewer_faces_than_processes_are_refused(batches):
         batches(rank=0, world_size=2)
 
 
+def test_a_batch_smaller_than_the_processes_is_refused():
+    with pytest.raises(ValueError, match=r"batch of 2 .* by 3 processes \(TRAIN.BATCH_SIZE 2"):
+        ShuffledBatches(100, 2, 0, rank=0, world_size=3)
+
+
 def test_workers_deliver_what_the_main_process_would(folder, tmp_path):
     data = dataset(folder, tmp_path, train=True)
     batches = ShuffledBatches(len(data), 4, 0)
@@ -255,3 +289,11 @@ def test_votes_become_histograms(folder, tmp_path):
     data = dataset(folder, tmp_path, "LOSS.LABEL", "votes")
     assert data.labels["votes"][0, [5, 6]].tolist() == [3, 1]
     assert data.labels["votes"][1].sum() == 0
+
+
+@pytest.mark.parametrize("votes", ["20", "inf:1", "20:nan", "20:inf", "old:1", "20:1:1"])
+def test_votes_that_are_none_are_named_before_crops_are_cut(folder, tmp_path, votes):
+    write_dataset(folder, AGES, columns={"votes": ["5:3 6:1", votes, "", "", "", ""]})
+    with pytest.raises(ValueError, match=rf"drawn_1\.png: '{votes}' in votes"):
+        dataset(folder, tmp_path, "LOSS.LABEL", "votes")
+    assert not (tmp_path / "cache").exists()
