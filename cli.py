@@ -4,6 +4,7 @@ import argparse
 import difflib
 import re
 import sys
+from pathlib import Path
 
 import torch
 
@@ -83,7 +84,8 @@ def parse_with_overrides(parser, argv=None, which="for example TRAIN.LR 0.01"):
     flags, opts = [], []
     tokens = iter(sys.argv[1:] if argv is None else argv)
     for token in tokens:
-        if _is_config_key(token):
+        is_file_of_flag = flags and flags[-1].startswith("--") and Path(token).is_file()
+        if _is_config_key(token) and not is_file_of_flag:  # such as --resume MODEL.PTH
             value = next(tokens, None)
             if value is None or value.startswith("--"):
                 parser.error(f"override '{token}' has no value; write {token} VALUE")

@@ -1,6 +1,7 @@
 """The config: overrides, recipes, what they refuse; and the command lines that carry them."""
 
 import argparse
+from pathlib import Path
 
 import pytest
 
@@ -142,6 +143,13 @@ def test_a_file_in_capitals_is_no_override():
                                            "TRIAN.LR", "0.1"])
     assert (args.resume, args.data_dir) == ("CLIP.MP4", ["OUT.CSV"])
     assert args.opts == ["TRIAN.LR", "0.1"]  # misspelt: load_cfg names the near ones
+
+
+def test_a_file_that_is_there_is_no_override_after_its_flag(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("MODEL.PTH").touch()
+    args = parse_with_overrides(parser(), ["--resume", "MODEL.PTH", "TRAIN.LR", "0.1"])
+    assert (args.resume, args.opts) == ("MODEL.PTH", ["TRAIN.LR", "0.1"])
 
 
 @pytest.mark.parametrize(("words", "named"), [
