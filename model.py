@@ -243,7 +243,8 @@ def _library_network(arch):
         network.aux_logits = False
     for prefix, side in FLATTENED_SIDE.items():
         if arch.startswith(prefix):
-            network._features.append(nn.AdaptiveAvgPool2d(side))
+            # Flattened here: the library's own view() cannot read a channels-last map.
+            network._features.append(nn.AdaptiveAvgPool2d(side)).append(nn.Flatten())
     # resnext101_* hand out one module to all their instances.
     return copy.deepcopy(network) if arch.startswith("resnext101") else network
 

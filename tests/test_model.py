@@ -36,8 +36,9 @@ def build(arch, *opts, pretrained="none"):
 
 
 def random_pixels(batch, size):
-    return torch.randint(0, 256, (batch, 3, size, size), dtype=torch.uint8,
-                         generator=torch.Generator().manual_seed(0))
+    pixels = torch.randint(0, 256, (batch, 3, size, size), dtype=torch.uint8,
+                           generator=torch.Generator().manual_seed(0))
+    return pixels.contiguous(memory_format=torch.channels_last)  # as dataset.to_pixels does
 
 
 def as_checkpoint(model, *opts):
