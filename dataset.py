@@ -149,17 +149,18 @@ class OrderedBatches(Sampler):
             yield [(0, index) for index in self.indices[start:start + self.batch_size]]
 
 
-def build_loader(dataset, batches, workers):
+def build_loader(dataset, batches, workers, device):
     """DataLoader over whole batches.
 
     Args:
         dataset: FaceDataset.
         batches: ShuffledBatches or OrderedBatches.
         workers: loader processes asked for; at most one a core is started.
+        device: torch.device that the batches will go to.
     """
     workers = loader_workers(workers)
     return DataLoader(dataset, batch_sampler=batches, collate_fn=_as_it_is, num_workers=workers,
-                      pin_memory=torch.cuda.is_available(), persistent_workers=workers > 0,
+                      pin_memory=device.type == "cuda", persistent_workers=workers > 0,
                       worker_init_fn=_start_worker,
                       # Its own: starting an epoch must not draw from the state that dropout has,
                       # or a run resumed within an epoch would go on differently.

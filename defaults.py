@@ -6,6 +6,7 @@ or in a recipe (`--cfg configs/NAME.yaml`); test.py and demo.py read it from the
 
 import contextlib
 import difflib
+import math
 from pathlib import Path
 
 import yaml
@@ -75,7 +76,7 @@ _C.TRAIN.CLIP_NORM = 0.0  # largest gradient norm, 0: not clipped
 _C.TRAIN.EMA_DECAY = 0.0  # of the averaged weights, a step; 0: off. Validated and saved when on
 _C.TRAIN.AMP = "auto"  # auto | bf16 | fp16 | off: mixed precision with channels_last
 _C.TRAIN.SEED = 0
-_C.TRAIN.DETERMINISTIC = False  # bitwise repeatable; on a GPU slower
+_C.TRAIN.DETERMINISTIC = False  # bitwise repeatable; on a GPU slower, alexnet and vgg* cannot
 
 _C.TEST = CfgNode()
 _C.TEST.WORKERS = 8  # loader processes, at most one a CPU core is started
@@ -219,6 +220,9 @@ def _checked(cfg):
     for key, choices in CHOICES.items():
         if value_of(key) not in choices:
             raise ValueError(f"unknown {key} '{value_of(key)}'; choose one of {list(choices)}")
+    for key in known_keys():
+        if isinstance(value_of(key), float) and not math.isfinite(value_of(key)):
+            raise ValueError(f"{key} must be a finite number, got {value_of(key)}")
     for key in POSITIVE:
         if not value_of(key) > 0:
             raise ValueError(f"{key} must be positive, got {value_of(key)}")
@@ -235,7 +239,8 @@ def _checked(cfg):
     for key in ("TRAIN.WORKERS", "TEST.WORKERS", "TRAIN.WARMUP_EPOCHS", "TRAIN.CLIP_NORM",
                 "TRAIN.WEIGHT_DECAY", "AUG.STRENGTH", "AUG.ROTATION", "LOSS.RARE_AGE_POWER",
                 "LOSS.L1_WEIGHT", "LOSS.MEAN_WEIGHT", "LOSS.VARIANCE_WEIGHT",
-                "LOSS.INTERVAL_WEIGHT", "TRAIN.SEED"):
+                "LOSS.INTERVAL_WEIGHT", "TRAIN.SEED", "TRAIN.BACKBONE_LR_SCALE",
+                "TRAIN.LR_DECAY_RATE", "TRAIN.MOMENTUM"):
         if value_of(key) < 0:
             raise ValueError(f"{key} must not be negative, got {value_of(key)}")
     cfg.freeze()

@@ -19,6 +19,7 @@ import metrics
 
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16, "off": None}
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
+LARGEST_KEPT = (2 ** 30, 2 ** 25)  # bytes of a block that is kept, the first that is accepted
 TRIAL_STEPS = 3  # timed training steps each way when TRAIN.AMP is auto on a CPU
 
 
@@ -331,8 +332,9 @@ def keep_freed_memory(device):
     if device.type != "cpu" or sys.platform != "linux":
         return
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # glibc has it, musl does not
-    if mallopt is not None:
-        mallopt(M_MMAP_THRESHOLD, 2 ** 30)  # bytes
+    # Older ones refuse more than 32 MiB. Where both were refused, the second setting alone would
+    # have every block given back.
+    if mallopt is not None and any(mallopt(M_MMAP_THRESHOLD, size) for size in LARGEST_KEPT):
         mallopt(M_TRIM_THRESHOLD, 2 ** 31 - 1)
 
 
@@ -352,8 +354,9 @@ def unwrap(model):
 def choose_amp(amp, deterministic, device, model, criterion, batch):
     """Resolve TRAIN.AMP auto.
 
-    On a GPU bf16 where it has it, else fp16. On a CPU a few steps are timed both ways, since what
-    bf16 gains depends on the network and the CPU; with deterministic, off.
+    On a GPU bf16 where it has it (NVIDIA's from Ampere on), else fp16. On a CPU a few steps are
+    timed both ways, since what bf16 gains depends on the network and the CPU; with deterministic,
+    off.
 
     Args:
         amp: auto | bf16 | fp16 | off.
@@ -366,7 +369,8 @@ def choose_amp(amp, deterministic, device, model, criterion, batch):
     if amp != "auto":
         return amp
     if device.type == "cuda":
-        return "bf16" if torch.cuda.is_bf16_supported() else "fp16"
+        # Not is_bf16_supported(), which says yes where bf16 is emulated, slowly or in part.
+        return "bf16" if torch.cuda.get_device_capability(device) >= (8, 0) else "fp16"
     if deterministic:
         return "off"
     with torch.random.fork_rng(devices=[]):
@@ -394,15 +398,16 @@ def averaged_model(model, decay):
     The decay of step t is min(decay, (1 + t) / (10 + t)), so that the random first weights are
     soon forgotten.
     """
-    def lerp(averaged, current, steps):
-        now = min(decay, (1 + int(steps)) / (10 + int(steps)))
+    def lerp(averaged, current, _):  # the number of steps given is on the GPU, to be waited for
         if torch.is_floating_point(averaged[0]):
-            torch._foreach_lerp_(averaged, current, 1 - now)
+            steps = int(ema.n_averaged)
+            torch._foreach_lerp_(averaged, current, 1 - min(decay, (1 + steps) / (10 + steps)))
         else:
             for mine, theirs in zip(averaged, current, strict=True):
                 mine.copy_(theirs)  # counters
 
-    return AveragedModel(model, multi_avg_fn=lerp, use_buffers=True)
+    ema = AveragedModel(model, multi_avg_fn=lerp, use_buffers=True)
+    return ema
 
 
 def lr_factor(step, steps_per_epoch, cfg):

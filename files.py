@@ -1,5 +1,6 @@
 """Files that are written whole or not at all, and folders that can be written to."""
 
+import os
 from contextlib import contextmanager
 from pathlib import Path
 from uuid import uuid4
@@ -18,6 +19,22 @@ def replaced(path):
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def check_folder(path, flag):
+    """Refuse early a folder that cannot be made or written to, without making it.
+
+    Raises:
+        OSError: see writable_folder.
+    """
+    place = Path(path)
+    while not place.exists():
+        place = place.parent
+    if not place.is_dir():
+        raise NotADirectoryError(f"{flag} '{path}': '{place}' is a file; name a folder")
+    if not os.access(place, os.W_OK):
+        raise PermissionError(f"folder '{path}' cannot be written to; choose another one with "
+                              f"{flag}")
 
 
 def writable_folder(path, flag="--list_dir"):

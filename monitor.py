@@ -10,6 +10,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 from torch.utils.tensorboard import SummaryWriter
 
+from files import replaced
+
 SHOWN_FACES = 8  # validation faces drawn with their distributions
 
 
@@ -20,11 +22,12 @@ class Monitor:
         folder: of the run; log.jsonl is appended there.
         tensorboard: log folder of TensorBoard, or None.
         name: of the run, a sub-folder of the log folder.
-        first_epoch: a resumed run hides TensorBoard's points from here on.
+        first_epoch: what an earlier part of the run told of it and of later ones is dropped.
     """
 
     def __init__(self, folder, tensorboard, name, first_epoch):
         self.log = Path(folder, "log.jsonl")
+        _drop_lines_from(self.log, first_epoch)
         self.writers = {}
         if tensorboard:
             self.writers = {part: SummaryWriter(str(Path(tensorboard, name, part)),
@@ -64,6 +67,14 @@ class Monitor:
     def close(self):
         for writer in self.writers.values():
             writer.close()
+
+
+def _drop_lines_from(log, first_epoch):
+    lines = log.read_text(encoding="utf-8").splitlines() if log.is_file() else []
+    kept = [line for line in lines if json.loads(line)["epoch"] < first_epoch]
+    if len(kept) < len(lines):
+        with replaced(log) as temporary:
+            temporary.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
 
 
 def _epoch_line(record, is_best):

@@ -97,7 +97,7 @@ def predict_split(resume, sources, split, device, opts=(), protocol=None, cache_
     data = FaceDataset(faces, cfg, train=False, cache_dir=cache_dir)
     loader = build_loader(data, OrderedBatches(
         len(data), cfg.TEST.BATCH_SIZE, distributed.rank(), distributed.world_size()),
-        cfg.TEST.WORKERS)
+        cfg.TEST.WORKERS, device)
     log_probs = {tta: predict(model, loader, device, tta, "testing, mirrored" if tta else "testing")
                  for tta in ((False, True) if both else (cfg.TEST.TTA,))}
     return Predicted(str(path), checkpoint, cfg, data, log_probs)

@@ -23,6 +23,7 @@ from cli import (
 )
 from defaults import FREE_OF_CHECKPOINT, known_keys, load_cfg, override_cfg, parse_cfg
 from engine import train_one_epoch
+from files import check_folder
 from lists import find_protocols, pair_folders, read_sources
 from model import list_archs
 from predictions import predict_split
@@ -79,6 +80,9 @@ def main():
         raise ValueError("no --data_dir: name the folder of the photos")
     resumed = load_checkpoint(args.resume) if args.resume else None
     cfgs = _configs(args, resumed)
+    check_folder(_run_folder(args), "--checkpoint")
+    if args.tensorboard:
+        check_folder(args.tensorboard, "--tensorboard")
     sources = pair_folders(args.data_dir, args.dataset, args.list_dir)
     protocols = find_protocols(sources, args.protocol or [])
     with distributed.processes(choose_device(args.device)) as device:
@@ -168,8 +172,8 @@ def train(args, cfg, device, sources, resumed):
     faces = {split: read_sources(sources, split, cfg, args.protocol)
              for split in ("train", "valid")}
     model = build_network(cfg, device, resumed)  # before the crops are cut, which may take hours
-    loaders = {"train": build_train_loader(faces["train"], cfg, args.cache_dir),
-               "valid": build_valid_loader(faces["valid"], cfg, args.cache_dir)}
+    loaders = {"train": build_train_loader(faces["train"], cfg, device, args.cache_dir),
+               "valid": build_valid_loader(faces["valid"], cfg, device, args.cache_dir)}
     trainer = build_trainer(cfg, device, model, loaders["train"], resumed)
     run = Run(_run_folder(args), cfg, trainer, loaders, sources, args.protocol)
     if resumed is not None:

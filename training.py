@@ -1,6 +1,7 @@
 """A training run: its loaders, its network and optimiser, its folder, and where it stands."""
 
 import hashlib
+import math
 import shlex
 import shutil
 import signal
@@ -38,7 +39,7 @@ from predictions import find_teachers, teacher_distributions
 AUGMENTED_SHOWN = 16  # faces in TensorBoard's picture of the augmentation
 
 
-def build_train_loader(faces, cfg, cache_dir=None):
+def build_train_loader(faces, cfg, device, cache_dir=None):
     """Loader of a table of faces, shuffled, augmented, this process's share."""
     teacher = teacher_distributions(find_teachers(cfg.LOSS.TEACHER), faces, age_bins(cfg)) \
         if cfg.LOSS.TEACHER else None  # before the crops are cut, which takes minutes
@@ -47,15 +48,15 @@ def build_train_loader(faces, cfg, cache_dir=None):
         data.labels["teacher"] = teacher
     batches = ShuffledBatches(len(data), cfg.TRAIN.BATCH_SIZE, cfg.TRAIN.SEED,
                               distributed.rank(), distributed.world_size())
-    return build_loader(data, batches, cfg.TRAIN.WORKERS)
+    return build_loader(data, batches, cfg.TRAIN.WORKERS, device)
 
 
-def build_valid_loader(faces, cfg, cache_dir=None):
+def build_valid_loader(faces, cfg, device, cache_dir=None):
     """Loader of a table of faces, in order, this process's share."""
     data = FaceDataset(faces, cfg, train=False, cache_dir=cache_dir)
     batches = OrderedBatches(len(data), cfg.TEST.BATCH_SIZE, distributed.rank(),
                              distributed.world_size())
-    return build_loader(data, batches, cfg.TEST.WORKERS)
+    return build_loader(data, batches, cfg.TEST.WORKERS, device)
 
 
 def build_network(cfg, device, resumed=None):
@@ -84,7 +85,8 @@ def build_trainer(cfg, device, model, loader, resumed=None):
         cfg, bins, rare_age_weights(loader.dataset.labels, bins.cpu(), cfg)
         if cfg.LOSS.RARE_AGE_POWER > 0 else None)
     batch = loader.dataset.__getitems__(next(iter(loader.batch_sampler)))
-    if resumed is not None and parse_cfg(resumed["cfg"]).TRAIN.AMP == cfg.TRAIN.AMP:
+    if resumed is not None and resumed.get("device", device.type) == device.type and \
+            parse_cfg(resumed["cfg"]).TRAIN.AMP == cfg.TRAIN.AMP:
         amp = resumed["amp"]
     else:
         amp = distributed.from_main(choose_amp(
@@ -205,13 +207,27 @@ class Run:
                    for split, loader in self.loaders.items()}
 
     def finish_epoch(self):
-        """Validate, save, report."""
+        """Validate, save, report.
+
+        Raises:
+            ValueError: the validation loss is not finite; best.pth is of an epoch before.
+        """
         trainer, progress = self.trainer, self.progress.gather()
         valid = self.loaders["valid"].dataset
         distributed.share_buffers(trainer.evaluated_model())
+        checkpoint = self._checkpoint(progress)
+        # Whoever stops the run may not wait until it is validated. Not what has diverged.
+        if distributed.is_main() and math.isfinite(progress["sums"]["loss"]):
+            save_checkpoint(self.folder / "last.pth", checkpoint)
         log_probs = predict(trainer.evaluated_model(), self.loaders["valid"], trainer.device,
                             self.cfg.TEST.TTA, "validating")
         losses = trainer.criterion(log_probs, valid.labels)
+        if not losses["loss"].mean().isfinite():
+            raise ValueError(
+                f"the validation loss is {losses['loss'].mean():.3g} after epoch "
+                f"{self.epochs_done + 1}: the training has diverged; choose a lower TRAIN.LR than "
+                f"{self.cfg.TRAIN.LR:g}, or clip gradients with TRAIN.CLIP_NORM 1"
+                + (f", from --resume {self.folder / 'best.pth'}" if self.best else ""))
         pred_ages = trainer.decode(log_probs)
         faces = len(progress["index"])
         train_labels = {name: values[progress["index"]] for name, values in
@@ -273,6 +289,7 @@ class Run:
         """Where the run stands; all processes call it."""
         return {"cfg": self.cfg.dump(), "commit": self.commit, "run_name": self.name,
                 "epochs_done": self.epochs_done, "progress": progress, "amp": self.trainer.amp,
+                "device": self.trainer.device.type,
                 "best": self.best, "best_ca": self.best_ca, "metrics": self.metrics,
                 "datasets": [name for _, name, _ in self.sources], "protocol": self.protocol,
                 "faces": self.faces_digest(), **self.trainer.state_dict()}

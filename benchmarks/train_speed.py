@@ -43,7 +43,7 @@ def main():
         raise ValueError("no --data_dir: name the folder of the photos")
     cfg, device = load_cfg(None, args.opts), choose_device(args.device)
     sources = pair_folders(args.data_dir, args.dataset, args.list_dir)
-    loader = build_train_loader(read_sources(sources, "train", cfg), cfg, args.cache_dir)
+    loader = build_train_loader(read_sources(sources, "train", cfg), cfg, device, args.cache_dir)
     trainer = build_trainer(cfg, device, build_network(cfg, device), loader)
     trainer.model.train()
     batches = endless(loader)

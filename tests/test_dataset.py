@@ -278,10 +278,17 @@ def test_a_batch_smaller_than_the_processes_is_refused():
 def test_workers_deliver_what_the_main_process_would(folder, tmp_path):
     data = dataset(folder, tmp_path, train=True)
     batches = ShuffledBatches(len(data), 4, 0)
-    alone = list(build_loader(data, batches, 0))
-    shared = list(build_loader(data, batches, 2))
+    alone = list(build_loader(data, batches, 0, torch.device("cpu")))
+    shared = list(build_loader(data, batches, 2, torch.device("cpu")))
     for one, other in zip(alone, shared, strict=True):
         torch.testing.assert_close(one, other, rtol=0, atol=0, equal_nan=True)
+
+
+def test_memory_is_pinned_for_a_gpu_only(folder, tmp_path):
+    data = dataset(folder, tmp_path)
+    batches = OrderedBatches(len(data), 4)
+    for device in ("cpu", "cuda"):
+        assert build_loader(data, batches, 0, torch.device(device)).pin_memory == (device == "cuda")
 
 
 def test_votes_become_histograms(folder, tmp_path):

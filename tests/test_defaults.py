@@ -69,6 +69,11 @@ def test_a_dumped_config_parses_to_itself():
     (["AUG.FLIP", "2"], ["AUG.FLIP", "0..1"]),
     (["DATA.AGE_MAX", "0"], ["DATA.AGE_MAX"]),
     (["DATA.MARGIN", "-0.5"], ["DATA.MARGIN"]),
+    (["TRAIN.BACKBONE_LR_SCALE", "-1"], ["TRAIN.BACKBONE_LR_SCALE", "negative"]),
+    (["TRAIN.LR_DECAY_RATE", "-1"], ["TRAIN.LR_DECAY_RATE", "negative"]),
+    (["TRAIN.MOMENTUM", "-2"], ["TRAIN.MOMENTUM", "negative"]),
+    (["TRAIN.LR", ".inf"], ["TRAIN.LR", "finite"]),
+    (["TRAIN.CLIP_NORM", "nan"], ["TRAIN.CLIP_NORM", "finite"]),
 ])
 def test_bad_overrides_name_the_key_and_the_way_out(opts, words):
     with pytest.raises(ValueError) as raised:

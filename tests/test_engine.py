@@ -5,6 +5,7 @@ import math
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -105,6 +106,13 @@ def test_what_must_repeat_does_not_ask_the_clock():
     assert choose(deterministic=True) == ("off", [])
 
 
+@pytest.mark.parametrize(("capability", "amp"), [
+    ((7, 5), "fp16"), ((8, 0), "bf16"), ((9, 0), "bf16"), ((7, 0), "fp16")])
+def test_a_gpu_that_only_emulates_bf16_gets_fp16(monkeypatch, capability, amp):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    assert choose(device=torch.device("cuda")) == (amp, [])
+
+
 @pytest.mark.parametrize("faster", ["off", "bf16"])
 def test_a_cpu_takes_the_faster_precision_and_leaves_the_run_as_it_was(monkeypatch, faster):
     measure, tried = engine._seconds_a_step, {}
@@ -155,6 +163,23 @@ def test_freed_memory_is_kept():
                                        capture_output=True, check=True).stdout)
               for mode in ("keep", "release")}
     assert faults["release"] > 10 * (1 + faults["keep"])
+
+
+@pytest.mark.parametrize(("largest", "told"), [
+    (2 ** 40, ["threshold", "trim"]), (2 ** 25, ["threshold", "threshold", "trim"]),
+    (0, ["threshold", "threshold"])])
+def test_memory_is_kept_as_far_as_the_c_library_allows(monkeypatch, largest, told):
+    names = {engine.M_MMAP_THRESHOLD: "threshold", engine.M_TRIM_THRESHOLD: "trim"}
+    asked = []
+
+    def mallopt(option, size):
+        asked.append(names[option])
+        return names[option] == "trim" or size <= largest
+
+    monkeypatch.setattr(engine.ctypes, "CDLL", lambda _: SimpleNamespace(mallopt=mallopt))
+    monkeypatch.setattr(engine.sys, "platform", "linux")
+    engine.keep_freed_memory(CPU)
+    assert asked == told
 
 
 # ---- Averaged weights

@@ -139,6 +139,60 @@ def test_two_epochs_equal_one_stopped_and_resumed_to_the_bit(folder, tmp_path, m
     assert mine["best"] == theirs["best"]
 
 
+def test_a_run_that_is_killed_while_it_validates_loses_no_epoch(folder, tmp_path, monkeypatch):
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    train(folder, whole, *STEADY, "TRAIN.EPOCHS", "2")
+
+    def killed(*_):
+        raise SystemExit(137)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(training, "predict", killed)
+        assert train(folder, parts, *STEADY, "TRAIN.EPOCHS", "2", check=False).returncode == 137
+    done = train(folder, parts, "--resume", parts / "last.pth")
+    assert "resumed after 0 epochs and 2 batches" in done.stdout
+    mine, theirs = weights(whole / "last.pth"), weights(parts / "last.pth")
+    for part in ("model", "ema", "optimizer", "scheduler", "random_state"):
+        torch.testing.assert_close(mine[part], theirs[part], rtol=0, atol=0)
+    assert mine["best"] == theirs["best"]
+
+
+def test_a_run_that_diverges_ends_and_keeps_its_best(folder, tmp_path):
+    run = tmp_path / "run"
+    words = (*TINY, "TRAIN.OPT", "sgd", "TRAIN.LR", "1e30")
+    error = refusal(train(folder, run, *words, check=False))
+    assert "after epoch 1" in error and "TRAIN.LR than 1e+30" in error and "resume" not in error
+    assert not list(run.glob("*.pth"))
+    train(folder, run, *TINY, "TRAIN.OPT", "sgd", "TRAIN.LR", "0.001", "TRAIN.EPOCHS", "1")
+    good = (run / "best.pth").read_bytes()
+    error = refusal(train(folder, run, "--resume", run / "last.pth", "TRAIN.LR", "1e30",
+                          "TRAIN.EPOCHS", "3", check=False))
+    assert f"from --resume {run / 'best.pth'}" in error
+    assert (run / "best.pth").read_bytes() == (run / "last.pth").read_bytes() == good
+    train(folder, run, "--resume", run / "best.pth", "TRAIN.EPOCHS", "2")
+
+
+def test_a_resumed_run_chooses_the_precision_of_its_own_device(folder, tmp_path):
+    run = tmp_path / "run"
+    words = (*TINY, "TRAIN.AMP", "auto", "TRAIN.DETERMINISTIC", "True", "TRAIN.EPOCHS", "1")
+    train(folder, run, *words)
+    stored = weights(run / "last.pth")
+    assert (stored["device"], stored["amp"]) == ("cpu", "off")
+    for device, amp in (("cpu", "bf16"), ("cuda", "off")):
+        torch.save(stored | {"device": device, "amp": "bf16"}, run / "other.pth")
+        done = train(folder, run, "--resume", run / "other.pth", "TRAIN.EPOCHS", "2")
+        assert f"precision {amp}" in done.stdout
+
+
+def test_the_log_forgets_epochs_that_were_gone_back_before(folder, tmp_path):
+    run = tmp_path / "run"
+    train(folder, run, *TINY, "TRAIN.EPOCHS", "3")
+    first = next(run.glob("epoch001_*.pth"))
+    train(folder, run, "--resume", first, "TRAIN.EPOCHS", "2")
+    lines = (run / "log.jsonl").read_text().splitlines()
+    assert [json.loads(line)["epoch"] for line in lines] == [1, 2]
+
+
 def interrupt_after(process, run, epochs, interrupt=lambda process: process.send_signal(
         signal.SIGINT)):
     """Ctrl-C once the log shows the epochs; returns what was printed."""
@@ -470,6 +524,15 @@ def test_train_refuses_bad_input_in_one_line(folder, tmp_path, words, named):
     done = train(folder, tmp_path / "run", *TINY, *words, check=False)
     assert named in refusal(done)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("flag", ["--checkpoint", "--tensorboard"])
+def test_a_folder_that_is_a_file_is_named_before_anything_is_read(folder, tmp_path, flag):
+    (tmp_path / "file").touch()
+    done = train(folder, tmp_path / "run", *TINY, flag, tmp_path / "file" / "deeper", check=False)
+    assert f"{flag} '{tmp_path / 'file' / 'deeper'}': '{tmp_path / 'file'}' is a file" in \
+        refusal(done)
+    assert not (tmp_path / "cache").exists()
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a CUDA device is there")
