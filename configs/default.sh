@@ -13,30 +13,42 @@
 set -euo pipefail
 root=$(dirname "$0")/..
 out=${1:?"name the folder to write to: bash configs/default.sh OUT --data_dir ... --dataset ..."}
-common=("${@:2}")
+shift
+trained=() tested=() pairs=()  # words for train.py; for test.py, which takes only pairs of TEST
+while [ $# -gt 0 ]; do
+    if [[ $1 =~ ^[A-Z]+\.[A-Z0-9_]+$ ]]; then
+        pairs+=("${@:1:2}")
+        [[ $1 != TEST.* ]] || tested+=("${@:1:2}")
+        shift $(($# > 1))
+    else
+        trained+=("$1") tested+=("$1")
+    fi
+    shift
+done
+trained+=(${pairs[@]+"${pairs[@]}"})
 lite2=timm/tf_efficientnet_lite2
 
 # train FOLDER KEY VALUE ...: begin a run, or go on with it.
 train() {
     local folder=$out/$1
-    local how=(--cfg "$root/configs/default.yaml")
-    [ ! -f "$folder/last.pth" ] || how=(--resume "$folder/last.pth")
-    python "$root/train.py" --checkpoint "$folder" "${how[@]}" "${@:2}" "${common[@]}"
+    local how=(--cfg "$root/configs/default.yaml" "${@:2}")
+    [ ! -f "$folder/last.pth" ] || how=(--resume "$folder/last.pth")  # which holds the pairs
+    python "$root/train.py" --checkpoint "$folder" "${how[@]}" "${trained[@]}"
 }
 
 # teach RUN: write what its best model says of the training faces.
 teach() {
     local table=$out/teachers/$(basename "$1").csv
     [ -f "$table" ] || python "$root/test.py" --split train --resume "$out/$1/best.pth" \
-        --output "$table" TEST.TTA True "${common[@]}"
+        --output "$table" TEST.TTA True "${tested[@]}"
 }
 
 python "$root/train.py" --checkpoint "$out/lite0" \
-    --cfg "$root/configs/default.yaml" "$root/configs/default_160.yaml" "${common[@]}"
+    --cfg "$root/configs/default.yaml" "$root/configs/default_160.yaml" "${trained[@]}"
 train lite2 MODEL.ARCH $lite2 TRAIN.EPOCHS 8 TRAIN.AMP auto
 teach lite0/default_160
 teach lite2
 train lite2_160 MODEL.ARCH $lite2 MODEL.PRETRAINED "$out/lite2/best.pth" MODEL.IMG_SIZE 160 \
     TRAIN.LR 0.0007 TRAIN.EPOCHS 5 TRAIN.SEED 1 TRAIN.AMP auto LOSS.TEACHER "$out/teachers/*.csv"
-python "$root/test.py" --calibrate --resume "$out/lite2_160/best.pth" "${common[@]}"
+python "$root/test.py" --calibrate --resume "$out/lite2_160/best.pth" "${tested[@]}"
 python "$root/checkpoint.py" "$out/lite2_160/best.pth" "$out/model.pth"
