@@ -1,6 +1,14 @@
-"""One thread, so that results do not depend on the number of cores, and a working Ctrl-C."""
+"""One thread, so that results do not depend on the number of cores, and a working Ctrl-C.
 
+No GPU either, unless the tests for one are asked for with -m gpu.
+"""
+
+import os
 import signal
+import sys
+
+if "gpu" not in " ".join(sys.argv):
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 import torch
 
