@@ -11,6 +11,7 @@ what it expects raises an error that names what it looked for.
 """
 
 import hashlib
+import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -490,10 +491,12 @@ def _matched(data_dir, pattern, example):
 
 
 def _number(text):
+    """A finite number, or None."""
     try:
-        return float(text)
+        number = float(text)
     except ValueError:
         return None
+    return number if math.isfinite(number) else None
 
 
 def _gender(text):

@@ -111,9 +111,10 @@ def test_appa_real_votes_and_uncropped(tmp_path):
     (tmp_path / crop).unlink()
     assert "train/000000.jpg" in read("appa_real", tmp_path)[0]
     write_text(tmp_path, "gt_avg_train.csv", "file_name,num_ratings,apparent_age_avg,"
-               "apparent_age_std,real_age\n000000.jpg,3,abc,1.1,4\n")
+               "apparent_age_std,real_age\n000000.jpg,3,abc,1.1,4\n000001.jpg,3,nan,1.1,4\n")
     assert read("appa_real", tmp_path)[1] == {
-        "train/000000.jpg": "apparent_age_avg 'abc' is no number"}
+        "train/000000.jpg": "apparent_age_avg 'abc' is no number",
+        "train/000001.jpg_face.jpg": "apparent_age_avg 'nan' is no number"}
 
 
 @pytest.mark.parametrize("first_age", [0, 1])
