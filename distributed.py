@@ -72,12 +72,13 @@ def share_buffers(model):
 
 
 def total(values):
-    """Sum over all processes of each number of a dict, the same keys everywhere."""
+    """Sum over all processes of each number of a dict; a key that one lacks counts as 0 there."""
     if not dist.is_initialized():
         return values
     shares = [None] * world_size()
     dist.all_gather_object(shares, values)
-    return {name: sum(share[name] for share in shares) for name in values}
+    names = dict.fromkeys(name for share in shares for name in share)
+    return {name: sum(share.get(name, 0.0) for share in shares) for name in names}
 
 
 def any_true(flag, device):

@@ -83,6 +83,12 @@ class Trainer:
         """The model that is validated and kept: the averaged one when there is one."""
         return unwrap(self.model) if self.ema is None else self.ema.module
 
+    def is_finite(self):
+        """Whether the weights, also the averaged ones, are still numbers to go on with."""
+        tensors = [*unwrap(self.model).state_dict().values(),
+                   *self.evaluated_model().state_dict().values()]
+        return all(tensor.isfinite().all().item() for tensor in tensors)
+
     def state_dict(self):
         """Everything that a continued run needs, as tensors and plain values.
 

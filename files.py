@@ -28,10 +28,10 @@ def check_folder(path, flag):
         OSError: see writable_folder.
     """
     place = Path(path)
-    while not place.exists():
+    while not (place.exists() or place.is_symlink() or place == place.parent):
         place = place.parent
     if not place.is_dir():
-        raise NotADirectoryError(f"{flag} '{path}': '{place}' is a file; name a folder")
+        raise NotADirectoryError(f"{flag} '{path}': '{place}' is no folder; name another")
     if not os.access(place, os.W_OK):
         raise PermissionError(f"folder '{path}' cannot be written to; choose another one with "
                               f"{flag}")

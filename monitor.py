@@ -1,6 +1,7 @@
 """What a training run tells: the epoch's line, log.jsonl, TensorBoard's curves and pictures."""
 
 import json
+import math
 from pathlib import Path
 
 import matplotlib
@@ -71,10 +72,17 @@ class Monitor:
 
 def _drop_lines_from(log, first_epoch):
     lines = log.read_text(encoding="utf-8").splitlines() if log.is_file() else []
-    kept = [line for line in lines if json.loads(line)["epoch"] < first_epoch]
+    kept = [line for line in lines if _epoch_of(line) < first_epoch]
     if len(kept) < len(lines):
         with replaced(log) as temporary:
             temporary.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+
+
+def _epoch_of(line):
+    try:
+        return json.loads(line)["epoch"]
+    except ValueError:  # of a line that a kill broke off
+        return math.inf
 
 
 def _epoch_line(record, is_best):

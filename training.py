@@ -1,7 +1,6 @@
 """A training run: its loaders, its network and optimiser, its folder, and where it stands."""
 
 import hashlib
-import math
 import shlex
 import shutil
 import signal
@@ -210,19 +209,20 @@ class Run:
         """Validate, save, report.
 
         Raises:
-            ValueError: the validation loss is not finite; best.pth is of an epoch before.
+            ValueError: the validation loss is not finite; last.pth is the best epoch's again.
         """
         trainer, progress = self.trainer, self.progress.gather()
         valid = self.loaders["valid"].dataset
         distributed.share_buffers(trainer.evaluated_model())
         checkpoint = self._checkpoint(progress)
-        # Whoever stops the run may not wait until it is validated. Not what has diverged.
-        if distributed.is_main() and math.isfinite(progress["sums"]["loss"]):
-            save_checkpoint(self.folder / "last.pth", checkpoint)
+        if distributed.is_main():  # whoever stops the run may not wait until it is validated
+            self._save_last(checkpoint)
         log_probs = predict(trainer.evaluated_model(), self.loaders["valid"], trainer.device,
                             self.cfg.TEST.TTA, "validating")
         losses = trainer.criterion(log_probs, valid.labels)
         if not losses["loss"].mean().isfinite():
+            if distributed.is_main():
+                self._go_back()
             raise ValueError(
                 f"the validation loss is {losses['loss'].mean():.3g} after epoch "
                 f"{self.epochs_done + 1}: the training has diverged; choose a lower TRAIN.LR than "
@@ -277,13 +277,28 @@ class Run:
 
     def _save(self, checkpoint, is_best, improved):
         last = self.folder / "last.pth"
-        save_checkpoint(last, checkpoint)
+        self._save_last(checkpoint)
         if improved:
             value = self.metrics[self.metric]
             kept = f"epoch{self.epochs_done:03d}_{self.metrics['loss']:.4f}_{value:.4f}.pth"
             _copy(last, self.folder / kept)
         if is_best:
             _copy(last, self.folder / "best.pth")
+
+    def _save_last(self, checkpoint):
+        """Write last.pth, unless there is nothing to go on from: a good one stays."""
+        if self.trainer.is_finite():
+            self.folder.mkdir(parents=True, exist_ok=True)
+            save_checkpoint(self.folder / "last.pth", checkpoint)
+        else:
+            print("\nthe weights are no finite numbers any more: last.pth is left as it was")
+
+    def _go_back(self):
+        """Let last.pth be the best epoch's, for a run that has diverged."""
+        if self.best:
+            _copy(self.folder / "best.pth", self.folder / "last.pth")
+        else:
+            (self.folder / "last.pth").unlink(missing_ok=True)
 
     def _checkpoint(self, progress):
         """Where the run stands; all processes call it."""
@@ -318,8 +333,7 @@ class Run:
         self.close()
         checkpoint = self._checkpoint(self.progress.gather() if self.progress.steps else None)
         if distributed.is_main():
-            self.folder.mkdir(parents=True, exist_ok=True)
-            save_checkpoint(self.folder / "last.pth", checkpoint)
+            self._save_last(checkpoint)
             how = "the same command" if args.is_part else command_line(
                 "train.py", args, "--resume", self.folder / "last.pth")
             print(f"\ninterrupted after {self.epochs_done} epochs and {self.progress.steps} "

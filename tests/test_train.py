@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 import time
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from contextlib import contextmanager, nullcontext, redirect_stderr, redirect_stdout
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -21,6 +21,7 @@ import pytest
 import torch
 from faces import TINY, write_dataset, write_list
 
+import engine
 import metrics
 import training
 from defaults import parse_cfg
@@ -157,6 +158,48 @@ def test_a_run_that_is_killed_while_it_validates_loses_no_epoch(folder, tmp_path
     assert mine["best"] == theirs["best"]
 
 
+def test_two_processes_go_on_where_one_was_killed_while_it_validated(folder, tmp_path, monkeypatch):
+    def killed(*_):
+        raise SystemExit(137)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(training, "predict", killed)
+        train(folder, tmp_path / "run", *STEADY, "TRAIN.EPOCHS", "1", check=False)
+    process = start_training(folder, tmp_path / "run", "--resume", tmp_path / "run" / "last.pth",
+                             launcher=("-m", "torch.distributed.run", "--nproc_per_node=2"))
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    assert "resumed after 0 epochs and 2 batches" in out and "epoch 01" in out
+    [record] = map(json.loads, (tmp_path / "run" / "log.jsonl").read_text().splitlines())
+    assert record["train"]["loss"] > 0 and "mae" in record["train"]
+
+
+@pytest.mark.parametrize("batch_size", ["4", "8"])  # of eight faces: two steps an epoch, and one
+def test_broken_weights_replace_no_checkpoint(folder, tmp_path, monkeypatch, batch_size):
+    run = tmp_path / "run"
+    words = ["TRAIN.BATCH_SIZE", batch_size, "TRAIN.EPOCHS"]
+    train(folder, run, *TINY, "TRAIN.OPT", "sgd", "TRAIN.LR", "0.001", *words, "1")
+    good = (run / "best.pth").read_bytes()
+    for rate in ("1e30", "1e38"):  # weights that are huge, and that are no numbers
+        again = ["--resume", run / "last.pth", "TRAIN.LR", rate, *words, "3"]
+        assert "diverged" in refusal(train(folder, run, *again, check=False))
+        assert (run / "last.pth").read_bytes() == good
+    with monkeypatch.context() as patched:
+        patched.setattr(training, "stop_on_interrupt", lambda: nullcontext(lambda: True))
+        patched.setattr(engine.Trainer, "step", broken_step)
+        done = train(folder, run, *again, check=False)
+    assert done.returncode == (130 if batch_size == "4" else 2)
+    assert "last.pth is left as it was" in done.stdout
+    assert (run / "last.pth").read_bytes() == good
+
+
+def broken_step(trainer, batch, step=engine.Trainer.step):
+    parts = step(trainer, batch)
+    with torch.no_grad():
+        trainer.model.head.bias[0] = torch.nan
+    return parts
+
+
 def test_a_run_that_diverges_ends_and_keeps_its_best(folder, tmp_path):
     run = tmp_path / "run"
     words = (*TINY, "TRAIN.OPT", "sgd", "TRAIN.LR", "1e30")
@@ -188,6 +231,8 @@ def test_the_log_forgets_epochs_that_were_gone_back_before(folder, tmp_path):
     run = tmp_path / "run"
     train(folder, run, *TINY, "TRAIN.EPOCHS", "3")
     first = next(run.glob("epoch001_*.pth"))
+    with (run / "log.jsonl").open("a") as file:
+        file.write('{"epoch": 4, "tra')  # killed in a write
     train(folder, run, "--resume", first, "TRAIN.EPOCHS", "2")
     lines = (run / "log.jsonl").read_text().splitlines()
     assert [json.loads(line)["epoch"] for line in lines] == [1, 2]
@@ -530,9 +575,12 @@ def test_train_refuses_bad_input_in_one_line(folder, tmp_path, words, named):
 def test_a_folder_that_is_a_file_is_named_before_anything_is_read(folder, tmp_path, flag):
     (tmp_path / "file").touch()
     done = train(folder, tmp_path / "run", *TINY, flag, tmp_path / "file" / "deeper", check=False)
-    assert f"{flag} '{tmp_path / 'file' / 'deeper'}': '{tmp_path / 'file'}' is a file" in \
+    assert f"{flag} '{tmp_path / 'file' / 'deeper'}': '{tmp_path / 'file'}' is no folder" in \
         refusal(done)
     assert not (tmp_path / "cache").exists()
+    (tmp_path / "link").symlink_to(tmp_path / "gone")
+    done = train(folder, tmp_path / "run", *TINY, flag, tmp_path / "link", check=False)
+    assert "is no folder" in refusal(done)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a CUDA device is there")
