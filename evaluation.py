@@ -5,8 +5,8 @@ where known pred_std and the predicted distribution p0 .. p100; where the data s
 age_std, age_min, age_max, gender, race, subject, dataset, confidence. Rows whose age_min and
 age_max differ are known as an interval only and never enter a metric of exact ages.
 
-A measured number is {"value", "low", "high"}: the 95% bootstrap interval, over subjects where all
-are known, or null with the reason under "why".
+A measured number is {"value", "low", "high"}: with the 95% bootstrap interval, of a share of hits
+Wilson's, over subjects where all are known. What cannot be given is null; "why" says the reason.
 """
 
 import re
@@ -47,7 +47,6 @@ INTERVAL_METRICS = {  # of faces whose age is known as a range, like METRICS
 COVERAGES = (50, 80, 90, 95)  # percent
 BANDS = (("0-2", 0), ("3-9", 3), *((f"{a}-{a + 9}", a) for a in range(10, 80, 10)), ("80+", 80))
 LEAST_IMAGES = 30  # of a gender x race x age cell, and of a group that enters a gap
-LEAST_SUBJECTS = 5  # of the latter, where persons are known
 LEAST_IN_BAND = 5  # faces, or persons, of each group in an age band compared at the same ages
 LEAST_COMPARED = 0.5  # share of all faces that these bands must hold
 EPSILON_STD_FLOOR = 0.5  # years; votes are whole years, so no spread below that is known
@@ -373,7 +372,7 @@ def score_groups(exact, samples=1000, seed=0):
             which each group has LEAST_IN_BAND units and which hold LEAST_COMPARED of all faces.
             A family without its column is absent.
         gaps: {family: {"mae", "bias", "mae_same_ages": see metrics.largest_gap}} where two or
-            more groups have LEAST_IMAGES faces of LEAST_SUBJECTS persons; the last one with
+            more groups have LEAST_IMAGES faces of LEAST_UNITS persons; the last one with
             `bands`, and their `share_percent` of all faces.
     """
     if not len(exact.faces):
@@ -462,7 +461,7 @@ def _score_family(table, family):
         n, units = int(table.counts[cells].sum()), table.units(cells)
         groups[name] = {"n": n, "mae": measured(mae, replicates[:, 0], units),
                         "bias": measured(bias, replicates[:, 1], units)}
-        if n >= LEAST_IMAGES and units >= LEAST_SUBJECTS and name != UNKNOWN:
+        if n >= LEAST_IMAGES and units >= LEAST_UNITS and name != UNKNOWN:
             large[name] = cells
     gaps = {}
     if len(large) > 1:
@@ -611,8 +610,10 @@ def _cost_of_safety(is_adult, scores, percent, digits):
     if not len(minors) or not is_adult.any():
         return None
     allowed = int(np.floor(len(minors) * percent / 100))
-    cutoff = np.nextafter(minors[len(minors) - 1 - allowed], np.inf)
-    cutoff = np.ceil(cutoff * 10 ** digits) / 10 ** digits
+    highest = minors[len(minors) - 1 - allowed]
+    cutoff = np.ceil(highest * 10 ** digits) / 10 ** digits
+    if cutoff <= highest:
+        cutoff = round(cutoff + 10 ** -digits, digits)
     return {"cutoff": float(cutoff),
             "adults_refused": 100 * float((scores[is_adult] < cutoff).mean())}
 

@@ -28,7 +28,6 @@ from evaluation import (
     INTERVAL_METRICS,
     LEAST_IMAGES,
     LEAST_IN_BAND,
-    LEAST_UNITS,
     METRICS,
     NO_DISTRIBUTION,
     TOLERATED,
@@ -222,7 +221,7 @@ def _render(title, results, evaluations, predictions, photo_of):
     exact = predictions.exact
     return environment.get_template("report.html.jinja").render(
         title=title, results=results, metrics=METRICS, all_metrics=METRICS | INTERVAL_METRICS,
-        least_units=LEAST_UNITS, other_ages=_other_ages, families=FAMILIES, tolerated=TOLERATED,
+        other_ages=_other_ages, families=FAMILIES, tolerated=TOLERATED,
         coverages=COVERAGES, least_images=LEAST_IMAGES, least_in_band=LEAST_IN_BAND,
         floor=EPSILON_STD_FLOOR,
         significant=SIGNIFICANT, no_distribution=NO_DISTRIBUTION,
@@ -407,7 +406,9 @@ def _coverage_sentence(results):
     parts = " and ".join(f"the {q}% interval covers {_plain(number, '%', 1)}"
                          for q, number in covered.items())
     off = {q: number["value"] - q for q, number in covered.items() if _is_off(number, q)}
-    if not off:
+    if covered[80]["low"] is None:
+        verdict = covered[80]["why"]
+    elif not off:
         verdict = "no more off than noise" if max(
             abs(number["value"] - q) for q, number in covered.items()) > COVERAGE_TOLERANCE else (
             f"within {COVERAGE_TOLERANCE} points of what they promise")
@@ -490,7 +491,7 @@ def _verdicts(results):
             verdicts[f"coverage_{q}"] = (
                 f"within {COVERAGE_TOLERANCE} points" if abs(off) <= COVERAGE_TOLERANCE else
                 f"{abs(off):.1f} points too {'many' if off > 0 else 'few'}"
-                + ("" if _is_off(number, q) else ", no more than noise"))
+                + ("" if _is_off(number, q) else f", {number.get('why', 'no more than noise')}"))
     return verdicts
 
 

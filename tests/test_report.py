@@ -254,6 +254,27 @@ def test_few_faces_have_no_interval_and_no_verdict(table):
         assert change["significant"] == known and (change["p_value"] is not None) == known
 
 
+def test_few_faces_all_missed_are_not_called_noise(tmp_path, table):
+    missed = table[:9].assign(age=table["age"][:9] + 60)
+    results, page = written(tmp_path, missed)
+    assert results["coverage_80"]["value"] == 0
+    assert "noise" not in re.findall(r"Of the true ages.*?</dd>", page)[0]
+    verdict, = re.findall(r"<td>80%</td>.*?<td>([^<]*)</td></tr>", page, flags=re.DOTALL)
+    assert verdict == "80.0 points too few, " + evaluation.TOO_FEW
+
+
+@pytest.mark.parametrize("digits", [1, 3])
+def test_a_cutoff_of_rounded_scores_keeps_its_promise(digits):
+    rng = np.random.default_rng(0)
+    for _ in range(300):
+        scores = rng.integers(-50, 1000, 60) / 10 ** digits  # of tables with as many decimals
+        is_adult = rng.random(60) < 0.5
+        found = evaluation._cost_of_safety(is_adult, scores, 5, digits)
+        shown = float(f"{found['cutoff']:.{digits}f}")
+        assert (scores[~is_adult] >= shown).mean() <= 0.05
+        assert found["adults_refused"] == pytest.approx(100 * (scores[is_adult] < shown).mean())
+
+
 def test_all_ranges_right_is_no_certainty(table):
     ranges = with_intervals(table[:5])
     results = evaluation.evaluate(evaluation.check_predictions(
