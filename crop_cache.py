@@ -25,7 +25,7 @@ from preprocess.face import (
 )
 
 CACHE_VERSION = 1  # raise when the pixels of a crop change
-LARGEST_BOX = 10  # times the image: a larger one is in other units, and would take the memory
+LARGEST_CROP = 89_000_000  # pixels: a larger box is in other units, and would take the memory
 
 
 def default_cache_dir():
@@ -80,10 +80,10 @@ class FaceCrops(torch.utils.data.Dataset):
         left, top, right, bottom = crop_pixels(self.bboxes[index], self.margin)
         if x2 <= 0 or y2 <= 0 or x1 >= width or y1 >= height:
             problem = f"lies outside the {width}x{height} image"
-        elif max(x2 - x1, y2 - y1) > LARGEST_BOX * max(width, height):
-            problem = f"is far larger than the {width}x{height} image"
         elif right <= left or bottom <= top:
             problem = "is smaller than a pixel"
+        elif (right - left) * (bottom - top) > LARGEST_CROP:
+            problem = f"of the {width}x{height} image is far too large"
         else:
             return ""
         return f"{self.path(index)}: box {x1:g} {y1:g} {x2:g} {y2:g} {problem}"

@@ -168,9 +168,10 @@ def _read_protocol(list_dir, dataset, split, protocol, cfg):
                                 f"{', '.join(sorted(set(chosen['split'])))}: choose with --split")
     lists = [_read_split(list_dir, dataset, split_there, cfg)
              for split_there in _splits_of(list_dir, dataset)]
-    for faces in lists:  # a photo may be in two lists, and in one with several faces
-        faces["number"] = faces.groupby("photo").cumcount()
-    faces = pd.concat(lists, ignore_index=True).drop_duplicates(["photo", "number", "deg", *BOX])
+    place = ["photo", "deg", *BOX]
+    for faces in lists:  # a face may be in two lists, and be repeated in one
+        faces["number"] = faces.groupby(place, dropna=False).cumcount()
+    faces = pd.concat(lists, ignore_index=True).drop_duplicates([*place, "number"])
     faces = faces.drop(columns="number")
     faces = faces[faces["photo"].isin(chosen.loc[chosen["split"] == split, "photo"])]
     if faces.empty:
@@ -303,13 +304,13 @@ def parse_votes(text, age_bins):
 
 
 def _numbers(table, name, path):
-    """A text column as floats; empty or absent is NaN, anything else must be a number."""
+    """A text column as floats; empty or absent is NaN, anything else must be a finite number."""
     if name not in table:
         return np.full(len(table), np.nan)
     text = table[name].str.strip()
     values = pd.to_numeric(text, errors="coerce")
-    _refuse(table, values.isna() & ~text.isin(["", "nan", "NaN"]), f"{path}: {name} is no number",
-            [table.columns[0], name])
+    bad = ~np.isfinite(values.to_numpy(float)) & ~text.isin(["", "nan", "NaN"])
+    _refuse(table, bad, f"{path}: {name} is no number", [table.columns[0], name])
     return values.to_numpy(float)
 
 

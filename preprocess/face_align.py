@@ -41,6 +41,7 @@ from preprocess.workers import RESULT, UNREADABLE, worker_pool
 from streams import map_ahead
 
 AHEAD = 3  # chunks a worker process finds waiting
+REDONE = 64  # chunks that are aligned again before the journal is written anew
 
 
 def parse_args():
@@ -131,6 +132,44 @@ def _count_rows(list_path, data_dir):
     return count
 
 
+def fill_journal(journal, list_path, data_dir, submit, workers, restart):
+    def my_chunks():
+        return (rows for number, rows in chunks(read_rows(list_path, ["photo", "age"]))
+                if journal.is_mine(number))
+
+    done = journal.open(restart)
+    counts = Counter()
+    bar = tqdm(total=journal.expected, initial=done, unit=" photos", smoothing=0.05,
+               desc=list_path.stem, disable=journal.rank > 0)
+    with contextlib.closing(journal), bar:
+        align_what_has_come(journal, my_chunks, data_dir, submit, workers)
+        todo = itertools.islice(my_chunks(), -(-done // CHUNK), None)
+        for results in map_ahead(submit, todo, workers * AHEAD):
+            journal.write(results)
+            counts.update("faces" if len(result) > 1 else "rejected" for result in results)
+            bar.set_postfix(counts, refresh=False)
+            bar.update(len(results))
+
+
+def align_what_has_come(journal, my_chunks, data_dir, submit, workers):
+    """Align the recorded chunks anew in which a photo was missing or broken and is there now."""
+    stale, recorded = [], journal.reasons()
+    for number, rows in enumerate(my_chunks()):
+        reasons = list(itertools.islice(recorded, len(rows)))
+        if len(reasons) < len(rows):
+            break  # from here on nothing is recorded
+        if any(map(functools.partial(has_come, data_dir), rows, reasons)):
+            stale.append(number)
+    if stale:
+        print(f"{len(stale)} chunks of {CHUNK} photos are aligned again: photos in them have come "
+              "since, or can be read by now")
+    for start in range(0, len(stale), REDONE):
+        some = stale[start:start + REDONE]
+        rows = (rows for number, rows in enumerate(my_chunks()) if number in some)
+        journal.replace_chunks(dict(zip(some, map_ahead(submit, rows, workers * AHEAD),
+                                        strict=True)))
+
+
 def has_come(data_dir, row, reason):
     """Whether a photo that was missing or broken in an earlier run can be read by now."""
     path = Path(data_dir, row["photo"])
@@ -143,25 +182,6 @@ def has_come(data_dir, row, reason):
     except OSError:
         return False
     return True
-
-
-def fill_journal(journal, list_path, data_dir, submit, workers, restart):
-    def my_chunks():
-        return (rows for number, rows in chunks(read_rows(list_path, ["photo", "age"]))
-                if journal.is_mine(number))
-
-    done = journal.open(restart, itertools.chain.from_iterable(my_chunks()),
-                        functools.partial(has_come, data_dir))
-    counts = Counter()
-    bar = tqdm(total=journal.expected, initial=done, unit=" photos", smoothing=0.05,
-               desc=list_path.stem, disable=journal.rank > 0)
-    with contextlib.closing(journal), bar:
-        todo = itertools.islice(my_chunks(), -(-done // CHUNK), None)
-        for results in map_ahead(submit, todo, workers * AHEAD):
-            journal.write(results)
-            counts.update("faces" if len(result) > 1 else "rejected" for result in results)
-            bar.set_postfix(counts, refresh=False)
-            bar.update(len(results))
 
 
 def write_results(journal, list_path, split, dataset):

@@ -15,6 +15,8 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from files import replaced
+
 CHUNK = 32  # rows that are sent to a worker and recorded together
 
 
@@ -78,14 +80,9 @@ class Journal:
     def is_mine(self, chunk_number):
         return chunk_number % self.world_size == self.rank
 
-    def open(self, restart=False, rows=(), is_stale=None):
+    def open(self, restart=False):
         """Continue, or begin where there is nothing to continue or with restart.
 
-        Args:
-            restart: begin anew.
-            rows: this process's rows, in order.
-            is_stale: function (row, first field of its result) that tells whether the result no
-                longer holds; the run goes on before the first such row. None: all hold.
         Returns:
             list rows of which the results are there already, in whole chunks.
         Raises:
@@ -96,7 +93,7 @@ class Journal:
         except Timeout as error:
             raise OSError(f"{self.path.name} is being written by another run; wait for it, or "
                           "stop it first") from error
-        done, size = (0, 0) if restart else self._recorded(iter(rows), is_stale)
+        done, size = (0, 0) if restart else self._recorded()
         if not size:
             self.path.write_bytes(self.header)
             size = len(self.header)
@@ -108,6 +105,31 @@ class Journal:
         """Append a chunk's results, a sequence of fields each."""
         csv.writer(self.file, lineterminator="\n").writerows(results)
         self.file.flush()
+
+    def reasons(self):
+        """First field of each result recorded, in order."""
+        with self.path.open(encoding="utf-8", newline="") as file:
+            file.readline()
+            for fields in csv.reader(file):
+                yield fields[0]
+
+    def replace_chunks(self, fresh):
+        """Put other results in the place of recorded ones.
+
+        Args:
+            fresh: {number among this process's chunks: its results}.
+        """
+        self.file.close()
+        with replaced(self.path) as temporary, self.path.open("rb") as old, \
+                temporary.open("w", encoding="utf-8", newline="") as new:
+            new.write(old.readline().decode())
+            for number, line in enumerate(old):
+                results = fresh.get(number // CHUNK)
+                if results is None:
+                    new.write(line.decode())
+                elif number % CHUNK == 0:
+                    csv.writer(new, lineterminator="\n").writerows(results)
+        self.file = self.path.open("a", encoding="utf-8", newline="")
 
     def close(self):
         if self.file is not None:
@@ -122,7 +144,7 @@ class Journal:
         return [Journal(self.target, self.fingerprint, self.row_count, rank, self.world_size)
                 for rank in range(self.world_size)]
 
-    def _recorded(self, rows=(), is_stale=None):
+    def _recorded(self):
         """Rows in whole chunks, and the size in bytes of the file up to their end."""
         if not self.path.is_file():
             return 0, 0
@@ -132,8 +154,6 @@ class Journal:
             count, size, position = 0, len(self.header), len(self.header)
             for line in file:
                 if not line.endswith(b"\n"):
-                    break
-                if is_stale and is_stale(next(rows), line.rstrip().partition(b",")[0].decode()):
                     break
                 count += 1
                 position += len(line)

@@ -11,6 +11,7 @@ what it expects raises an error that names what it looked for.
 """
 
 import hashlib
+import io
 import math
 import re
 from collections.abc import Callable
@@ -109,7 +110,7 @@ def read_appa_real(data_dir, options):
             photo = f"{split}/{name}_face.jpg"  # of a photo with several faces the one labelled
             if not Path(data_dir, photo).is_file() and Path(data_dir, split, name).is_file():
                 photo = f"{split}/{name}"
-            if _number(age) is None:
+            if number_of(age) is None:
                 yield Skipped(photo, f"{label} '{age}' is no number" if age else f"no {label}")
                 continue
             row = {"photo": photo, "age": float(age), "split": split}
@@ -131,7 +132,7 @@ def read_megaage(data_dir, options):
         votes = _megaage_votes(data_dir, part, ages)
         for split in splits:
             for name, age, histogram in zip(names, ages, votes, strict=True):
-                if _number(age) is None:
+                if number_of(age) is None:
                     yield Skipped(f"{part}/{name}", f"age '{age}' is no number")
                     continue
                 yield {"photo": f"{part}/{name}", "age": float(age), "split": split,
@@ -153,7 +154,9 @@ def _megaage_votes(data_dir, part, ages):
     if (weights < 0).any() or not (totals > 0).all():
         raise ValueError(f"'{path}': every line must hold weights of which one is positive")
     means = weights @ np.arange(weights.shape[1]) / totals
-    known = np.array([np.nan if _number(age) is None else float(age) for age in ages])
+    known = np.array([np.nan if number_of(age) is None else float(age) for age in ages])
+    if np.isnan(known).all():
+        return [""] * len(ages)
     gap = float(np.nanmedian(known - means))  # 0 or 1: the first column's age
     if round(gap) not in (0, 1):
         raise ValueError(f"'{path}': the distributions are {gap:.1f} years off the ages of "
@@ -171,7 +174,7 @@ def read_morph(data_dir, options):
     """MORPH II: split by person, so that nobody is in two splits."""
     table = read_csv(Path(data_dir, "morph_2008_nonCommercial.csv"), ["id_num", "photo", "age"])
     for record in table.to_dict("records"):
-        age = _number(record["age"])
+        age = number_of(record["age"])
         if age is None:
             yield Skipped(record["photo"], f"age '{record['age']}' is no number")
             continue
@@ -210,7 +213,8 @@ def read_adience(data_dir, options):
         path = Path(data_dir, f"fold_{fold}_data.txt")
         if not path.is_file():
             raise _not_found(data_dir, path.name)
-        table = pd.read_csv(path, sep="\t", dtype=str, keep_default_na=False)
+        table = pd.read_csv(io.StringIO(_read_text(path)), sep="\t", dtype=str,
+                            keep_default_na=False)
         missing = {"user_id", "original_image", "face_id", "age"} - set(table.columns)
         if missing:
             raise ValueError(f"'{path}': column {', '.join(sorted(missing))} missing")
@@ -490,7 +494,7 @@ def _matched(data_dir, pattern, example):
     return matches
 
 
-def _number(text):
+def number_of(text):
     """A finite number, or None."""
     try:
         number = float(text)

@@ -22,7 +22,7 @@ import torch
 
 from preprocess.detector import FaceDetector, detection_batches
 from preprocess.face import load_photo
-from preprocess.readers import LOCATION, MISSING
+from preprocess.readers import LOCATION, MISSING, number_of
 
 RESULT = ["deg", "box1", "box2", "box3", "box4", "confidence"]  # columns, see face_align.py
 UNREADABLE = "unreadable image"
@@ -108,9 +108,7 @@ def row_problem(row):
         return ["no photo"]
     if not row["age"].strip() and row.get("age_min") and row.get("age_max"):
         return None
-    try:
-        float(row["age"])
-    except ValueError:
+    if number_of(row["age"]) is None:
         return [f"age '{' '.join(row['age'].split())}' is no number"]
     return None
 

@@ -135,7 +135,8 @@ def test_a_box_wholly_outside_is_refused_at_the_start(folder, tmp_path, cache):
 
 @pytest.mark.parametrize("cache", ["True", "False"])
 @pytest.mark.parametrize("box, problem", [
-    ((20.2, 20, 20.4, 60), "smaller than a pixel"), ((0, 0, 1e7, 1e7), "far larger")])
+    ((20.2, 20, 20.4, 60), "smaller than a pixel"), ((0, 0, 1e7, 1e7), "far too large"),
+    ((0, 0, 19_000, 19_000), "far too large")])
 def test_a_box_that_cannot_be_cut_is_refused_at_the_start(folder, tmp_path, cache, box, problem):
     rows = write_dataset(folder, AGES)
     rows[3].update(zip(("box1", "box2", "box3", "box4"), box, strict=True))

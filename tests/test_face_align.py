@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 
 import numpy as np
@@ -15,10 +15,10 @@ from matplotlib.cbook import get_sample_data
 from PIL import Image
 from skimage.data import astronaut
 
-from preprocess import show
+from preprocess import face_align, show
 from preprocess.detector import FaceDetector
 from preprocess.face import EXIF_ORIENTATION, load_photo
-from preprocess.face_align import align_list, has_come
+from preprocess.face_align import align_list
 from preprocess.journal import CHUNK, Journal, chunks, merge, read_rows
 from preprocess.workers import align_rows
 
@@ -223,17 +223,17 @@ def test_a_list_that_changes_meanwhile_is_not_merged(tmp_path, submit):
     assert not (tmp_path / "mine_train_align.csv").exists()
 
 
-def test_photos_that_have_come_since_are_aligned_after_all(photos, tmp_path):
+def test_photos_that_have_come_since_are_aligned_after_all(photos, tmp_path, capsys):
     names = ["photo 0, é.png", "photo 1, é.png"]
     write_rows(tmp_path / "mine_train.csv", [{"photo": names[i % 2], "age": 20}
-                                             for i in range(3 * CHUNK)])
+                                             for i in range(5 * CHUNK)])
     (tmp_path / "some").mkdir()
     shutil.copy(photos / names[0], tmp_path / "some")
     detector = FaceDetector(threads=1)
     with ThreadPoolExecutor(1) as pool:
-        def send(rows):  # interrupted after two chunks
+        def send(rows):  # interrupted when one chunk is written and three are on the way
             sent.append(rows)
-            if len(sent) > 2:
+            if len(sent) > 4:
                 raise KeyboardInterrupt
             return pool.submit(align_rows, detector, tmp_path / "some", rows)
 
@@ -244,30 +244,44 @@ def test_photos_that_have_come_since_are_aligned_after_all(photos, tmp_path):
         sent.clear()
         with pytest.raises(KeyboardInterrupt):
             align(tmp_path / "mine_train.csv", send)
-        assert len(sent) == 3, "a file that was missing is there now"
+        assert "chunks of 32 photos are aligned again" in capsys.readouterr().out
         shutil.copy(photos / names[1], tmp_path / "some")
         whole = partial(pool.submit, align_rows, detector, tmp_path / "some")
         whole.data_dir = tmp_path / "some"
         aligned = align(tmp_path / "mine_train.csv", whole)
-    assert len(list(read_rows(aligned, []))) == 3 * CHUNK
+    assert len(list(read_rows(aligned, []))) == 5 * CHUNK
 
 
-def test_what_is_missing_for_good_is_not_asked_for_again(tmp_path, submit):
-    rows = many_rows(2 * CHUNK)
-    rows[1]["photo"] = "gone.jpg"
-    write_rows(tmp_path / "mine_train.csv", rows)
-    journal = Journal(tmp_path / "a_align.csv", "print", 2 * CHUNK)
+def test_only_chunks_with_photos_that_have_come_are_aligned_again(tmp_path):
+    photos = {name: tmp_path / name for name in ("missing.jpg", "broken.jpg", "come.png")}
+    photos["broken.jpg"].write_bytes(b"no photo")
+    Image.new("RGB", (20, 20)).save(photos["come.png"])
+    rows = [{"photo": "come.png", "age": str(number)} for number in range(3 * CHUNK + 5)]
+    results = [["", f'"{number}", é'] for number in range(len(rows))]
+    rows[1]["photo"], results[1] = "missing.jpg", ["file missing"]
+    rows[2]["photo"], results[2] = "broken.jpg", ["unreadable image"]
+    results[CHUNK + 3], results[3 * CHUNK] = ["unreadable image"], ["file missing"]
+    journal = Journal(tmp_path / "a_align.csv", "print", 4 * CHUNK)
     journal.open()
-    journal.write([["", "1"], ["file missing"], ["unreadable image"], *[["", "1"]] * (CHUNK - 3)])
+    journal.write(results)
     journal.close()
-    come = partial(has_come, submit.data_dir)
-    rows = [{"photo": name} for name in ("upright.png", "gone.jpg", "broken.jpg")]
-    rows += [{"photo": "upright.png"}] * (2 * CHUNK - 3)
-    assert journal.open(rows=rows, is_stale=come) == CHUNK
+    assert journal.open() == 3 * CHUNK  # the fourth chunk was not whole
+    asked = []
+
+    def submit(rows):
+        asked.append([row["age"] for row in rows])
+        future = Future()
+        future.set_result([["", "anew"]] * len(rows))
+        return future
+
+    face_align.align_what_has_come(journal, lambda: (chunk for _, chunk in chunks(rows)),
+                                   tmp_path, submit, 1)
+    journal.write([["", "written after"]] * CHUNK)
     journal.close()
-    rows[2]["photo"] = "upright.png"
-    assert journal.open(rows=rows, is_stale=come) == 0
-    journal.close()
+    assert asked == [[str(number) for number in range(CHUNK, 2 * CHUNK)]]
+    expected = results[:CHUNK] + [["", "anew"]] * CHUNK + results[2 * CHUNK:3 * CHUNK]
+    assert [fields for _, fields in merge([journal], range(4 * CHUNK))] == \
+        expected + [["", "written after"]] * CHUNK
 
 
 def test_a_folder_without_any_photo_of_the_list_is_named(tmp_path, submit):

@@ -164,6 +164,24 @@ def test_a_protocol_keeps_other_faces_of_a_photo_in_another_list(tmp_path):
     assert faces[["age", "box1"]].to_numpy().tolist() == [[10, 20.5], [70, 1.0]]
 
 
+def test_a_protocol_takes_a_face_once_that_a_second_list_has_alone(tmp_path):
+    rows = write_dataset(tmp_path, [10, 40], splits=("train", "valid"))
+    pair = [rows[0], rows[1] | {"photo": rows[0]["photo"], "box1": 20.5}]
+    write_list(tmp_path / "drawn_train_align.csv", pair)
+    write_list(tmp_path / "drawn_valid_align.csv", pair[1:])
+    (tmp_path / "drawn_split_all.csv").write_text("photo,split\ndrawn_0.png,test\n")
+    faces = read_faces(tmp_path, "drawn", "test", CFG, protocol="all")
+    assert faces["age"].tolist() == [10, 40]
+
+
+@pytest.mark.parametrize("column", ["deg", "box3", "age", "age_std"])
+def test_a_number_without_end_is_none(tmp_path, column):
+    rows = write_dataset(tmp_path, [10, 40])
+    write_list(tmp_path / "drawn_train_align.csv", [row | {column: "inf"} for row in rows])
+    with pytest.raises(ValueError, match=f"{column} is no number: 2 of 2"):
+        read_faces(tmp_path, "drawn", "train", CFG)
+
+
 def test_a_protocol_named_twice_is_found_once(tmp_path):
     for number in range(2):
         (tmp_path / f"drawn_split_rotation{number}.csv").write_text("photo,split\n")

@@ -147,6 +147,10 @@ def test_megaage_files_that_are_none_are_named(tmp_path):
     rows, skipped = read("megaage", tmp_path)
     assert rows["train/1.jpg"]["age"] == 30
     assert skipped["train/2.jpg"] == skipped["test/2.jpg"] == "age '30y' is no number"
+    for part in ("train", "test"):
+        write_text(tmp_path, f"list/{part}_age.txt", "old\n30y\n")
+    write_text(tmp_path, "list/train_age_dis.txt", "0 0 1\n0 0 1\n")
+    assert not read("megaage", tmp_path)[0]
     (tmp_path / "list/test_name.txt").write_bytes("é.jpg\n".encode("latin-1"))
     with pytest.raises(ValueError, match="test_name.txt' is not UTF-8"):
         read("megaage", tmp_path)
