@@ -2,6 +2,7 @@
 
 import glob
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -125,7 +126,9 @@ def predictions_table(faces, log_probs, pred_ages, bins):
 
 
 def find_teachers(pattern):
-    """Paths of the tables that LOSS.TEACHER names: one, or those that a glob finds."""
+    """Paths of the tables that LOSS.TEACHER names: one, those of a folder, or a glob's."""
+    if Path(pattern).is_dir():
+        return sorted(map(str, Path(pattern).glob("*.csv"))) or [pattern]
     return sorted(glob.glob(pattern)) or [pattern]  # noqa: PTH207 (an absolute pattern)
 
 

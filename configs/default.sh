@@ -12,13 +12,21 @@
 # 56.0% in the right bin (the first teacher trained without UTKFace's test list).
 set -euo pipefail
 root=$(dirname "$0")/..
-out=${1:?"name the folder to write to: bash configs/default.sh OUT --data_dir ... --dataset ..."}
+if [ $# -lt 3 ]; then
+    echo "error: write bash configs/default.sh OUT --data_dir ... --dataset ..." >&2
+    exit 2
+fi
+mkdir -p "$1"
+out=$(cd "$1" && pwd)
 shift
-trained=() tested=() pairs=()  # words for train.py; for test.py, which takes only pairs of TEST
+trained=() tested=() pairs=()  # words for train.py, and for test.py, which takes fewer
 while [ $# -gt 0 ]; do
     if [[ $1 =~ ^[A-Z]+\.[A-Z0-9_]+$ ]]; then
         pairs+=("${@:1:2}")
-        [[ $1 != TEST.* ]] || tested+=("${@:1:2}")
+        [[ ! $1 =~ ^(TEST\..*|DATA\.CACHE|DATA\.EXCLUDE)$ ]] || tested+=("${@:1:2}")
+        shift $(($# > 1))
+    elif [ "$1" = --tensorboard ]; then
+        trained+=("${@:1:2}")
         shift $(($# > 1))
     else
         trained+=("$1") tested+=("$1")
@@ -49,6 +57,6 @@ train lite2 MODEL.ARCH $lite2 TRAIN.EPOCHS 8 TRAIN.AMP auto
 teach lite0/default_160
 teach lite2
 train lite2_160 MODEL.ARCH $lite2 MODEL.PRETRAINED "$out/lite2/best.pth" MODEL.IMG_SIZE 160 \
-    TRAIN.LR 0.0007 TRAIN.EPOCHS 5 TRAIN.SEED 1 TRAIN.AMP auto LOSS.TEACHER "$out/teachers/*.csv"
+    TRAIN.LR 0.0007 TRAIN.EPOCHS 5 TRAIN.SEED 1 TRAIN.AMP auto LOSS.TEACHER "$out/teachers"
 python "$root/test.py" --calibrate --resume "$out/lite2_160/best.pth" "${tested[@]}"
 python "$root/checkpoint.py" "$out/lite2_160/best.pth" "$out/model.pth"

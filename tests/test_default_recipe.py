@@ -16,18 +16,19 @@ ROOT = Path(__file__).parent.parent
 
 @pytest.mark.slow
 def test_recipe_trains_goes_on_and_releases(tmp_path):
-    faces, out = tmp_path / "drawn", tmp_path / "out"
+    faces, out = tmp_path / "drawn", tmp_path / "out [1]"
     write_dataset(faces, [5, 15, 25, 35, 45, 55, 65, 75])
 
     def run(folder, *words):
         return subprocess.run(
             ["bash", ROOT / "configs" / "default.sh", folder, "--data_dir", faces, "--cache_dir",
-             tmp_path / "cache", "--device", "cpu", "MODEL.IMG_SIZE", "32", "TRAIN.EPOCHS", "1",
-             "TRAIN.BATCH_SIZE", "4", "TRAIN.WORKERS", "0", "TEST.WORKERS", "0", *words], text=True,
+             tmp_path / "cache", "--tensorboard", tmp_path / "tf_log", "--device", "cpu",
+             "MODEL.IMG_SIZE", "32", "TRAIN.EPOCHS", "1", "TRAIN.BATCH_SIZE", "4",
+             "TRAIN.WORKERS", "0", "TEST.WORKERS", "0", *words], text=True,
             env=os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"},
-            capture_output=True)
+            capture_output=True, cwd=tmp_path)
 
-    done = run(out)
+    done = run(out.name)
     assert done.returncode == 0, done.stderr
     released = load_checkpoint(out / "model.pth")
     network = parse_cfg(released["cfg"]).MODEL
@@ -39,7 +40,7 @@ def test_recipe_trains_goes_on_and_releases(tmp_path):
     assert len(logs) == 4
     model = (out / "model.pth").read_bytes()
     (out / "model.pth").unlink()
-    done = run(f"{out}/", "TRAIN.WORKERS", "1")  # written otherwise, with another word
+    done = run(f"{out}/", "TRAIN.WORKERS", "1", "DATA.CACHE", "False")  # written otherwise
     assert done.returncode == 0, done.stderr
     assert logs == {path: path.read_text(encoding="utf-8") for path in out.rglob("log.jsonl")}
     assert (out / "model.pth").read_bytes() == model
