@@ -65,7 +65,7 @@ def save_picture(picture, path):
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     suffix = path.suffix.lower()
-    picture.info.clear()  # it may ask for the photo's own compression, of bilevel images only
+    picture.info.pop("compression", None)  # the photo's own may be of bilevel images only
     with replaced(path) as temporary:
         try:
             picture.save(temporary, Image.registered_extensions()[suffix],

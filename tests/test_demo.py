@@ -20,13 +20,13 @@ import cv2
 import numpy as np
 import pytest
 from demo_inputs import ASTRONAUT, HOPPER, ROOT, SAMPLES, TWO_FACES, write_model
-from PIL import Image
+from PIL import Image, ImageCms
 
 import cli
 import demo
 import predictor
 from benchmarks.demo_speed import write_clip
-from folders import find_images
+from folders import find_images, save_picture
 from predictor import as_photo
 from results import FIELDS, VIDEO_FIELDS
 from video import ClipWriter, Frames
@@ -202,6 +202,14 @@ def test_a_photo_that_cannot_be_drawn_on_stops_no_other(model_path, tmp_path, ca
                                                      "results.jsonl"}
     assert rows[1]["status"] in ("ok", "no face")
     assert "long.webp" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("ending", ["png", "tif"])
+def test_the_colours_of_a_photo_keep_their_profile(tmp_path, ending):
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("XYZ")).tobytes()
+    Image.new("RGB", (30, 30), "red").save(tmp_path / f"a.{ending}", icc_profile=profile)
+    save_picture(as_photo(tmp_path / f"a.{ending}"), tmp_path / f"b.{ending}")
+    assert Image.open(tmp_path / f"b.{ending}").info["icc_profile"] == profile
 
 
 def test_no_photo_is_overwritten(model_path, tmp_path, capsys):
