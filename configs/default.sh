@@ -19,21 +19,16 @@ fi
 mkdir -p "$1"
 out=$(cd "$1" && pwd)
 shift
-trained=() tested=() pairs=()  # words for train.py, and for test.py, which takes fewer
+trained=("$@") tested=()  # words for train.py, and for test.py, which takes fewer
 while [ $# -gt 0 ]; do
-    if [[ $1 =~ ^[A-Z]+\.[A-Z0-9_]+$ ]]; then
-        pairs+=("${@:1:2}")
-        [[ ! $1 =~ ^(TEST\..*|DATA\.CACHE|DATA\.EXCLUDE)$ ]] || tested+=("${@:1:2}")
-        shift $(($# > 1))
-    elif [ "$1" = --tensorboard ]; then
-        trained+=("${@:1:2}")
-        shift $(($# > 1))
+    if [ "$1" = --tensorboard ] || [[ $1 =~ ^[A-Z]+\.[A-Z0-9_]+$ &&
+            ! $1 =~ ^(TEST\..*|DATA\.CACHE|DATA\.EXCLUDE)$ ]]; then
+        shift $(($# > 1))  # with its value
     else
-        trained+=("$1") tested+=("$1")
+        tested+=("$1")
     fi
     shift
 done
-trained+=(${pairs[@]+"${pairs[@]}"})
 lite2=timm/tf_efficientnet_lite2
 
 # train FOLDER KEY VALUE ...: begin a run, or go on with it.
