@@ -116,7 +116,7 @@ def show_photos(estimator, folder, names, window, args):
     summary = PhotoSummary()
     paths = [folder / name for name in names]
     for name, (photo, faces) in zip(names, estimator.stream(paths, read_photo, 1), strict=True):
-        print(summary.add(name.as_posix(), f"unreadable: {photo}" if faces is None else OK, faces))
+        print(summary.add(name.as_posix(), reading_status(photo, faces), faces))
         if faces is None:
             continue
         window.show(draw_faces(photo, faces, estimator.age_bins, not args.no_plot))
@@ -129,14 +129,14 @@ def write_photos(estimator, folder, names, args):
     """Annotated photos, results.csv and results.jsonl."""
     def annotate(job):
         name, (photo, faces) = job
-        if faces is None:
-            return name.as_posix(), f"unreadable: {photo}", None
-        try:
-            save_picture(draw_faces(photo, faces, estimator.age_bins, not args.no_plot),
-                         args.output_dir / name)
-        except ValueError as error:
-            return name.as_posix(), f"{NOT_DRAWN}: {error}", faces
-        return name.as_posix(), OK, faces
+        status = reading_status(photo, faces)
+        if status == OK:
+            try:
+                save_picture(draw_faces(photo, faces, estimator.age_bins, not args.no_plot),
+                             args.output_dir / name)
+            except ValueError as error:
+                status = f"{NOT_DRAWN}: {error}"
+        return name.as_posix(), status, faces
 
     summary = PhotoSummary()
     paths = [folder / name for name in names]
@@ -152,6 +152,11 @@ def write_photos(estimator, folder, names, args):
             results.write({"file": name}, list(enumerate(faces or [], 1)), status)
     summary.print(time.perf_counter() - started, args.output_dir)
     return summary
+
+
+def reading_status(photo, faces):
+    """OK, or why a photo could not be read: folders.read_photo gives the reason in its place."""
+    return OK if faces is not None else f"unreadable: {photo}"
 
 
 class PhotoSummary:

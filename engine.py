@@ -85,9 +85,9 @@ class Trainer:
 
     def is_finite(self):
         """Whether the weights, also the averaged ones, are still numbers to go on with."""
-        tensors = [*unwrap(self.model).state_dict().values(),
-                   *self.evaluated_model().state_dict().values()]
-        return all(tensor.isfinite().all().item() for tensor in tensors)
+        return all(tensor.isfinite().all().item()
+                   for model in {unwrap(self.model), self.evaluated_model()}
+                   for tensor in model.state_dict().values())
 
     def state_dict(self):
         """Everything that a continued run needs, as tensors and plain values.

@@ -757,7 +757,7 @@ def seed_spread(evaluations):
     Metrics of METRICS and INTERVAL_METRICS, those that every seed has.
     """
     spread = {}
-    runs = [results | (results["intervals"] or {"all": {"all": {}}})["all"]["all"]
+    runs = [results | (results["intervals"]["all"]["all"] if results["intervals"] else {})
             for results in evaluations]
     for key in (*METRICS, *INTERVAL_METRICS):
         values = [run[key]["value"] if key in run else None for run in runs]

@@ -80,7 +80,7 @@ class AgeEstimator:
             ValueError: an array of another type or shape.
         """
         if isinstance(images, (str, os.PathLike, Image.Image)) or (
-                isinstance(images, np.ndarray) and images.ndim in (2, 3)):  # else of many
+                isinstance(images, np.ndarray) and images.ndim in (2, 3)):
             return self._faces([as_photo(images)])[0]
         return [faces for _, faces in self.stream(images, as_photo)]
 

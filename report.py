@@ -221,7 +221,7 @@ def _render(title, results, evaluations, predictions, photo_of):
     exact = predictions.exact
     return environment.get_template("report.html.jinja").render(
         title=title, results=results, metrics=METRICS, all_metrics=METRICS | INTERVAL_METRICS,
-        other_ages=_other_ages, families=FAMILIES, tolerated=TOLERATED,
+        why_left_out=_why_left_out, families=FAMILIES, tolerated=TOLERATED,
         coverages=COVERAGES, least_images=LEAST_IMAGES, least_in_band=LEAST_IN_BAND,
         floor=EPSILON_STD_FLOOR,
         significant=SIGNIFICANT, no_distribution=NO_DISTRIBUTION,
@@ -455,18 +455,17 @@ def _interval_sentence(number):
 def _comparison_sentence(comparison):
     a, b, change = comparison["first"], comparison["second"], comparison["differences"].get("mae")
     if change is None:
-        return f"“{a}” and “{b}” cannot be compared: {_other_ages(comparison)}."
-    if change["low"] is None or not change["significant"]:
-        verdict = "not significant" if change["low"] is not None else change["why"]
+        return f"“{a}” and “{b}” cannot be compared: {_why_left_out(comparison)}."
+    if not change["significant"]:
         return (f"The MAE of “{b}” differs from that of “{a}” by {_plain(change)} on the same "
-                f"{_count(comparison['n'], 'face')}: {verdict}.")
+                f"{_count(comparison['n'], 'face')}: {change.get('why', 'not significant')}.")
     side = "lower (better)" if change["value"] < 0 else "higher (worse)"
     return (f"The MAE of “{b}” is {abs(change['value']):.2f} years {side} than that of “{a}” on "
             f"the same {_count(comparison['n'], 'face')} (difference {_interval(change)}): "
             "significant.")
 
 
-def _other_ages(comparison):
+def _why_left_out(comparison):
     """Why faces cannot be compared, in words."""
     if not comparison["n_other_age"]:
         return "no photo with an exact age is in both"
