@@ -25,6 +25,8 @@ from preprocess.face import (
 )
 
 CACHE_VERSION = 1  # raise when the pixels of a crop change
+EXIF_IGNORED = ("the photo has an EXIF rotation, which the scripts that wrote this list ignored; "
+                "align again with python -m preprocess.face_align")
 LARGEST_CROP = 89_000_000  # pixels: a larger box is in other units, and would take the memory
 
 
@@ -47,7 +49,7 @@ class FaceCrops(torch.utils.data.Dataset):
         self.roots, self.photos = faces["root"].to_numpy(), faces["photo"].to_numpy()
         self.roll_degs = faces["deg"].to_numpy(float)
         self.bboxes = faces[BOX].to_numpy(float)
-        self.ignores_exif = faces["confidence"].isna().to_numpy()  # made by the original scripts
+        self.has_no_confidence = faces["confidence"].isna().to_numpy()
 
     def __len__(self):
         return len(self.photos)
@@ -66,10 +68,8 @@ class FaceCrops(torch.utils.data.Dataset):
         problem = self.check_box(index, photo.size)
         if problem:
             raise ValueError(problem)
-        if self.ignores_exif[index] and has_exif_rotation(path):
-            warnings.warn(f"{path} has an EXIF rotation, which the scripts that wrote this list "
-                          "ignored; align again with python -m preprocess.face_align",
-                          stacklevel=2)
+        if self._ignores_rotation(index):
+            warnings.warn(f"{path}: {EXIF_IGNORED}", stacklevel=2)
         crop = crop_face(photo, self.bboxes[index], self.roll_degs[index], self.margin)
         return resize_face(crop, self.size)
 
@@ -86,7 +86,13 @@ class FaceCrops(torch.utils.data.Dataset):
             problem = f"of the {width}x{height} image is far too large"
         else:
             return ""
+        if self._ignores_rotation(index):
+            problem += f", {EXIF_IGNORED}"
         return f"{self.path(index)}: box {x1:g} {y1:g} {x2:g} {y2:g} {problem}"
+
+    def _ignores_rotation(self, index):
+        """Whether the list is one of the original scripts, and the photo one to be turned."""
+        return self.has_no_confidence[index] and has_exif_rotation(self.path(index))
 
 
 def check_photos(crops):

@@ -188,6 +188,9 @@ def test_a_list_that_ignored_exif_warns(folder, tmp_path):
     Image.fromarray(draw_face(30)).save(folder / "drawn_0.png", exif=exif)
     with pytest.warns(UserWarning, match=r"EXIF.*preprocess\.face_align"):
         dataset(folder, tmp_path, "DATA.CACHE", "False").face(0)
+    write_list(folder / "drawn_train_align.csv", [rows[0] | {"box1": 200, "box3": 300}])
+    with pytest.raises(ValueError, match=r"outside.*EXIF.*preprocess\.face_align"):
+        dataset(folder, tmp_path, "DATA.CACHE", "False")
 
 
 def test_without_strength_augmentation_is_the_evaluation_crop(folder, tmp_path):
