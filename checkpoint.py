@@ -76,10 +76,17 @@ def release_checkpoint(source, target):
     """
     checkpoint = load_checkpoint(source)
     kept = {key: checkpoint[key] for key in RELEASED if key in checkpoint}
-    kept["model"] = {name: values.half() if values.is_floating_point() else values
-                     for name, values in checkpoint["model"].items()}
+    kept["model"] = {name: _halved(values) for name, values in checkpoint["model"].items()}
     save_checkpoint(target, kept)
     return hashlib.sha256(Path(target).read_bytes()).hexdigest()
+
+
+def _halved(values):
+    """Floats in half precision, but for a tensor that has some beyond its range."""
+    if not values.is_floating_point():
+        return values
+    half = values.half()
+    return half if half.isfinite().all() else values
 
 
 def current_commit():

@@ -98,11 +98,14 @@ def test_a_missing_checkpoint_is_named(tmp_path):
 
 
 def test_a_released_checkpoint_keeps_half_precision_weights_only(tmp_path):
-    save_checkpoint(tmp_path / "a.pth", {**PLAIN, "optimizer": {"state": torch.zeros(1000)}})
+    model = PLAIN["model"] | {"variance": torch.tensor([1.0, 1e5])}  # beyond half precision
+    save_checkpoint(tmp_path / "a.pth", {**PLAIN, "model": model,
+                                         "optimizer": {"state": torch.zeros(1000)}})
     sha256 = release_checkpoint(tmp_path / "a.pth", tmp_path / "b.pth")
     released = load_checkpoint(tmp_path / "b.pth")
     assert released["model"]["w"].dtype == torch.float16
     assert released["model"]["w"].tolist() == [0, 1, 2]
+    assert released["model"]["variance"].tolist() == [1, 1e5]
     assert "optimizer" not in released
     assert released["best"] == PLAIN["best"]
     assert hashlib.sha256((tmp_path / "b.pth").read_bytes()).hexdigest() == sha256
