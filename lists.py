@@ -73,6 +73,12 @@ def read_sources(sources, split, cfg, protocol=None):
                       for data_dir, dataset, list_dir in sources], ignore_index=True)
 
 
+def count_faces(faces, source):
+    """How many faces of a table of read_sources come from one of the sources."""
+    data_dir, dataset, _ = source
+    return int(((faces["root"] == str(data_dir)) & (faces["dataset"] == dataset)).sum())
+
+
 def read_faces(data_dir, dataset, split, cfg, list_dir=None, protocol=None):
     """One split of one data set as a checked table.
 
@@ -121,7 +127,7 @@ def source_of(list_dir, dataset, split, protocol=None):
     source = _source(list_dir, dataset, split)
     if source.is_file():
         return source
-    there = _splits_of(list_dir, dataset)
+    there = splits_of(list_dir, dataset)
     if there:
         raise FileNotFoundError(f"data set '{dataset}' in '{list_dir}' has no {split} split; "
                                 f"it has {', '.join(there)}; align it with python -m "
@@ -139,7 +145,8 @@ def _source(list_dir, dataset, split):
     return aligned[SPLITS.index(split)]
 
 
-def _splits_of(list_dir, dataset):
+def splits_of(list_dir, dataset):
+    """The splits that a data set has lists of, of train, valid and test."""
     return [split for split in SPLITS if _source(list_dir, dataset, split).is_file()]
 
 
@@ -164,10 +171,11 @@ def _read_protocol(list_dir, dataset, split, protocol, cfg):
     if unknown:
         raise ValueError(f"{path}: split '{unknown[0]}' is none of {', '.join(SPLITS)}")
     if split not in set(chosen["split"]):
-        raise FileNotFoundError(f"protocol '{protocol}' has no {split} split; it has "
-                                f"{', '.join(sorted(set(chosen['split'])))}: choose with --split")
+        raise FileNotFoundError(f"protocol '{path}' has no {split} split; it has "
+                                f"{', '.join(sorted(set(chosen['split'])))}: complete it, or "
+                                "choose another with test.py --split")
     lists = [_read_split(list_dir, dataset, split_there, cfg)
-             for split_there in _splits_of(list_dir, dataset)]
+             for split_there in splits_of(list_dir, dataset)]
     place = ["photo", "deg", *BOX]
     for faces in lists:  # a face may be in two lists, and be repeated in one
         faces["number"] = faces.groupby(place, dropna=False).cumcount()
@@ -237,6 +245,8 @@ def _read_align(path):
     bad = boxless | ~(faces["box3"] > faces["box1"]) | ~(faces["box4"] > faces["box2"])
     _refuse(faces, bad, f"{path}: deg is no number, or the box is empty",
             ["photo", "deg", *BOX])
+    _refuse(faces, faces["age_min"].isna() != faces["age_max"].isna(),
+            f"{path}: half an interval, age_min or age_max alone", ["photo", "age_min", "age_max"])
     return _complete_interval(faces)
 
 
@@ -338,11 +348,18 @@ def _check_rows(faces, cfg):
     name = faces["dataset"].iloc[0]
     low, high = cfg.DATA.AGE_MIN, cfg.DATA.AGE_MAX
     _refuse(faces, faces["age"].isna(), f"{name}: age is no number", ["photo", "age"])
-    outside = ~faces["age"].between(low, high)
+    # The middle of an interval such as "more than 70" may lie beyond the bins that it begins in.
+    outside = ~faces["age"].between(low, high) & ~(
+        (faces["age_min"] < faces["age_max"])
+        & (faces["age_min"] <= high) & (faces["age_max"] >= low))
     _refuse(faces, outside, f"{name}: age outside the bins {low}..{high} "
             "(DATA.AGE_MIN, DATA.AGE_MAX)", ["photo", "age"])
     _refuse(faces, faces["age_min"] > faces["age_max"], f"{name}: age_min exceeds age_max",
             ["photo", "age_min", "age_max"])
+    # An interval's ages are in whole completed years.
+    beside = (faces["age"] < faces["age_min"]) | (faces["age"] >= faces["age_max"] + 1)
+    _refuse(faces, beside, f"{name}: age outside age_min to age_max",
+            ["photo", "age", "age_min", "age_max"])
     missing = [not Path(root, photo).is_file()
                for root, photo in zip(faces["root"], faces["photo"], strict=True)]
     _refuse(faces, pd.Series(missing, index=faces.index), f"{name}: image not found in "

@@ -51,6 +51,12 @@ def test_an_interval_without_an_age_gets_its_middle(tmp_path):
     assert faces["age_max"].tolist() == [9, 60]
 
 
+def test_an_interval_may_end_beyond_the_last_bin(tmp_path):
+    write_dataset(tmp_path, [85, 60], columns={"age_min": [70, 60], "age_max": [100, 60]})
+    faces = read_faces(tmp_path, "drawn", "train", load_cfg(opts=["DATA.AGE_MAX", "80"]))
+    assert faces["age_max"].tolist() == [100, 60]
+
+
 def test_appa_real_as_released(tmp_path):
     write_appa_real(tmp_path, ("21", "43"))
     assert find_datasets(tmp_path) == ["appa_real"]
@@ -216,7 +222,10 @@ def test_a_missing_data_set_names_those_there_are(tmp_path):
     ({"box3": 20.2}, ["box", "drawn_1.png"]),
     ({"deg": "steep"}, ["deg", "steep"]),
     ({"photo": "gone.png"}, ["gone.png", "DATA.EXCLUDE"]),
-    ({"age_min": 30, "age_max": 20}, ["age_min"]),
+    ({"age": 25, "age_min": 30, "age_max": 20}, ["age_min exceeds age_max", "30", "20"]),
+    ({"age_min": 12, "age_max": ""}, ["half an interval", "drawn_1.png", "12"]),
+    ({"age_min": 30, "age_max": 30}, ["20", "outside age_min to age_max"]),
+    ({"age": 105, "age_min": 101, "age_max": 109}, ["105", "0..100"]),
 ])
 def test_bad_rows_are_listed(tmp_path, change, words):
     rows = write_dataset(tmp_path, [10, 20, 30], columns={"age_min": [""] * 3, "age_max": [""] * 3})
