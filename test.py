@@ -22,7 +22,7 @@ from defaults import FREE_OF_CHECKPOINT, age_bins
 from engine import score
 from evaluation import interval_rows, load_predictions
 from files import writable_folder
-from lists import SPLITS, count_rejected, pair_folders, source_of
+from lists import SPLITS, count_faces, count_rejected, pair_folders, source_of
 from predictions import predict_split
 from report import write_predictions, write_report
 
@@ -83,9 +83,10 @@ def main():
                                       args.protocol, args.cache_dir, both=bool(args.report))
                         for path in seeds] for name, seeds in models.items()}
     first = next(iter(predicted.values()))[0]
-    for _, name, list_dir in sources:
-        count = (first.data.faces["dataset"] == name).sum()
-        print(f"{name} ({source_of(list_dir, name, split, args.protocol)}): {count} {split} faces")
+    for source in sources:
+        _, name, list_dir = source
+        print(f"{name} ({source_of(list_dir, name, split, args.protocol)}): "
+              f"{count_faces(first.data.faces, source)} {split} faces")
     if args.calibrate:
         calibrate(first)
     if args.output:

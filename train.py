@@ -24,7 +24,7 @@ from cli import (
 from defaults import FREE_OF_CHECKPOINT, known_keys, load_cfg, override_cfg, parse_cfg
 from engine import train_one_epoch
 from files import check_folder
-from lists import find_protocols, pair_folders, read_sources
+from lists import SPLITS, find_protocols, pair_folders, read_sources, splits_of
 from model import list_archs
 from predictions import predict_split
 from training import (
@@ -100,6 +100,9 @@ def train_rotations(args, cfgs, device, sources, protocols):
     if args.resume:
         raise ValueError("--resume continues one protocol; several continue by themselves when "
                          "the same command is started again")
+    for protocol in protocols:  # before the first is trained, for hours
+        for split in SPLITS:
+            read_sources(sources, split, cfgs[-1], protocol)
     scores = []
     for protocol in protocols:
         one, resumed = _part(args, protocol)
@@ -194,9 +197,13 @@ def train(args, cfg, device, sources, resumed):
                 return 130
     run.close()
     if distributed.is_main() and run.best:
+        words = ["--resume", run.folder / "best.pth"]
+        if not (args.protocol or all("test" in splits_of(list_dir, name)
+                                     for _, name, list_dir in sources)):
+            words += ["--split", "valid"]
         print(f"done: best {run.best['metric']} {run.best['value']:.2f} in epoch "
               f"{run.best['epoch']:02d}\ntest it with: "
-              + command_line("test.py", args, "--resume", run.folder / "best.pth"))
+              + command_line("test.py", args, *words))
     return 0
 
 

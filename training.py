@@ -29,7 +29,7 @@ from engine import (
     score,
 )
 from files import replaced
-from lists import source_of
+from lists import count_faces, source_of
 from losses import DECODES, build_criterion, drawn_target, rare_age_weights
 from model import build_model, restore_model
 from monitor import SHOWN_FACES, Monitor, draw_distributions, draw_scatter
@@ -185,9 +185,12 @@ class Run:
         self.folder.mkdir(parents=True, exist_ok=True)
         (self.folder / "config.yaml").write_text(cfg.dump(), encoding="utf-8")
         print(cfg.dump())
-        for (_, name, list_dir), counts in zip(self.sources, self._counts(), strict=True):
-            source = source_of(list_dir, name, "train", self.protocol)
-            print(f"{name} ({source}): {counts['train']} train, {counts['valid']} valid faces")
+        for source in self.sources:
+            _, name, list_dir = source
+            counts = [f"{count_faces(loader.dataset.faces, source)} {split}"
+                      for split, loader in self.loaders.items()]
+            print(f"{name} ({source_of(list_dir, name, 'train', self.protocol)}): "
+                  f"{', '.join(counts)} faces")
         if cfg.LOSS.TEACHER:
             print(f"teachers: {', '.join(find_teachers(cfg.LOSS.TEACHER))}")
         parameters = sum(p.numel() for p in self.trainer.evaluated_model().parameters())
@@ -199,11 +202,6 @@ class Run:
         self.monitor = Monitor(self.folder, args.tensorboard, self.name, self.epochs_done + 1)
         self.monitor.augmented_faces(np.stack([
             data.face(index) for index in _spread(len(data), AUGMENTED_SHOWN)]))
-
-    def _counts(self):
-        for _, name, _ in self.sources:
-            yield {split: int((loader.dataset.faces["dataset"] == name).sum())
-                   for split, loader in self.loaders.items()}
 
     def finish_epoch(self):
         """Validate, save, report.

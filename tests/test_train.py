@@ -6,6 +6,7 @@ import json
 import os
 import re
 import runpy
+import shlex
 import shutil
 import signal
 import subprocess
@@ -452,6 +453,7 @@ def test_each_split_is_used_for_what_it_is_for(tmp_path):
     run = tmp_path / "run"
     done = train(tmp_path / "data", run, *TINY, "TRAIN.EPOCHS", "1")
     assert "4 train, 2 valid faces" in done.stdout
+    assert done.stdout.splitlines()[-1].endswith("run/best.pth")
     words = ["--data_dir", tmp_path / "data", "--resume", run / "best.pth", "--cache_dir",
              tmp_path / "cache"]
     log = json.loads((run / "log.jsonl").read_text())
@@ -646,6 +648,11 @@ def test_rotations_train_and_test_in_turn(tmp_path):
     torch.save(weights(last) | {"datasets": ["other"]}, last)
     assert "--dataset ['other'], not ['drawn']" in refusal(
         train(folder, tmp_path / "run", *words, check=False))
+    untested = [row | {"split": "valid"} if row["split"] == "test" else row for row in rows]
+    write_list(folder / "drawn_split_fold1.csv", untested)
+    done = train(folder, tmp_path / "new", *words, check=False)
+    assert "drawn_split_fold1.csv' has no test split" in refusal(done)
+    assert not (tmp_path / "new").exists()  # before fold0 is trained
     resumed = ["--resume", tmp_path / "run" / "fold1" / "last.pth"]
     for protocol in ([], ["--protocol", "fold0"]):
         done = train(folder, tmp_path / "other", *resumed, *protocol, check=False)
@@ -665,6 +672,18 @@ def test_rotations_of_intervals_end_in_their_scores(tmp_path):
     assert re.fullmatch(r"distance to the interval, years: \S+ \(sd \S+ over 2 protocols\)",
                         lines[-1])
     assert "mae" not in lines[-1] and lines[-2].startswith("in the right interval, %: ")
+
+
+def test_one_data_set_in_two_folders_without_a_test_split(tmp_path):
+    for part in ("one", "two"):
+        write_dataset(tmp_path / part, AGES, splits=("train", "valid"))
+    done = script("train.py", "--data_dir", tmp_path / "one", tmp_path / "two", "--checkpoint",
+                  tmp_path / "run", "--cache_dir", tmp_path / "cache", *TINY, "TRAIN.EPOCHS", "1")
+    assert done.stdout.count("8 train, 8 valid faces") == 2
+    command = done.stdout.splitlines()[-1].removeprefix("test it with: python ")
+    assert command.endswith("--split valid")
+    tested = script(*shlex.split(command))
+    assert tested.stdout.count(": 8 valid faces") == 2
 
 
 def test_the_best_epoch_is_chosen_by_what_most_faces_have(tmp_path):
