@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from download import cache_dir
 from files import writable_folder
-from lists import BOX, LISTED
+from lists import BOX, listed
 from preprocess.face import (
     crop_face,
     crop_pixels,
@@ -226,6 +226,5 @@ class _Tried(torch.utils.data.Dataset):
 
 def _refuse(problems, count):
     if problems:
-        more = f"; and {len(problems) - LISTED} more" if len(problems) > LISTED else ""
         raise ValueError(f"{len(problems)} of {count} photos cannot be used (DATA.EXCLUDE leaves "
-                         "photos out): " + "; ".join(problems[:LISTED]) + more)
+                         f"photos out): {listed(problems)}")

@@ -15,7 +15,6 @@ from torch.overrides import TorchFunctionMode
 from tqdm import tqdm
 
 import distributed
-import metrics
 
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16, "off": None}
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
@@ -236,11 +235,16 @@ def log_probs_of(model, pixels, tta=False):
     Returns:
         (B, K) float32.
     """
-    log_probs = model(pixels).float().log_softmax(dim=1)
-    if tta:
-        mirrored = model(pixels.flip(-1)).float().log_softmax(dim=1)
-        log_probs = torch.logaddexp(log_probs, mirrored) - math.log(2)
-    return log_probs
+    log_probs = _log_probs(model, pixels)
+    return _with_mirrored(log_probs, model, pixels) if tta else log_probs
+
+
+def _log_probs(model, pixels):
+    return model(pixels).float().log_softmax(dim=1)
+
+
+def _with_mirrored(log_probs, model, pixels):
+    return torch.logaddexp(log_probs, _log_probs(model, pixels.flip(-1))) - math.log(2)
 
 
 def predict(model, loader, device, tta=False, description="predicting"):
@@ -255,43 +259,39 @@ def predict(model, loader, device, tta=False, description="predicting"):
     Returns:
         (N, K) float32 log-probabilities on the CPU, in the data set's order.
     """
+    return _predict(lambda pixels: [log_probs_of(model, pixels, tta)], model, loader, device,
+                    description)[0]
+
+
+def predict_both(model, loader, device, description="predicting"):
+    """Like predict: without and with the average with the mirror image, two tables."""
+    @torch.inference_mode()
+    def both(pixels):
+        log_probs = _log_probs(model, pixels)
+        return log_probs, _with_mirrored(log_probs, model, pixels)
+
+    return _predict(both, model, loader, device, description)
+
+
+def _predict(views_of, model, loader, device, description):
+    """(N, K) of each of the (B, K) that views_of makes of a batch's pixels."""
     keep_freed_memory(device)
     model.eval()
-    log_probs, index = [], []
+    views, index = [], []
     for batch in tqdm(loader, desc=description, leave=False, unit="batch",
                       disable=None if distributed.is_main() else True):
         pixels = batch["pixels"].to(device, non_blocking=True)
-        log_probs.append(log_probs_of(model, pixels, tta).cpu())
+        views.append([log_probs.cpu() for log_probs in views_of(pixels)])
         index.append(batch["index"])
     places = distributed.concatenate(torch.cat(index))
-    ordered = torch.empty(len(places), log_probs[0].shape[1])
-    ordered[places] = distributed.concatenate(torch.cat(log_probs))
+    return [_in_order(places, distributed.concatenate(torch.cat(parts)))
+            for parts in zip(*views, strict=True)]
+
+
+def _in_order(places, rows):
+    ordered = torch.empty_like(rows)
+    ordered[places] = rows
     return ordered
-
-
-def score(labels, pred_ages, last_age):
-    """Point metrics of predicted ages, for exact ages and for intervals apart.
-
-    Args:
-        labels: dict of (N,) arrays or tensors `age`, `age_min`, `age_max`.
-        pred_ages: (N,) years.
-        last_age: years, the last bin; an interval that ends there is open.
-    Returns:
-        dict: mae (years), ca3, ca5, ca7 (%, error strictly below) where exact ages are known,
-        interval_accuracy (%), interval_distance (years) where only intervals are.
-    """
-    age, low, high = (np.asarray(labels[name], float) for name in ("age", "age_min", "age_max"))
-    pred_ages = np.asarray(pred_ages, float)
-    exact = low == high
-    scores = {}
-    if exact.any():
-        scores["mae"] = metrics.mae(age[exact], pred_ages[exact])
-        scores |= {f"ca{n}": metrics.ca(age[exact], pred_ages[exact], n) for n in (3, 5, 7)}
-    if not exact.all():
-        interval = pred_ages[~exact], low[~exact], high[~exact], last_age
-        scores["interval_accuracy"] = metrics.interval_accuracy(*interval)
-        scores["interval_distance"] = metrics.interval_distance(*interval)
-    return scores
 
 
 def to_device(batch, device):

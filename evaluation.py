@@ -1,23 +1,19 @@
 """From predictions to every number of a report: errors, groups, uncertainty, decisions, gaps.
 
-Works on a table of predictions, one row a face, of any model. Columns: photo, age, pred_age;
-where known pred_std and the predicted distribution p0 .. p100; where the data set has them
-age_std, age_min, age_max, gender, race, subject, dataset, confidence. Rows whose age_min and
-age_max differ are known as an interval only and never enter a metric of exact ages.
+Works on Predictions, of any model. Rows whose age is known as an interval only never enter a
+metric of exact ages.
 
 A measured number is {"value", "low", "high"}: with the 95% bootstrap interval, of a share of hits
 Wilson's, over subjects where all are known. What cannot be given is null; "why" says the reason.
 """
 
-import re
 from dataclasses import dataclass
-from functools import cached_property
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 import metrics
+from predictions import Predictions, face_keys
 
 METRICS = {  # key: (title, unit, decimals, what it is)
     "mae": ("MAE", "years", 2, "mean absolute error of pred_age"),
@@ -61,159 +57,12 @@ CUTOFF_DIGITS = {"mean": 1, "mass": 3}  # decimals of the cutoffs found for that
 CURVE_POINTS = 200  # of a risk-coverage curve
 FAMILIES = {"age_band": "age band", "gender": "gender", "race": "race",
             "gender_race_age_band": "gender × race × age band"}
-TEXTS = ("gender", "race", "subject", "dataset")
-NUMBERS = ("age_std", "age_min", "age_max", "pred_std", "confidence")
 UNKNOWN = "unknown"  # group of the faces whose gender or race is not given
-LISTED = 20  # bad rows shown before the rest is only counted
 
 NO_DISTRIBUTION = "the predictions have no distribution (no columns p0, p1, ...)"
 NO_EXACT_AGES = "no face with an exact age"
 LEAST_UNITS = 10  # faces, or persons, of an interval: of fewer a bootstrap's is far too narrow
 TOO_FEW = f"fewer than {LEAST_UNITS} images or persons, so no interval"
-
-
-@dataclass(frozen=True)
-class Predictions:
-    """One model's checked predictions.
-
-    faces: DataFrame, one row a face, without the distributions.
-    age_bins: (K,) int years, or None without distributions.
-    probs: (B, K) float64, rows sum to 1, or None.
-    """
-
-    faces: pd.DataFrame
-    age_bins: np.ndarray | None
-    probs: np.ndarray | None
-
-    @cached_property
-    def is_interval(self):
-        """(B,) bool: only an interval of ages is known."""
-        return interval_rows(self.faces)
-
-    @cached_property
-    def exact(self):
-        """The faces with an exact age; the rows keep their index."""
-        return self.rows(~self.is_interval)
-
-    def rows(self, chosen):
-        """The same with only the rows of a (B,) bool mask."""
-        return Predictions(self.faces[chosen], self.age_bins,
-                           None if self.probs is None else self.probs[chosen])
-
-    def table(self):
-        """One DataFrame of faces and distributions, as in predictions.csv."""
-        if self.probs is None:
-            return self.faces
-        columns = [f"p{age}" for age in self.age_bins]
-        return pd.concat([self.faces, pd.DataFrame(self.probs, self.faces.index, columns)], axis=1)
-
-
-# ---- Reading
-
-
-def load_predictions(path):
-    """Read and check a predictions.csv, ours or another model's.
-
-    Args:
-        path: CSV with at least photo, age, pred_age (see the top of this file).
-    Returns:
-        DataFrame with float ages, and pred_std where there are distributions.
-    Raises:
-        FileNotFoundError: no such file.
-        ValueError: not a CSV, a missing column, a row that is not usable (all are listed, up
-            to twenty).
-    """
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"predictions '{path}' not found; test.py --output writes them")
-    try:
-        frame = pd.read_csv(path, dtype=dict.fromkeys(("photo", *TEXTS), "string"))
-    except (ValueError, pd.errors.ParserError) as error:  # an empty file is a ValueError as well
-        raise ValueError(f"predictions '{path}': not a CSV: {' '.join(str(error).split())}"
-                         ) from error
-    return check_predictions(frame, f"'{path}'").table()
-
-
-def check_predictions(frame, name):
-    """Predictions of a table, checked; name is what an error calls it.
-
-    Raises:
-        ValueError: see load_predictions.
-    """
-    missing = [column for column in ("photo", "age", "pred_age") if column not in frame]
-    if missing:
-        raise ValueError(f"predictions {name}: no column {', '.join(missing)}; a table needs "
-                         "photo, age and pred_age")
-    if not len(frame):
-        raise ValueError(f"predictions {name}: no rows")
-    frame = frame.reset_index(drop=True)
-    bins = [column for column in frame if re.fullmatch(r"p\d+", column)]
-    numbered = frame[bins].rename(columns=lambda column: f"p{int(column[1:])}")  # p00 is p0
-    if numbered.columns.has_duplicates:
-        raise ValueError(f"predictions {name}: two columns for "
-                         f"{numbered.columns[numbered.columns.duplicated()][0]}")
-    faces = frame.drop(columns=bins).assign(photo=frame["photo"].astype(str))
-    bad = {}
-    for column in ("age", "pred_age", *(c for c in NUMBERS if c in faces)):
-        faces[column] = _numbers(faces[column], column in NUMBERS, bad)
-    _check_intervals(faces, bad)
-    age_bins, probs = _distributions(numbered, bad, name)
-    if bad:
-        raise ValueError(f"predictions {name}: " + _listed(bad))
-    if probs is not None:
-        stds = pd.Series(metrics.distribution_std(probs, age_bins), faces.index)
-        if "pred_std" in faces:
-            faces["pred_std"] = faces["pred_std"].fillna(stds)
-        else:
-            faces.insert(faces.columns.get_loc("pred_age") + 1, "pred_std", stds)
-    return Predictions(faces, age_bins, probs)
-
-
-def _check_intervals(faces, bad):
-    """Half an interval, or one that ends before it begins, is no age that is known exactly."""
-    ends = [faces[name] if name in faces else pd.Series(np.nan, faces.index)
-            for name in ("age_min", "age_max")]
-    wrong = (ends[0].isna() != ends[1].isna()) | (ends[0] > ends[1])
-    for row in np.flatnonzero(wrong):
-        low, high = ("" if np.isnan(end[row]) else f"{end[row]:g}" for end in ends)
-        bad.setdefault(row, f"age_min '{low}' and age_max '{high}' are no interval")
-
-
-def interval_rows(faces):
-    """(B,) bool: rows whose age_min and age_max are known and differ."""
-    if "age_min" not in faces or "age_max" not in faces:
-        return np.zeros(len(faces), dtype=bool)
-    return (faces["age_min"] < faces["age_max"]).to_numpy()
-
-
-def _numbers(column, may_be_empty, bad):
-    values = pd.to_numeric(column, errors="coerce").astype(np.float64)
-    wrong = ~np.isfinite(values) & (column.notna() if may_be_empty else True)
-    for row in np.flatnonzero(wrong):
-        bad.setdefault(row, f"{column.name} '{column.iloc[row]}' is not a number")
-    return values
-
-
-def _distributions(columns, bad, name):
-    if not len(columns.columns):
-        return None, None
-    age_bins = np.sort([int(column[1:]) for column in columns])
-    if not (np.diff(age_bins) == 1).all() or len(age_bins) < 2:
-        raise ValueError(f"predictions {name}: the columns p{age_bins[0]} .. p{age_bins[-1]} must "
-                         "be one a year, without gaps")
-    probs = columns[[f"p{age}" for age in age_bins]].apply(pd.to_numeric, errors="coerce")
-    probs = probs.to_numpy(np.float64)
-    totals = probs.sum(axis=1)
-    wrong = ~((probs >= 0).all(axis=1) & (np.abs(totals - 1) < 0.01))
-    for row in np.flatnonzero(wrong):
-        bad.setdefault(row, f"p{age_bins[0]} .. p{age_bins[-1]} are no distribution "
-                            f"(sum {totals[row]:.4g})")
-    return age_bins, probs / np.where(wrong, 1, totals)[:, None]
-
-
-def _listed(bad):
-    rows = [f"row {row + 2}: {what}" for row, what in sorted(bad.items())[:LISTED]]
-    rest = [f"and {len(bad) - LISTED} more"] if len(bad) > LISTED else []
-    return "; ".join(rows + rest)
 
 
 # ---- The whole evaluation
@@ -630,11 +479,10 @@ def _score_intervals(faces_in, samples, seed):
     faces = faces_in.faces.reset_index(drop=True)
     if not len(faces):
         return None
-    last_age = np.inf if faces_in.age_bins is None else faces_in.age_bins[-1]
     distances = metrics.each_interval_distance(faces["pred_age"], faces["age_min"],
-                                               faces["age_max"], last_age)
+                                               faces["age_max"], faces_in.last_age)
     families = {"all": pd.Series(["all"] * len(faces)),
-                "interval": _interval_names(faces, last_age)}
+                "interval": _interval_names(faces, faces_in.last_age)}
     families |= {c: faces[c].astype("string").fillna(UNKNOWN) for c in ("gender", "race")
                  if c in faces and faces[c].notna().any()}
     return {family: _score_partition(distances, names, subject_codes(faces), samples, seed)
@@ -715,12 +563,6 @@ def compare(first, second, samples=1000, seed=0):
             [np.mean([drawn for _, drawn in side], axis=0) for side in areas],
             count_units(subjects, np.ones(len(photos), dtype=bool)))
     return {"n": len(photos), "n_other_age": int((~agreed).sum()), "differences": differences}
-
-
-def face_keys(faces, columns):
-    """Index of (B,) rows: the columns, and a number among the rows they share: faces of a photo."""
-    texts = faces[columns].astype(str)
-    return pd.MultiIndex.from_frame(texts.assign(number=texts.groupby(columns).cumcount()))
 
 
 def _by_photo(exact, with_dataset):

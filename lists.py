@@ -367,14 +367,18 @@ def _check_rows(faces, cfg):
 
 
 def _refuse(table, bad, problem, columns):
-    """Raise a ValueError that lists the bad rows, up to LISTED of them."""
+    """Raise a ValueError that lists the bad rows."""
     if not bad.any():
         return
     rows = [" ".join(map(str, row)) for row in
-            table.loc[bad, columns].head(LISTED).itertuples(index=False)]
-    more = int(bad.sum()) - len(rows)
-    raise ValueError(f"{problem}: {int(bad.sum())} of {len(table)} rows: " + "; ".join(rows)
-                     + (f"; and {more} more" if more > 0 else ""))
+            table.loc[bad, columns].itertuples(index=False)]
+    raise ValueError(f"{problem}: {len(rows)} of {len(table)} rows: {listed(rows)}")
+
+
+def listed(problems):
+    """The first LISTED of some texts, and how many more there are."""
+    rest = [f"and {len(problems) - LISTED} more"] if len(problems) > LISTED else []
+    return "; ".join([*problems[:LISTED], *rest])
 
 
 def count_rejected(list_dir, dataset, split=None):

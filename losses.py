@@ -3,10 +3,13 @@
 A label is an age, an age with the spread of its votes, a histogram of votes, or an interval of
 whole years; all of them train together. A criterion is a function
 `(log_probs, labels, age_bins, cfg) -> {part: (B,) per-face values}`; a new one is an entry of
-LOSSES, a new age an entry of DECODES, and their names stand among defaults.CHOICES.
+LOSSES. A new age is an entry of DECODES, which training validates by, and of metrics.DECODES, for
+test and demo. The names of both stand among defaults.CHOICES.
 """
 
 import torch
+
+from metrics import is_interval
 
 TINY = 1e-30  # keeps a logarithm finite where float32 underflows to zero
 
@@ -202,11 +205,6 @@ def build_criterion(cfg, age_bins, age_weights=None):
         return {"loss": sum(parts.values()), **parts}
 
     return criterion
-
-
-def is_interval(labels):
-    """(B,) bool: True where only an interval of ages is known."""
-    return labels["age_max"] > labels["age_min"]
 
 
 def label_distance(ages, labels):

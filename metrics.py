@@ -133,6 +133,43 @@ def each_interval_distance(pred_ages, age_min, age_max, last_age=np.inf):
     return np.where(pred_ages < low, low - pred_ages, above)
 
 
+def is_interval(labels):
+    """(B,) bool: True where only an interval of ages is known.
+
+    Args:
+        labels: mapping with `age_min` and `age_max`, (B,) arrays or tensors in years, both
+            inclusive; equal where the age is exact.
+    """
+    return labels["age_max"] > labels["age_min"]
+
+
+def point_scores(labels, pred_ages, last_age):
+    """Point metrics of predicted ages, for exact ages and for intervals apart.
+
+    Args:
+        labels: dict of (B,) arrays or tensors `age`, `age_min`, `age_max`.
+        pred_ages: (B,) years.
+        last_age: years, the last bin; an interval that ends there is open.
+    Returns:
+        dict: mae (years), ca3, ca5, ca7 (%, error strictly below) where exact ages are known,
+        interval_accuracy (%), interval_distance (years) where only intervals are.
+    """
+    labels = {name: np.asarray(labels[name], float) for name in ("age", "age_min", "age_max")}
+    pred_ages = np.asarray(pred_ages, float)
+    ranged = is_interval(labels)
+    scores = {}
+    if not ranged.all():
+        exact = labels["age"][~ranged], pred_ages[~ranged]
+        scores["mae"] = mae(*exact)
+        scores |= {f"ca{n}": ca(*exact, n) for n in (3, 5, 7)}
+    if ranged.any():
+        interval = (pred_ages[ranged], labels["age_min"][ranged], labels["age_max"][ranged],
+                    last_age)
+        scores["interval_accuracy"] = interval_accuracy(*interval)
+        scores["interval_distance"] = interval_distance(*interval)
+    return scores
+
+
 # ---- Predicted distributions
 
 
@@ -152,6 +189,9 @@ def distribution_std(probs, age_bins):
 def distribution_median(probs, age_bins):
     """(B,) age at which the interpolated CDF reaches one half (as losses.median_age)."""
     return quantile(probs, age_bins, 0.5)
+
+
+DECODES = {"mean": distribution_mean, "median": distribution_median}  # TEST.DECODE
 
 
 def quantile(probs, age_bins, level):

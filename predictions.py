@@ -1,173 +1,185 @@
-"""From a checkpoint and a split to a table of predictions, one row a face."""
+"""The table of predictions, one row a face, of any model: what predictions.csv holds.
 
-import glob
+Columns: photo, age, pred_age; where known pred_std and the predicted distribution p0 .. p100;
+where the data set has them age_std, age_min, age_max, gender, race, subject, dataset,
+confidence. Rows whose age_min and age_max differ are known as an interval only.
+"""
+
+import re
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import torch
 
-import distributed
 import metrics
-from checkpoint import load_checkpoint
-from dataset import FaceDataset, OrderedBatches, build_loader
-from defaults import FREE_OF_CHECKPOINT, age_bins, override_cfg
-from download import file_sha256, find_model
-from engine import predict, score
-from evaluation import face_keys, load_predictions
-from lists import OPTIONAL, read_sources
-from losses import DECODES
-from model import restore_model
+from files import replaced
+from lists import listed
 
-LEAST_MASS = 1e-3  # of a teacher's distribution within the student's age bins
+TEXTS = ("gender", "race", "subject", "dataset")
+NUMBERS = ("age_std", "age_min", "age_max", "pred_std", "confidence")
+PROB_DIGITS = 6  # significant digits of p0, p1, ... in predictions.csv
 
 
-@dataclass
-class Predicted:
-    """One model's predictions of one split.
+@dataclass(frozen=True)
+class Predictions:
+    """One model's checked predictions.
 
-    Args:
-        path: of the checkpoint.
-        checkpoint: its content.
-        cfg: its config with the overrides.
-        data: FaceDataset.
-        log_probs: {False: (N, K), True: (N, K)} float32 before calibration, by whether each
-            image is averaged with its mirror image; only what was asked for.
+    faces: DataFrame, one row a face, without the distributions.
+    age_bins: (K,) int years, or None without distributions.
+    probs: (B, K) float64, rows sum to 1, or None.
     """
 
-    path: str
-    checkpoint: dict
-    cfg: object
-    data: FaceDataset
-    log_probs: dict
+    faces: pd.DataFrame
+    age_bins: np.ndarray | None
+    probs: np.ndarray | None
+
+    @cached_property
+    def labels(self):
+        """{age, age_min, age_max: (B,) float64}; the last two equal age where it is exact."""
+        age = self.faces["age"].to_numpy()
+        return {"age": age} | {name: self.faces[name].fillna(self.faces["age"]).to_numpy()
+                               if name in self.faces else age for name in ("age_min", "age_max")}
+
+    @cached_property
+    def is_interval(self):
+        """(B,) bool: only an interval of ages is known."""
+        return metrics.is_interval(self.labels)
 
     @property
-    def temperature(self):
-        """Of the calibration; None where the model has none."""
-        return self.checkpoint.get("temperature")
+    def last_age(self):
+        """Years, the last age bin; without distributions infinity."""
+        return np.inf if self.age_bins is None else self.age_bins[-1]
 
-    def ages(self, tta, temperature=None):
-        """(N,) predicted years, and the (N, K) log-probabilities they come from."""
-        log_probs = self.log_probs[tta] / (temperature or self.temperature or 1.0)
-        log_probs = log_probs.log_softmax(dim=1)
-        return DECODES[self.cfg.TEST.DECODE](log_probs, torch.tensor(age_bins(self.cfg))), log_probs
+    @cached_property
+    def exact(self):
+        """The faces with an exact age; the rows keep their index."""
+        return self.rows(~self.is_interval)
 
-    def table(self, tta=None):
-        """The predictions as predictions.csv has them, see predictions_table."""
-        ages, log_probs = self.ages(self.cfg.TEST.TTA if tta is None else tta)
-        return predictions_table(self.data.faces, log_probs, ages, age_bins(self.cfg))
-
-    def scores(self):
-        """Point metrics, see engine.score."""
-        return score(self.data.labels, self.ages(self.cfg.TEST.TTA)[0], self.cfg.DATA.AGE_MAX)
-
-    def provenance(self):
-        """{title: text} of where the predictions come from."""
-        return {"Checkpoint": f"{self.path}, sha256 {file_sha256(self.path)}",
-                "Code that trained it": self.checkpoint.get("commit", "unknown"),
-                "Temperature": self.temperature or "none: not calibrated",
-                "Config": self.cfg.dump(),
-                "Faces": {str(name): int(count) for name, count in
-                          self.data.faces["dataset"].value_counts().items()}}
+    def rows(self, chosen):
+        """The same with only the rows of a (B,) bool mask."""
+        return Predictions(self.faces[chosen], self.age_bins,
+                           None if self.probs is None else self.probs[chosen])
 
 
-def predict_split(resume, sources, split, device, opts=(), protocol=None, cache_dir=None,
-                  both=False):
-    """Predict a split with a trained model; several processes share the work.
+def read_predictions(path):
+    """Read and check a predictions.csv, ours or another model's.
 
     Args:
-        resume: checkpoint, name or https URL, see download.find_model; None: the shipped model.
-        sources: of lists.pair_folders.
-        split: train, valid or test.
-        device: torch.device.
-        opts: flat KEY VALUE pairs over the checkpoint's config: TEST.*, FREE_OF_CHECKPOINT.
-        protocol: name of a split file, or None.
-        cache_dir: folder of the crop cache, or None.
-        both: predict with and without test-time augmentation.
+        path: CSV with at least photo, age, pred_age (see the top of this file).
     Returns:
-        Predicted.
+        Predictions with float ages, and pred_std where there are distributions.
     Raises:
-        ValueError, FileNotFoundError, OSError: see load_checkpoint, read_faces, FaceDataset.
+        FileNotFoundError: no such file.
+        ValueError: not a CSV, a missing column, a row that is not usable (all are listed, up
+            to twenty).
     """
-    path = find_model(resume)
-    checkpoint = load_checkpoint(path)
-    model, cfg = restore_model(checkpoint, device)
-    cfg = override_cfg(cfg, opts, "TEST", *FREE_OF_CHECKPOINT)
-    faces = read_sources(sources, split, cfg, protocol)
-    data = FaceDataset(faces, cfg, train=False, cache_dir=cache_dir)
-    loader = build_loader(data, OrderedBatches(
-        len(data), cfg.TEST.BATCH_SIZE, distributed.rank(), distributed.world_size()),
-        cfg.TEST.WORKERS, device)
-    log_probs = {tta: predict(model, loader, device, tta, "testing, mirrored" if tta else "testing")
-                 for tta in ((False, True) if both else (cfg.TEST.TTA,))}
-    return Predicted(str(path), checkpoint, cfg, data, log_probs)
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"predictions '{path}' not found; test.py --output writes them")
+    try:
+        frame = pd.read_csv(path, dtype=dict.fromkeys(("photo", *TEXTS), "string"))
+    except (ValueError, pd.errors.ParserError) as error:  # an empty file is a ValueError as well
+        raise ValueError(f"predictions '{path}': not a CSV: {' '.join(str(error).split())}"
+                         ) from error
+    return check_predictions(frame, f"'{path}'")
 
 
-def predictions_table(faces, log_probs, pred_ages, bins):
-    """Predictions as a table, one row a face, as evaluation.py and predictions.csv have it.
+def check_predictions(frame, name):
+    """Predictions of a table, checked; name is what an error calls it.
 
-    Args:
-        faces: table of lists.read_faces.
-        log_probs: (N, K) float32.
-        pred_ages: (N,) years.
-        bins: (K,) whole years.
-    Returns:
-        DataFrame: photo, age, pred_age, pred_std (years), a column pAGE for each bin, and what
-        else the data set knows.
-    """
-    probs = log_probs.double().softmax(dim=1).numpy()
-    table = faces[["photo", "age"]].assign(
-        pred_age=pred_ages.numpy(), pred_std=metrics.distribution_std(probs, bins))
-    columns = pd.DataFrame(probs, columns=[f"p{age}" for age in bins], index=faces.index)
-    known = ["dataset", *(name for name in OPTIONAL
-                          if name != "votes" and faces[name].notna().any())]
-    return pd.concat([table, columns, faces[known]], axis=1)
-
-
-def find_teachers(pattern):
-    """Paths of the tables that LOSS.TEACHER names: one, those of a folder, or a glob's."""
-    if Path(pattern).is_dir():
-        return sorted(map(str, Path(pattern).glob("*.csv"))) or [pattern]
-    return sorted(glob.glob(pattern)) or [pattern]  # noqa: PTH207 (an absolute pattern)
-
-
-def teacher_distributions(paths, faces, bins):
-    """What other models predict for training faces, averaged, for a network to learn from.
-
-    Args:
-        paths: of tables written by `test.py --split train --output`, see find_teachers.
-        faces: table of lists.read_faces.
-        bins: (K,) whole years.
-    Returns:
-        (N, K) float32, rows sum to 1.
     Raises:
-        FileNotFoundError: no such table.
-        ValueError: a table that cannot be read, holds no distributions over these bins, lacks
-            faces, or does not tell which data set's they are.
+        ValueError: see read_predictions.
     """
-    return sum(_distributions_of(path, faces, bins) for path in paths) / len(paths)
+    missing = [column for column in ("photo", "age", "pred_age") if column not in frame]
+    if missing:
+        raise ValueError(f"predictions {name}: no column {', '.join(missing)}; a table needs "
+                         "photo, age and pred_age")
+    if not len(frame):
+        raise ValueError(f"predictions {name}: no rows")
+    frame = frame.reset_index(drop=True)
+    bins = [column for column in frame if re.fullmatch(r"p\d+", column)]
+    numbered = frame[bins].rename(columns=lambda column: f"p{int(column[1:])}")  # p00 is p0
+    if numbered.columns.has_duplicates:
+        raise ValueError(f"predictions {name}: two columns for "
+                         f"{numbered.columns[numbered.columns.duplicated()][0]}")
+    faces = frame.drop(columns=bins).assign(photo=frame["photo"].astype(str))
+    bad = {}
+    for column in ("age", "pred_age", *(c for c in NUMBERS if c in faces)):
+        faces[column] = _numbers(faces[column], column in NUMBERS, bad)
+    _check_intervals(faces, bad)
+    age_bins, probs = _distributions(numbered, bad, name)
+    if bad:
+        raise ValueError(f"predictions {name}: " + listed(
+            [f"row {row + 2}: {what}" for row, what in sorted(bad.items())]))
+    if probs is not None:
+        stds = pd.Series(metrics.distribution_std(probs, age_bins), faces.index)
+        if "pred_std" in faces:
+            faces["pred_std"] = faces["pred_std"].fillna(stds)
+        else:
+            faces.insert(faces.columns.get_loc("pred_age") + 1, "pred_std", stds)
+    return Predictions(faces, age_bins, probs)
 
 
-def _distributions_of(path, faces, bins):
-    table, columns = load_predictions(path), [f"p{age}" for age in bins]
-    if not set(columns) <= set(table):
-        raise ValueError(f"LOSS.TEACHER '{path}' has no distributions over the ages {bins[0]} to "
-                         f"{bins[-1]}; write it with test.py --split train --output")
-    keys = [name for name in ("dataset", "photo") if name in table]
-    if "dataset" not in table:
-        owners = faces.groupby("photo")["dataset"].nunique()
-        if (owners > 1).any():
-            raise ValueError(f"LOSS.TEACHER '{path}' has no column dataset, and "
-                             f"'{owners.idxmax()}' is in two of the data sets trained on; add "
-                             "that column")
-    rows = face_keys(table, keys).get_indexer(face_keys(faces, keys))
-    probs = torch.tensor(table[columns].to_numpy(np.float32)[rows])
-    mass = probs.sum(dim=1, keepdim=True)
-    unknown = (rows < 0) | (mass[:, 0] < LEAST_MASS).numpy()
-    if unknown.any():
-        raise ValueError(f"LOSS.TEACHER '{path}' has no distribution over the ages {bins[0]} to "
-                         f"{bins[-1]} for {unknown.sum()} of {len(faces)} training faces, such as "
-                         f"'{faces['photo'][unknown.argmax()]}'; write it with test.py --split "
-                         "train --output from the same lists")
-    return probs / mass
+def _check_intervals(faces, bad):
+    """Half an interval, or one that ends before it begins, is no age that is known exactly."""
+    ends = [faces[name] if name in faces else pd.Series(np.nan, faces.index)
+            for name in ("age_min", "age_max")]
+    wrong = (ends[0].isna() != ends[1].isna()) | (ends[0] > ends[1])
+    for row in np.flatnonzero(wrong):
+        low, high = ("" if np.isnan(end[row]) else f"{end[row]:g}" for end in ends)
+        bad.setdefault(row, f"age_min '{low}' and age_max '{high}' are no interval")
+
+
+def _numbers(column, may_be_empty, bad):
+    values = pd.to_numeric(column, errors="coerce").astype(np.float64)
+    wrong = ~np.isfinite(values) & (column.notna() if may_be_empty else True)
+    for row in np.flatnonzero(wrong):
+        bad.setdefault(row, f"{column.name} '{column.iloc[row]}' is not a number")
+    return values
+
+
+def _distributions(columns, bad, name):
+    if not len(columns.columns):
+        return None, None
+    age_bins = np.sort([int(column[1:]) for column in columns])
+    if not (np.diff(age_bins) == 1).all() or len(age_bins) < 2:
+        raise ValueError(f"predictions {name}: the columns p{age_bins[0]} .. p{age_bins[-1]} must "
+                         "be one a year, without gaps")
+    probs = columns[[f"p{age}" for age in age_bins]].apply(pd.to_numeric, errors="coerce")
+    probs = probs.to_numpy(np.float64)
+    totals = probs.sum(axis=1)
+    wrong = ~((probs >= 0).all(axis=1) & (np.abs(totals - 1) < 0.01))
+    for row in np.flatnonzero(wrong):
+        bad.setdefault(row, f"p{age_bins[0]} .. p{age_bins[-1]} are no distribution "
+                            f"(sum {totals[row]:.4g})")
+    return age_bins, probs / np.where(wrong, 1, totals)[:, None]
+
+
+def write_predictions(predictions, path):
+    """Write Predictions as CSV: photo, age, pred_age, pred_std, p0, ..., and the rest.
+
+    Probabilities get PROB_DIGITS significant digits; those below metrics.PROB_FLOOR become 0.
+    """
+    faces = predictions.faces.round({"pred_age": 4, "pred_std": 4})
+    first = [name for name in ("photo", "age", "pred_age", "pred_std") if name in faces]
+    parts = [faces[first], faces.drop(columns=first)]
+    if predictions.probs is not None:
+        columns = [f"p{age}" for age in predictions.age_bins]
+        parts.insert(1, pd.DataFrame(_significant(predictions.probs), faces.index, columns))
+    table = pd.concat(parts, axis=1)
+    with replaced(path) as temporary:  # half a table must not pass for a whole one
+        table.to_csv(temporary, index=False)
+
+
+def _significant(values):
+    """Values rounded to PROB_DIGITS significant digits; to_csv's float_format takes minutes."""
+    values = np.where(values < metrics.PROB_FLOOR, 0, values)
+    scale = 10.0 ** (PROB_DIGITS - 1 - np.floor(np.log10(np.maximum(values, metrics.PROB_FLOOR))))
+    return np.round(values * scale) / scale
+
+
+def face_keys(faces, columns):
+    """Index of (B,) rows: the columns, and a number among the rows they share: faces of a photo."""
+    texts = faces[columns].astype(str)
+    return pd.MultiIndex.from_frame(texts.assign(number=texts.groupby(columns).cumcount()))

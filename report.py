@@ -31,15 +31,13 @@ from evaluation import (
     METRICS,
     NO_DISTRIBUTION,
     TOLERATED,
-    Predictions,
-    check_predictions,
     compare,
     evaluate,
     score,
     seed_spread,
     subject_codes,
 )
-from files import replaced
+from predictions import write_predictions
 
 PACKAGES = ("torch", "torchvision", "timm", "pretrainedmodels", "facenet-pytorch", "openvino",
             "opencv-python", "numpy", "pandas", "pillow", "matplotlib")
@@ -47,44 +45,42 @@ WORST, BEST = 20, 5  # faces shown
 PHOTO_SIZE = 128  # pixels, of the faces in the page
 SIGNIFICANT = 0.05  # a gap is called real below this p-value
 COVERAGE_TOLERANCE = 2  # points between measured and promised coverage that still pass as true
-PROB_DIGITS = 6  # significant digits of p0, p1, ... in predictions.csv
 
 
-def write_report(predictions, out_dir, provenance=None, tta=None, temperatures=None,
-                 photo_of=None, title="Age estimation report", samples=1000, seed=0):
+def write_report(models, out_dir, provenance=None, tta=None, uncalibrated=None,
+                 temperature=None, photo_of=None, title="Age estimation report", samples=1000,
+                 seed=0):
     """Evaluate predictions and write report.html, metrics.json and predictions.csv.
 
     Args:
-        predictions: a table (see evaluation.py for its columns), or {model name: table}, or
-            {recipe name: [a table a seed]}. The first model is the one described in detail.
+        models: {name: [Predictions, ...]}, of a recipe with several seeds one each. The first
+            name's first is the one described in detail; the next four are about it.
         out_dir: folder, created where needed; existing reports in it are replaced.
         provenance: {title: text, number, list or dict} on how the predictions were made.
-        tta: like predictions, of the same faces with test-time augmentation, or None.
-        temperatures: {model name: T} the distributions are calibrated with, or the T of the only
-            model, or None.
-        photo_of: function (row of the first table) -> (S, S, 3) uint8 RGB face, or None.
+        tta: its Predictions with test-time augmentation, or None.
+        uncalibrated, temperature: its Predictions at temperature 1, and its own temperature;
+            None without calibration.
+        photo_of: function (row of its table) -> (S, S, 3) uint8 RGB face, or None.
         title: of the page.
         samples: bootstrap samples.
         seed: of the bootstrap.
     Returns:
         dict, the content of metrics.json.
-    Raises:
-        ValueError: a table that lacks a column or has bad rows, no table at all.
     """
-    models = _checked_models(predictions)
-    mirrored = {} if tta is None else _checked_models(tta, "with TTA ")
     first = next(iter(models))
-    if not isinstance(temperatures, dict):
-        temperatures = {first: temperatures}
     evaluations = {name: [evaluate(one, samples, seed) for one in seeds]
                    for name, seeds in models.items()}
     results = dict(evaluations[first][0])
     scored = models[first][0].exact if results["n_exact"] else models[first][0]
     results["bootstrap"] = {"samples": samples, "seed": seed,
                             "unit": "face" if subject_codes(scored.faces) is None else "subject"}
-    results["tta"] = _score_tta(models, mirrored, samples, seed)
-    results["uncalibrated"] = _uncalibrated(models[first][0], temperatures.get(first), samples,
-                                            seed)
+    results["tta"] = results["uncalibrated"] = None
+    if tta is not None:
+        results["tta"] = score(tta.exact, samples, seed) | {
+            "change": compare(models[first][:1], [tta], samples, seed)}
+    if uncalibrated is not None:
+        results["uncalibrated"] = {"temperature": temperature} | score(uncalibrated.exact,
+                                                                       samples, seed)
     results["models"] = _side_by_side(evaluations)
     results["comparisons"] = _compare_all(models, samples, seed)
     results["seeds"] = {name: seed_spread(runs) for name, runs in evaluations.items()
@@ -100,80 +96,15 @@ def write_report(predictions, out_dir, provenance=None, tta=None, temperatures=N
     return results
 
 
-def write_predictions(frame, path):
-    """Write a table of predictions as CSV: photo, age, pred_age, pred_std, p0, ..., and the rest.
-
-    Probabilities get PROB_DIGITS significant digits; those below metrics.PROB_FLOOR become 0.
-    """
-    probs = [column for column in frame if re.fullmatch(r"p\d+", column)]
-    rounded = pd.DataFrame(_significant(frame[probs].to_numpy(np.float64)), frame.index, probs)
-    faces = frame.drop(columns=probs).round({"pred_age": 4, "pred_std": 4})
-    first = [name for name in ("photo", "age", "pred_age", "pred_std") if name in faces]
-    table = pd.concat([faces[first], rounded, faces.drop(columns=first)], axis=1)
-    with replaced(path) as temporary:  # half a table must not pass for a whole one
-        table.to_csv(temporary, index=False)
-
-
-def _significant(values):
-    """Values rounded to PROB_DIGITS significant digits; to_csv's float_format takes minutes."""
-    values = np.where(values < metrics.PROB_FLOOR, 0, values)
-    scale = 10.0 ** (PROB_DIGITS - 1 - np.floor(np.log10(np.maximum(values, metrics.PROB_FLOOR))))
-    return np.round(values * scale) / scale
-
-
-def _checked_models(predictions, what=""):
-    if isinstance(predictions, pd.DataFrame):
-        predictions = {"model": predictions}
-    models = {}
-    for name, tables in predictions.items():
-        tables = [tables] if isinstance(tables, pd.DataFrame) else list(tables)
-        if not tables:
-            raise ValueError(f"no predictions of {what}'{name}'")
-        models[name] = [check_predictions(table, f"{what}'{name}'") for table in tables]
-    if not models:
-        raise ValueError("no predictions to report")
-    return models
-
-
 def _write_tables(models, out_dir):
     for k, (name, seeds) in enumerate(models.items()):
         for s, one in enumerate(seeds):
             tail = "" if k == s == 0 else "_" + re.sub(r"[^\w.-]+", "_", name) + (
                 f"_{s + 1}" if len(seeds) > 1 else "")
-            write_predictions(one.table(), out_dir / f"predictions{tail}.csv")
+            write_predictions(one, out_dir / f"predictions{tail}.csv")
 
 
 # ---- More than one table
-
-
-def _score_tta(models, mirrored, samples, seed):
-    """Metrics with test-time augmentation and their change, of the first model, or None."""
-    first = next(iter(models))
-    if first not in mirrored:
-        return None
-    augmented = mirrored[first][0]
-    return score(augmented.exact, samples, seed) | {
-        "change": compare(models[first][:1], [augmented], samples, seed)}
-
-
-def _uncalibrated(predictions, temperature, samples, seed):
-    """The metrics before calibration, recovered by undoing the temperature, or None."""
-    if temperature is None or predictions.probs is None:
-        return None
-    probs = metrics.apply_temperature(predictions.probs, 1 / temperature)
-    decode = _decode_of(predictions)
-    faces = predictions.faces.assign(
-        pred_age=decode(probs, predictions.age_bins),
-        pred_std=metrics.distribution_std(probs, predictions.age_bins))
-    raw = Predictions(faces, predictions.age_bins, probs)
-    return {"temperature": float(temperature)} | score(raw.exact, samples, seed)
-
-
-def _decode_of(predictions):
-    """The function that makes pred_age of the distributions: mean or median, the nearer."""
-    decodes = (metrics.distribution_mean, metrics.distribution_median)
-    return min(decodes, key=lambda decode: np.abs(
-        decode(predictions.probs, predictions.age_bins) - predictions.faces["pred_age"]).mean())
 
 
 def _side_by_side(evaluations):

@@ -62,13 +62,12 @@ def face_from_probs(bbox, confidence, roll_deg, probs, age_bins, decode="mean"):
         confidence, roll_deg: see Face.
         probs: (K,), sums to 1.
         age_bins: (K,) years.
-        decode: mean | median, which of the two is the age.
+        decode: of metrics.DECODES, how the age is made of the distribution.
     """
     rows = np.asarray(probs, np.float32)[None]
     low, high = metrics.central_interval(rows, age_bins, INTERVAL_SHARE)
-    median = metrics.distribution_median(rows, age_bins)[0]
-    age = {"mean": metrics.distribution_mean(rows, age_bins)[0], "median": median}[decode]
-    numbers = (*bbox, confidence, roll_deg, age, median,
+    numbers = (*bbox, confidence, roll_deg, metrics.DECODES[decode](rows, age_bins)[0],
+               metrics.distribution_median(rows, age_bins)[0],
                metrics.distribution_std(rows, age_bins)[0], low[0], high[0])
     return Face(*(float(number) for number in numbers), probs=rows[0])
 

@@ -19,12 +19,11 @@ from cli import (
     run_main,
 )
 from defaults import FREE_OF_CHECKPOINT, age_bins
-from engine import score
-from evaluation import interval_rows, load_predictions
 from files import writable_folder
 from lists import SPLITS, count_faces, count_rejected, pair_folders, source_of
-from predictions import predict_split
-from report import write_predictions, write_report
+from predictions import read_predictions, write_predictions
+from report import write_report
+from testing import predict_split
 
 CALIBRATED_SHARES = (0.8, 0.9)  # central intervals that the temperature is fitted to
 
@@ -79,10 +78,15 @@ def main():
         raise ValueError("--calibrate --split test: what is fitted on the test split is not "
                          "tested by it; leave --split out")
     split = args.split or ("valid" if args.calibrate else "test")
-    predicted = {name: [predict_split(path, sources, split, choose_device(args.device), args.opts,
-                                      args.protocol, args.cache_dir, both=bool(args.report))
-                        for path in seeds] for name, seeds in models.items()}
-    first = next(iter(predicted.values()))[0]
+    device = choose_device(args.device)
+    tested = {}
+    for name, seeds in models.items():
+        tested[name] = []
+        for path in seeds:  # the first is reported with and without test-time augmentation
+            both = bool(args.report) and path == paths[0]
+            tested[name].append(predict_split(path, sources, split, device, args.opts,
+                                              args.protocol, args.cache_dir, both))
+    first = next(iter(tested.values()))[0]
     for source in sources:
         _, name, list_dir = source
         print(f"{name} ({source_of(list_dir, name, split, args.protocol)}): "
@@ -90,10 +94,10 @@ def main():
     if args.calibrate:
         calibrate(first)
     if args.output:
-        write_predictions(first.table(), args.output)
+        write_predictions(first.predictions(), args.output)
     if args.report:
-        report_models(predicted, args, sources, split)
-    for name, seeds in predicted.items():
+        report_models(tested, args, sources, split)
+    for name, seeds in tested.items():
         for one in seeds:
             if len(paths) > 1:
                 print(f"{name}: {one.path}")
@@ -113,19 +117,19 @@ def print_scores(scores, count):
         print(f"test mae: {scores['mae']:.3f}")
 
 
-def calibrate(predicted):
+def calibrate(tested):
     """Fit the temperature to a split's faces with an exact age, store it, say what it changes.
 
     What the intervals cover is measured on each half of the faces with the temperature fitted
     on the other.
     """
-    labels, tta = predicted.data.labels, predicted.cfg.TEST.TTA
-    exact = (labels["age_min"] == labels["age_max"]).numpy()
+    labels = tested.data.labels
+    exact = ~metrics.is_interval(labels).numpy()
     if exact.sum() < 2:
         raise ValueError("--calibrate needs faces with an exact age; this split has none")
     ages = labels["age"].numpy()[exact].astype(float)
-    log_probs = predicted.log_probs[tta].numpy()[exact].astype(float)
-    bins = np.array(age_bins(predicted.cfg))
+    log_probs = tested.log_probs[tested.cfg.TEST.TTA].numpy()[exact].astype(float)
+    bins = np.array(age_bins(tested.cfg))
 
     temperature = metrics.fit_temperature(log_probs, ages, bins, CALIBRATED_SHARES)
     probs = np.exp(log_probs)
@@ -135,32 +139,29 @@ def calibrate(predicted):
         print(f"the central {share:.0%} interval covers "
               f"{metrics.coverage(probs, ages, bins, share):.1f} % before, "
               f"{metrics.coverage(unseen, ages, bins, share):.1f} % after, on faces not fitted")
-    mae = {t: metrics.mae(ages, predicted.ages(tta, t)[0].numpy()[exact])
+    mae = {t: metrics.mae(ages, tested.predictions(temperature=t).faces["pred_age"][exact])
            for t in (1.0, temperature)}
     print(f"MAE {mae[1.0]:.3f} before, {mae[temperature]:.3f} after")
-    predicted.checkpoint["temperature"] = temperature
-    save_checkpoint(predicted.path, predicted.checkpoint)
+    tested.checkpoint["temperature"] = temperature
+    save_checkpoint(tested.path, tested.checkpoint)
 
 
-def report_models(predicted, args, sources, split):
+def report_models(tested, args, sources, split):
     """Write the report of one or several models."""
-    def tables(tta):
-        return {name: [one.table(tta) for one in seeds] for name, seeds in predicted.items()}
-
-    first = next(iter(predicted.values()))[0]
+    first = next(iter(tested.values()))[0]
     names = ", ".join(name for _, name, _ in sources)
     write_report(
-        tables(first.cfg.TEST.TTA), args.report,
+        {name: [one.predictions() for one in seeds] for name, seeds in tested.items()},
+        args.report,
         provenance={"Command": shlex.join(["python", *sys.argv]), "Split": split,
                     "Protocol": args.protocol or "the lists' own split",
                     **first.provenance(),
                     "Photos without a face": {
                         name: count_rejected(list_dir, name, None if args.protocol else split)
                         for _, name, list_dir in sources}},
-        tta=None if first.cfg.TEST.TTA else tables(True),
-        temperatures={name: seeds[0].temperature for name, seeds in predicted.items()
-                      if seeds[0].temperature},
-        photo_of=first.data.face, title=f"{names}, {split}")
+        tta=None if first.cfg.TEST.TTA else first.predictions(tta=True),
+        uncalibrated=first.predictions(temperature=1.0) if first.temperature else None,
+        temperature=first.temperature, photo_of=first.data.face, title=f"{names}, {split}")
     print(f"report in {Path(args.report, 'report.html')}")
 
 
@@ -171,19 +172,16 @@ def report_predictions(args):
                if getattr(args, flag)] + args.opts[::2]
     if useless:
         raise ValueError(f"--predictions evaluates a table; leave out {', '.join(useless)}")
-    table = load_predictions(args.predictions)
+    predictions = read_predictions(args.predictions)
     if args.report and _would_overwrite(args.report, args.predictions):
         raise ValueError(f"'{args.predictions}' would be overwritten; choose another --report")
     if args.report:
-        write_report(table, args.report, provenance={
+        write_report({"model": [predictions]}, args.report, provenance={
             "Command": shlex.join(["python", *sys.argv]), "Predictions": args.predictions})
         print(f"report in {Path(args.report, 'report.html')}")
-    known = interval_rows(table)
-    low, high = (table[name].where(known, table["age"]) if known.any() else table["age"]
-                 for name in ("age_min", "age_max"))
-    bins = [int(name[1:]) for name in table if name[1:].isdigit() and name[0] == "p"]
-    print_scores(score({"age": table["age"], "age_min": low, "age_max": high},
-                       table["pred_age"], max(bins, default=np.inf)), len(table))
+    pred_ages = predictions.faces["pred_age"]
+    print_scores(metrics.point_scores(predictions.labels, pred_ages, predictions.last_age),
+                 len(pred_ages))
     return 0
 
 

@@ -26,7 +26,7 @@ from engine import train_one_epoch
 from files import check_folder
 from lists import SPLITS, find_protocols, pair_folders, read_sources, splits_of
 from model import list_archs
-from predictions import predict_split
+from testing import predict_split
 from training import (
     Run,
     build_network,

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 import distributed
+import metrics
 from checkpoint import current_commit, load_checkpoint, save_checkpoint
 from dataset import FaceDataset, OrderedBatches, ShuffledBatches, build_loader
 from defaults import age_bins, parse_cfg
@@ -26,14 +27,13 @@ from engine import (
     keep_freed_memory,
     lr_factor,
     predict,
-    score,
 )
 from files import replaced
 from lists import count_faces, source_of
 from losses import DECODES, build_criterion, drawn_target, rare_age_weights
 from model import build_model, restore_model
 from monitor import SHOWN_FACES, Monitor, draw_distributions, draw_scatter
-from predictions import find_teachers, teacher_distributions
+from teachers import find_teachers, teacher_distributions
 
 AUGMENTED_SHOWN = 16  # faces in TensorBoard's picture of the augmentation
 
@@ -234,9 +234,9 @@ class Run:
             "epoch": self.epochs_done + 1, "lr": progress["lr"], "seconds": progress["seconds"],
             "images_per_s": faces / max(progress["seconds"], 1e-9),
             "train": {name: total / faces for name, total in progress["sums"].items()}
-            | score(train_labels, progress["pred_ages"], self.cfg.DATA.AGE_MAX),
+            | metrics.point_scores(train_labels, progress["pred_ages"], self.cfg.DATA.AGE_MAX),
             "valid": {name: values.mean().item() for name, values in losses.items()}
-            | score(valid.labels, pred_ages, self.cfg.DATA.AGE_MAX)}
+            | metrics.point_scores(valid.labels, pred_ages, self.cfg.DATA.AGE_MAX)}
         self.epochs_done += 1
         self.progress = EpochProgress()
         self.metrics = record["valid"]
@@ -252,7 +252,7 @@ class Run:
     def metric(self):
         """What the best epoch is chosen by: the one that most validation faces have a part in."""
         labels = self.loaders["valid"].dataset.labels
-        is_exact = labels["age_min"] == labels["age_max"]
+        is_exact = ~metrics.is_interval(labels)
         return "mae" if is_exact.float().mean() >= 0.5 else "interval_distance"
 
     def _note_best(self):
@@ -309,7 +309,7 @@ class Run:
 
     def _draw(self, log_probs, pred_ages):
         valid = self.loaders["valid"].dataset
-        exact = valid.labels["age_min"] == valid.labels["age_max"]
+        exact = ~metrics.is_interval(valid.labels)
         shown = _spread(len(valid), SHOWN_FACES)
         labels = {name: values[shown] for name, values in valid.labels.items()}
         bins = torch.tensor(age_bins(self.cfg))

@@ -1,0 +1,59 @@
+"""Knowledge distillation: what other models predict for the training faces."""
+
+import glob
+from pathlib import Path
+
+import torch
+
+from predictions import face_keys, read_predictions
+
+LEAST_MASS = 1e-3  # of a teacher's distribution within the student's age bins
+
+
+def find_teachers(pattern):
+    """Paths of the tables that LOSS.TEACHER names: one, those of a folder, or a glob's."""
+    if Path(pattern).is_dir():
+        return sorted(map(str, Path(pattern).glob("*.csv"))) or [pattern]
+    return sorted(glob.glob(pattern)) or [pattern]  # noqa: PTH207 (an absolute pattern)
+
+
+def teacher_distributions(paths, faces, bins):
+    """What other models predict for training faces, averaged, for a network to learn from.
+
+    Args:
+        paths: of tables written by `test.py --split train --output`, see find_teachers.
+        faces: table of lists.read_faces.
+        bins: (K,) whole years.
+    Returns:
+        (N, K) float32, rows sum to 1.
+    Raises:
+        FileNotFoundError: no such table.
+        ValueError: a table that cannot be read, holds no distributions over these bins, lacks
+            faces, or does not tell which data set's they are.
+    """
+    return sum(_distributions_of(path, faces, bins) for path in paths) / len(paths)
+
+
+def _distributions_of(path, faces, bins):
+    table = read_predictions(path)
+    first, last = (-1, -1) if table.probs is None else table.age_bins[[0, -1]]
+    if not first <= bins[0] <= bins[-1] <= last:
+        raise ValueError(f"LOSS.TEACHER '{path}' has no distributions over the ages {bins[0]} to "
+                         f"{bins[-1]}; write it with test.py --split train --output")
+    keys = [name for name in ("dataset", "photo") if name in table.faces]
+    if "dataset" not in table.faces:
+        owners = faces.groupby("photo")["dataset"].nunique()
+        if (owners > 1).any():
+            raise ValueError(f"LOSS.TEACHER '{path}' has no column dataset, and "
+                             f"'{owners.idxmax()}' is in two of the data sets trained on; add "
+                             "that column")
+    rows = face_keys(table.faces, keys).get_indexer(face_keys(faces, keys))
+    probs = torch.tensor(table.probs[rows, bins[0] - first:bins[-1] - first + 1]).float()
+    mass = probs.sum(dim=1, keepdim=True)
+    unknown = (rows < 0) | (mass[:, 0] < LEAST_MASS).numpy()
+    if unknown.any():
+        raise ValueError(f"LOSS.TEACHER '{path}' has no distribution over the ages {bins[0]} to "
+                         f"{bins[-1]} for {unknown.sum()} of {len(faces)} training faces, such as "
+                         f"'{faces['photo'][unknown.argmax()]}'; write it with test.py --split "
+                         "train --output from the same lists")
+    return probs / mass
