@@ -4,6 +4,7 @@ import argparse
 import difflib
 import re
 import sys
+import warnings
 from pathlib import Path
 
 import torch
@@ -16,9 +17,12 @@ CONFIG_KEY = re.compile(r"[A-Z]+\.[A-Z0-9_]+")
 def run_main(main):
     """Run a script's main(): bad input ends in one line on stderr and exit code 2.
 
+    A warning is one line too, without the place in the code.
+
     Raises:
         SystemExit: 2 after ValueError or OSError, 130 after Ctrl-C, else main's return value.
     """
+    warnings.formatwarning = _in_one_line
     try:
         sys.exit(main())
     except (ValueError, OSError) as error:
@@ -30,6 +34,12 @@ def run_main(main):
     except KeyboardInterrupt:
         print("\ninterrupted", file=sys.stderr)
         sys.exit(130)
+
+
+def _in_one_line(message, category, filename, lineno, line=None, usual=warnings.formatwarning):
+    if category is not UserWarning:
+        return usual(message, category, filename, lineno, line)
+    return f"warning: {message}\n"
 
 
 def add_data_flags(parser):
@@ -76,6 +86,8 @@ def parse_with_overrides(parser, argv=None, which="for example TRAIN.LR 0.01"):
         which: for the help, which keys there are.
     Returns:
         argparse.Namespace with the overrides as the flat list `opts`.
+    Raises:
+        ValueError: a key written KEY=VALUE or in lower case.
     """
     parser.usage = parser.format_usage().removeprefix("usage: ").rstrip() + " [KEY VALUE ...]"
     parser.epilog = "\n\n".join(filter(None, [
@@ -84,6 +96,7 @@ def parse_with_overrides(parser, argv=None, which="for example TRAIN.LR 0.01"):
     flags, opts = [], []
     tokens = iter(sys.argv[1:] if argv is None else argv)
     for token in tokens:
+        _refuse_other_spelling(token)
         is_file_of_flag = flags and flags[-1].startswith("--") and Path(token).is_file()
         if _is_config_key(token) and not is_file_of_flag:  # such as --resume MODEL.PTH
             value = next(tokens, None)
@@ -95,6 +108,14 @@ def parse_with_overrides(parser, argv=None, which="for example TRAIN.LR 0.01"):
     args = parser.parse_args(flags)
     args.opts = opts
     return args
+
+
+def _refuse_other_spelling(token):
+    """A key that the flag before it would take for its own value, such as train.lr=0.1."""
+    name, equals, value = token.partition("=")
+    key = name.upper()
+    if key in known_keys() and (equals or name != key) and not Path(token).exists():
+        raise ValueError(f"'{token}': a config override is written {key} {value or 'VALUE'}")
 
 
 def _is_config_key(token):

@@ -62,6 +62,8 @@ def parse_args(argv=None):
 
 def main(argv=None):
     args = parse_args(argv)
+    if args.recursive and args.img_dir is None:
+        raise ValueError("--recursive is for photos; name their folder with --img_dir")
     return run_stream(args) if args.img_dir is None else run_photos(args)
 
 

@@ -60,11 +60,21 @@ def _only_dataset(list_dir):
     names = find_datasets(list_dir)
     if not names:
         raise ValueError(f"'{list_dir}' holds no data set: no NAME_train_align.csv and no "
-                         "gt_avg_train.csv; see the README, 'Prepare'")
+                         f"gt_avg_train.csv; {_how_to_align(list_dir)}")
     if len(names) > 1:
         raise ValueError(f"'{list_dir}' holds {len(names)} data sets; choose with --dataset: "
                          f"{', '.join(names)}")
     return names[0]
+
+
+def _how_to_align(list_dir, dataset="*"):
+    """The way out where aligned lists are missing: the command, if there is what it takes."""
+    for split in SPLITS:
+        for path in sorted(Path(list_dir).glob(f"{dataset}_{split}.csv")):
+            name = path.name.removesuffix(f"_{split}.csv")
+            return (f"align '{path}' with python -m preprocess.face_align --dataset {name} "
+                    f"--data_dir DIR, the folder of its photos")
+    return "see the README, 'Prepare'"
 
 
 def read_sources(sources, split, cfg, protocol=None):
@@ -135,7 +145,7 @@ def source_of(list_dir, dataset, split, protocol=None):
     found = find_datasets(list_dir)
     raise FileNotFoundError(f"'{list_dir}' holds no {dataset}_{split}_align.csv; it holds "
                             f"{', '.join(found) or 'no data set'}: choose with --dataset, or "
-                            f"align one with python -m preprocess.face_align")
+                            f"{_how_to_align(list_dir, dataset)}")
 
 
 def _source(list_dir, dataset, split):
@@ -158,6 +168,10 @@ def _read_split(list_dir, dataset, split, cfg):
         warnings.warn(f"{source} has the ages that preprocess.generate_csv --appa_real_label "
                       "chose; DATA.APPA_REAL_LABEL real counts for a folder without aligned lists",
                       stacklevel=2)
+    unaligned = source.with_name(f"{dataset}_{split}.csv")
+    if unaligned.is_file() and unaligned.stat().st_mtime_ns > source.stat().st_mtime_ns:
+        warnings.warn(f"{unaligned} was changed after it was aligned; align it again with python "
+                      f"-m preprocess.face_align --dataset {dataset} --data_dir DIR", stacklevel=2)
     return _read_align(source)
 
 

@@ -174,6 +174,7 @@ def train(args, cfg, device, sources, resumed):
     _fix_seeds(cfg)
     faces = {split: read_sources(sources, split, cfg, args.protocol)
              for split in ("train", "valid")}
+    warn_of_shared_photos(faces)
     model = build_network(cfg, device, resumed)  # before the crops are cut, which may take hours
     loaders = {"train": build_train_loader(faces["train"], cfg, device, args.cache_dir),
                "valid": build_valid_loader(faces["valid"], cfg, device, args.cache_dir)}
@@ -273,6 +274,20 @@ def _run_folder(args):
     if args.checkpoint:
         return Path(args.checkpoint)
     return Path(args.resume).parent if args.resume else Path("checkpoint")
+
+
+def warn_of_shared_photos(faces):
+    """Warn where photos are both trained on and validated on, which tells nothing of others.
+
+    faces: {split: table of lists.read_faces}.
+    """
+    trained, valid = (faces[split]["root"] + "/" + faces[split]["photo"]
+                      for split in ("train", "valid"))
+    shared = valid[valid.isin(trained)]
+    if len(shared):
+        warnings.warn(f"{len(shared)} of {len(valid)} validation faces are of photos that are "
+                      f"trained on too, such as {shared.iloc[0]}: their error is no measure for "
+                      "other photos", stacklevel=2)
 
 
 def _fix_seeds(cfg):

@@ -52,7 +52,8 @@ class Frames:
         if self._first is None:
             self.close()
             raise OSError(f"no camera {source}, or another program uses it; name another with "
-                          "--camera" if self.is_camera else
+                          "--camera, photos with --img_dir, a clip with --video"
+                          if self.is_camera else
                           f"cannot read a frame of clip '{source}'; is it a video?")
         self.size = self._first.shape[1], self._first.shape[0]
         fps = self._capture.get(cv2.CAP_PROP_FPS)

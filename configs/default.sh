@@ -12,7 +12,7 @@
 # 56.0% in the right bin (the first teacher trained without UTKFace's test list).
 set -euo pipefail
 root=$(dirname "$0")/..
-if [ $# -lt 3 ]; then
+if [ $# -lt 3 ] || [[ $1 == -* ]]; then
     echo "error: write bash configs/default.sh OUT --data_dir ... --dataset ..." >&2
     exit 2
 fi

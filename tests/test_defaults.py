@@ -1,14 +1,16 @@
 """The config: overrides, recipes, what they refuse; and the command lines that carry them."""
 
 import argparse
+import re
 from pathlib import Path
 
 import pytest
 
 from cli import parse_with_overrides
-from defaults import CHOICES, age_bins, load_cfg, override_cfg, parse_cfg
+from defaults import CHOICES, age_bins, known_keys, load_cfg, override_cfg, parse_cfg
 from losses import DECODES, LOSSES
 
+ROOT = Path(__file__).parent.parent
 FAMILY = {  # names and values that users of this family of repositories know
     "MODEL.ARCH": "se_resnext50_32x4d", "MODEL.IMG_SIZE": 224, "TRAIN.OPT": "adam",
     "TRAIN.LR": 0.001, "TRAIN.LR_DECAY_STEP": 20, "TRAIN.LR_DECAY_RATE": 0.2,
@@ -40,6 +42,18 @@ def test_a_float_may_be_written_as_an_int(text, value):
     rate = load_cfg(None, ["TRAIN.LR", text]).TRAIN.LR
     assert rate == value
     assert type(rate) is float
+
+
+@pytest.mark.parametrize("recipe", sorted(ROOT.glob("configs/*.yaml")), ids=lambda path: path.name)
+def test_recipes_are_of_known_keys_and_values(recipe):
+    load_cfg(recipe)
+
+
+def test_documents_name_keys_that_there_are():
+    for path in (*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("configs/*")):
+        named = re.findall(r"\b(?:MODEL|DATA|AUG|LOSS|TRAIN|TEST)\.[A-Z0-9_]+",
+                           path.read_text(encoding="utf-8"))
+        assert {key for key in named if not key.endswith("KEY")} <= set(known_keys()), path
 
 
 def test_off_is_a_word_and_not_false():
@@ -155,6 +169,13 @@ def test_a_file_that_is_there_is_no_override_after_its_flag(tmp_path, monkeypatc
     Path("MODEL.PTH").touch()
     args = parse_with_overrides(parser(), ["--resume", "MODEL.PTH", "TRAIN.LR", "0.1"])
     assert (args.resume, args.opts) == ("MODEL.PTH", ["TRAIN.LR", "0.1"])
+
+
+@pytest.mark.parametrize(("word", "named"), [
+    ("TRAIN.LR=0.1", "TRAIN.LR 0.1"), ("train.lr", "TRAIN.LR VALUE"), ("train.lr=3", "TRAIN.LR 3")])
+def test_another_spelling_of_a_key_is_no_value_of_the_flag_before(word, named):
+    with pytest.raises(ValueError, match=f"is written {named}$"):
+        parse_with_overrides(parser(), ["--data_dir", "a", word])
 
 
 @pytest.mark.parametrize(("words", "named"), [

@@ -236,6 +236,7 @@ def test_folder_without_a_readable_image(model_path, tmp_path, capsys):
     (["--img_dir", "{tmp}/none", "--output_dir", "{tmp}/o"], "none' not found"),
     (["--img_dir", "{tmp}", "--output_dir", "{tmp}/o"], "no image .*add --recursive"),
     (["--img_dir", "{samples}", "--output_dir", "{tmp}/file"], "is a file"),
+    (["--recursive", "--output_dir", "{tmp}/o"], "--recursive is for photos.*--img_dir"),
     (["--img_dir", "{samples}", "--output_dir", "{tmp}/o", "--resume", "nosuch"],
      r"model 'nosuch' not found.*\['default'\]"),
     (["--img_dir", "{samples}", "--output_dir", "{tmp}/o", "--resume", "{tmp}/file"],

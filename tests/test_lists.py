@@ -1,5 +1,8 @@
 """Which lists a folder holds, what stands in them, and what is refused."""
 
+import os
+import warnings
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -276,6 +279,22 @@ def test_folders_and_names_are_paired(tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match="holds no data set"):
         pair_folders([tmp_path / "empty"], None, None)
+    write_list(tmp_path / "empty" / "my_valid.csv", [{"photo": "a.jpg", "age": 3}])
+    with pytest.raises(ValueError, match=r"align '.*my_valid\.csv' .*--dataset my --data_dir DIR"):
+        pair_folders([tmp_path / "empty"], None, None)
+
+
+def test_a_list_that_was_changed_after_it_was_aligned_warns(tmp_path):
+    rows = write_dataset(tmp_path, [10])
+    write_list(tmp_path / "drawn_train.csv", [{"photo": row["photo"], "age": 10} for row in rows])
+    changed = (tmp_path / "drawn_train_align.csv").stat().st_mtime_ns
+    os.utime(tmp_path / "drawn_train.csv", ns=(changed, changed))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        read_faces(tmp_path, "drawn", "train", CFG)
+    os.utime(tmp_path / "drawn_train.csv", ns=(changed, changed + 1))
+    with pytest.warns(UserWarning, match=r"drawn_train\.csv was changed .*--dataset drawn"):
+        read_faces(tmp_path, "drawn", "train", CFG)
 
 
 def test_numbers_survive_a_round_trip(tmp_path):

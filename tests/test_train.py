@@ -446,13 +446,14 @@ def test_an_epoch_that_is_better_in_one_ca_only_is_an_improvement():
     assert training.Run._note_best(run) == (False, False)
 
 
-def test_each_split_is_used_for_what_it_is_for(tmp_path):
+def test_each_split_is_used_for_what_it_is_for(tmp_path, recwarn):
     rows = write_dataset(tmp_path / "data", AGES, splits=())
     for split, chosen in (("train", rows[:4]), ("valid", rows[4:6]), ("test", rows[6:7])):
         write_list(tmp_path / "data" / f"drawn_{split}_align.csv", chosen)
     run = tmp_path / "run"
     done = train(tmp_path / "data", run, *TINY, "TRAIN.EPOCHS", "1")
     assert "4 train, 2 valid faces" in done.stdout
+    assert not any("trained on" in str(warning.message) for warning in recwarn)
     assert done.stdout.splitlines()[-1].endswith("run/best.pth")
     words = ["--data_dir", tmp_path / "data", "--resume", run / "best.pth", "--cache_dir",
              tmp_path / "cache"]
@@ -677,8 +678,10 @@ def test_rotations_of_intervals_end_in_their_scores(tmp_path):
 def test_one_data_set_in_two_folders_without_a_test_split(tmp_path):
     for part in ("one", "two"):
         write_dataset(tmp_path / part, AGES, splits=("train", "valid"))
-    done = script("train.py", "--data_dir", tmp_path / "one", tmp_path / "two", "--checkpoint",
-                  tmp_path / "run", "--cache_dir", tmp_path / "cache", *TINY, "TRAIN.EPOCHS", "1")
+    with pytest.warns(UserWarning, match=r"16 of 16 validation faces .*/one/drawn_0\.png: "):
+        done = script("train.py", "--data_dir", tmp_path / "one", tmp_path / "two",
+                      "--checkpoint", tmp_path / "run", "--cache_dir", tmp_path / "cache", *TINY,
+                      "TRAIN.EPOCHS", "1")
     assert done.stdout.count("8 train, 8 valid faces") == 2
     command = done.stdout.splitlines()[-1].removeprefix("test it with: python ")
     assert command.endswith("--split valid")
