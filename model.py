@@ -13,7 +13,6 @@ import urllib.error
 import urllib.request
 import warnings
 from contextlib import contextmanager, suppress
-from pathlib import Path
 
 import huggingface_hub
 import pretrainedmodels
@@ -26,6 +25,7 @@ from torch.nn import functional
 
 from checkpoint import load_checkpoint
 from defaults import age_bins, parse_cfg
+from download import find_model
 
 TIMM_PREFIX = "timm/"
 THIN_ARCHS = {"thinage": 0.5, "tinyage": 0.25}  # share of VGG16's channels (DLDL-v2)
@@ -76,8 +76,8 @@ def build_model(cfg):
     """The network MODEL.ARCH with one output per age bin, on the CPU, in training mode.
 
     Its weights come from where MODEL.PRETRAINED says: `imagenet`, `none` (random), or a
-    checkpoint of the same architecture, whose head is left out, with a warning, where it was
-    trained for other age bins.
+    checkpoint (see download.find_model) of the same architecture, whose head is left out, with a
+    warning, where it was trained for other age bins.
 
     Args:
         cfg: config of defaults.load_cfg; MODEL.* and DATA.AGE_* are read.
@@ -419,10 +419,10 @@ def _copy_weights(weights, network):
 
 def _load_start(model, path, cfg):
     """Start from a checkpoint's weights, except the head where its age bins are others."""
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"MODEL.PRETRAINED '{path}' is not a file; choose imagenet, none "
-                                "or the path of a checkpoint")
-    checkpoint = load_checkpoint(path)
+    try:
+        checkpoint = load_checkpoint(find_model(path))
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"MODEL.PRETRAINED: {error}; or choose imagenet or none") from error
     trained_cfg = parse_cfg(checkpoint["cfg"])
     if trained_cfg.MODEL.ARCH != cfg.MODEL.ARCH:
         raise ValueError(f"MODEL.PRETRAINED '{path}' holds a '{trained_cfg.MODEL.ARCH}', not the "

@@ -1,6 +1,7 @@
 """A data set as released -> NAME_train.csv, NAME_valid.csv, NAME_test.csv.
 
     python -m preprocess.generate_csv --dataset utkface --data_dir DIR
+    python -m preprocess.generate_csv --dataset my_photos --data_dir DIR --table ages.csv
 
 Each list has the columns photo (relative to --data_dir) and age (years), and what else the data
 set knows. Published alternatives to its split become NAME_split_PROTOCOL.csv with the columns
@@ -8,6 +9,7 @@ photo and split. Photos that cannot be used are listed with the reason in NAME_s
 """
 
 import argparse
+import re
 from collections import Counter
 from pathlib import Path
 
@@ -19,16 +21,29 @@ from defaults import age_bins, load_cfg
 from files import replaced, writable_folder
 from lists import SPLITS
 from preprocess.face import upright_size
-from preprocess.readers import COLUMNS, DATASETS, LOCATION, MISSING, Options, Skipped
+from preprocess.readers import (
+    COLUMNS,
+    DATASETS,
+    LOCATION,
+    MISSING,
+    DataSet,
+    Options,
+    Skipped,
+    table_reader,
+)
 
 
 def parse_args():
     parser = argparse.ArgumentParser(prog="python -m preprocess.generate_csv",
                                      description=__doc__, formatter_class=HelpFormatter)
-    parser.add_argument("--dataset", required=True, choices=sorted(DATASETS), metavar="NAME",
-                        help=f"one of {', '.join(sorted(DATASETS))}")
+    parser.add_argument("--dataset", required=True, metavar="NAME",
+                        help=f"one of {', '.join(sorted(DATASETS))}, or with --table any other")
     parser.add_argument("--data_dir", required=True, metavar="DIR",
-                        help="folder of the data set as released")
+                        help="folder of the data set as released, or of your photos")
+    parser.add_argument("--table", metavar="CSV",
+                        help="your own photos: a table with the columns photo (relative to "
+                        "--data_dir) and age, and what else of the lists' columns is known; a "
+                        "column split says train, valid or test, else a hash does")
     parser.add_argument("--list_dir", metavar="DIR",
                         help="folder the lists are written to, --data_dir without it")
     parser.add_argument("--drop_older", action="store_true",
@@ -50,13 +65,13 @@ def parse_args():
 
 def main():
     args = parse_args()
+    dataset = choose_dataset(args)
     data_dir = Path(args.data_dir)
     if not data_dir.is_dir():
         raise FileNotFoundError(f"folder '{data_dir}' not found; --data_dir is the folder of the "
-                                "data set as released")
+                                "photos")
     list_dir = writable_folder(args.list_dir or data_dir)
     options = Options(args.appa_real_label, args.min_face_score, args.max_second_face_score)
-    dataset = DATASETS[args.dataset]
     rows, skipped, clipped = read_rows(dataset.read(data_dir, options), data_dir,
                                        oldest=age_bins(load_cfg())[-1], drop=args.drop_older)
     if not rows:
@@ -72,6 +87,19 @@ def main():
         with replaced(list_dir / f"{args.dataset}_split_{name}.csv") as path:
             table.to_csv(path, index=False)
     report(args.dataset, list_dir, rows, skipped, clipped, protocols)
+
+
+def choose_dataset(args):
+    """The DataSet asked for, of DATASETS or of --table."""
+    if not args.table:
+        if args.dataset not in DATASETS:
+            raise ValueError(f"--dataset '{args.dataset}' is none of {', '.join(DATASETS)}; name "
+                             "the table of your own photos and ages with --table")
+        return DATASETS[args.dataset]
+    if args.dataset in DATASETS or not re.fullmatch(r"[\w-]+", args.dataset):
+        raise ValueError(f"--dataset '{args.dataset}': with --table choose a name of your own, of "
+                         f"letters, digits, - and _, and none of {', '.join(DATASETS)}")
+    return DataSet(table_reader(args.table))
 
 
 def read_rows(records, data_dir, oldest, drop):

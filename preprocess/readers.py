@@ -454,6 +454,39 @@ DATASETS = {
 }
 
 
+# ------------------------------------------------------------------------- one's own photos
+
+
+def table_reader(path):
+    """Reader of a table of one's own photos.
+
+    Args:
+        path: CSV with the columns photo and age, and what else of COLUMNS is known; an empty age
+            beside age_min and age_max is their middle. A column split (train, valid, test) says
+            where a photo belongs; where it is absent or empty the hash of the person does, or
+            of the file name.
+    Returns:
+        Function for DataSet.read.
+    """
+    def read(data_dir, options):
+        for record in read_csv(path, ["photo", "age"]).to_dict("records"):
+            photo = record["photo"].replace("\\", "/")
+            ends = number_of(record.get("age_min", "")), number_of(record.get("age_max", ""))
+            age = number_of(record["age"])
+            if age is None and not record["age"].strip() and None not in ends:
+                age = sum(ends) / 2
+            split = record.get("split", "").strip() or share_by_hash(record.get("subject") or photo)
+            if split not in SPLITS:
+                raise ValueError(f"{path}: split '{split}' of '{photo}' is none of "
+                                 f"{', '.join(SPLITS)}")
+            if age is None:
+                yield Skipped(photo, f"age '{record['age']}' is no number")
+                continue
+            yield {name: record[name] for name in COLUMNS if name in record} | {
+                "photo": photo, "age": age, "split": split}
+    return read
+
+
 # ------------------------------------------------------------------------- shared by readers
 
 

@@ -7,6 +7,7 @@ import threading
 import time
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import huggingface_hub
 import numpy as np
@@ -22,6 +23,7 @@ from torch import nn
 import model as model_module
 from checkpoint import load_checkpoint, save_checkpoint
 from defaults import load_cfg
+from download import find_model
 from model import TIMM_TWINS, TORCHVISION_TWINS, build_model, list_archs, restore_model
 
 MILITARY_UNIFORM = 652  # ImageNet class
@@ -392,6 +394,15 @@ def test_restoring_another_architecture_s_weights_names_it_and_tensors():
         restore_model(checkpoint)
 
 
+def test_fine_tuning_starts_from_the_shipped_model_in_full_precision():
+    started = build_model(load_cfg(Path(__file__).parent.parent / "configs" / "finetune.yaml"))
+    shipped, _ = restore_model(load_checkpoint(find_model()))
+    assert {tensor.dtype for tensor in started.parameters()} == {torch.float32}
+    pixels = random_pixels(2, 160)
+    with torch.no_grad():
+        torch.testing.assert_close(started.eval()(pixels), shipped(pixels), rtol=0, atol=0)
+
+
 def test_training_starts_from_a_checkpoint(tmp_path):
     trained = build("tinyage")
     path = tmp_path / "best.pth"
@@ -410,7 +421,7 @@ def test_training_starts_from_a_checkpoint(tmp_path):
 
     with pytest.raises(ValueError, match=r"holds a 'tinyage', not the MODEL.ARCH 'thinage'"):
         build("thinage", pretrained=str(path))
-    with pytest.raises(FileNotFoundError, match="is not a file; choose imagenet, none"):
+    with pytest.raises(FileNotFoundError, match=r"absent\.pth' not found; .* imagenet or none"):
         build("tinyage", pretrained=str(tmp_path / "absent.pth"))
     path.write_text("no checkpoint")
     with pytest.raises(ValueError, match="checkpoint"):

@@ -410,3 +410,36 @@ def test_real_utkface_is_read_whole():
     assert len(rows) == 18988 and not skipped
     assert Counter(row["split"] for row in rows.values()) == {
         "train": 15159, "valid": 1928, "test": 1901}
+
+
+def test_a_table_of_ones_own_photos_becomes_lists(tmp_path):
+    photos = [f"in/{i}.png" for i in range(12)]
+    write_photos(tmp_path, photos)
+    splits = ["train"] * 6 + ["valid", "test", "", "", "", ""]
+    table = pd.DataFrame({"photo": [*photos, "gone.png", "old.png"], "age": [*range(12), 3, "old"],
+                          "age_min": "", "age_max": "", "note": "x",
+                          "subject": ["", *"bbbbbbbccccc", ""], "split": [*splits, "", ""]})
+    table.loc[6, ["age", "age_min", "age_max"]] = "", "20", "29"
+    table.to_csv(tmp_path / "ages.csv", index=False)
+    words = ["--dataset", "my-photos", "--data_dir", tmp_path]
+    done = generate(*words, "--table", tmp_path / "ages.csv")
+    assert done.returncode == 0, done.stderr
+    lists = {path.stem.split("_")[-1]: pd.read_csv(path)
+             for path in tmp_path.glob("my-photos_*.csv")}
+    person = share_by_hash("c")
+    assert set(lists["train"]["photo"]) >= set(photos[:6])
+    assert set(lists[person]["photo"]) >= set(photos[8:])
+    assert lists["valid"].set_index("photo").loc["in/6.png", "age"] == 24.5
+    assert lists["skipped"]["reason"].tolist() == ["file missing", "age 'old' is no number"]
+    assert "note" not in lists["train"]
+
+    done = generate(*words)
+    assert done.returncode == 2 and "utkface" in done.stderr and "--table" in done.stderr
+    for changes, named in ((["--table", tmp_path / "no.csv"], "no.csv' not found"),
+                           (["--table", tmp_path / "ages.csv", "--dataset", "utkface"], "of your"),
+                           (["--table", tmp_path / "ages.csv", "--dataset", "a/b"], "of your own")):
+        done = generate(*words, *changes)
+        assert done.returncode == 2 and named in done.stderr and done.stderr.count("\n") == 1
+    table.assign(split="dev").to_csv(tmp_path / "ages.csv", index=False)
+    done = generate(*words, "--table", tmp_path / "ages.csv")
+    assert done.returncode == 2 and "split 'dev' of 'in/0.png' is none of train" in done.stderr
