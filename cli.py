@@ -56,6 +56,17 @@ def add_data_flags(parser):
                         "without it")
 
 
+def data_words(args):
+    """The flags that name the data and the device as they were given, for another command."""
+    words = []
+    for flag in ("data_dir", "dataset", "list_dir"):
+        if getattr(args, flag):
+            words += [f"--{flag}", *getattr(args, flag)]
+    if args.cache_dir:
+        words += ["--cache_dir", args.cache_dir]
+    return words if args.device == "auto" else [*words, "--device", args.device]
+
+
 def add_device_flag(parser):
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"),
                         help="where the network runs; auto: a GPU where there is one")

@@ -6,6 +6,7 @@ import random
 import shlex
 import sys
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from cli import (
     add_data_flags,
     add_device_flag,
     choose_device,
+    data_words,
     parse_with_overrides,
     run_main,
 )
@@ -28,12 +30,12 @@ from lists import SPLITS, find_protocols, pair_folders, read_sources, splits_of
 from model import list_archs
 from testing import predict_split
 from training import (
+    Job,
     Run,
     build_network,
     build_train_loader,
     build_trainer,
     build_valid_loader,
-    command_line,
     stop_on_interrupt,
 )
 
@@ -66,7 +68,6 @@ def parse_args(argv=None):
     parser.add_argument("--multi_gpu", action="store_true",
                         help="only names the torchrun command that uses several GPUs")
     add_device_flag(parser)
-    parser.set_defaults(is_part=False)  # one of several trainings that the command runs
     return parse_with_overrides(parser, argv)
 
 
@@ -80,39 +81,42 @@ def main():
         raise ValueError("no --data_dir: name the folder of the photos")
     resumed = load_checkpoint(args.resume) if args.resume else None
     cfgs = _configs(args, resumed)
-    check_folder(_run_folder(args), "--checkpoint")
+    folder = _run_folder(args)
+    check_folder(folder, "--checkpoint")
     if args.tensorboard:
         check_folder(args.tensorboard, "--tensorboard")
     sources = pair_folders(args.data_dir, args.dataset, args.list_dir)
     protocols = find_protocols(sources, args.protocol or [])
+    if len(protocols) > 1 and args.resume:
+        raise ValueError("--resume continues one protocol; several continue by themselves when "
+                         "the same command is started again")
+    stages = [Path(path).stem for path in args.cfg or []]
     with distributed.processes(choose_device(args.device)) as device:
+        job = Job(sources, device, folder, data_words(args), args.cache_dir, args.tensorboard,
+                  protocols[0] if len(protocols) == 1 else None, args.resume)
         if len(protocols) > 1:
-            return train_rotations(args, cfgs, device, sources, protocols)
-        args.protocol = protocols[0] if protocols else None
-        return train_stages(args, cfgs, device, sources, resumed)
+            return train_rotations(job, cfgs, stages, protocols)
+        return train_stages(job, cfgs, stages)
 
 
-def train_rotations(args, cfgs, device, sources, protocols):
+def train_rotations(job, cfgs, stages, protocols):
     """Train and test each protocol in turn; prints the mean and spread of the test scores.
 
     Started again after an interruption, it goes on with the protocol under way.
     """
-    if args.resume:
-        raise ValueError("--resume continues one protocol; several continue by themselves when "
-                         "the same command is started again")
     for protocol in protocols:  # before the first is trained, for hours
         for split in SPLITS:
-            read_sources(sources, split, cfgs[-1], protocol)
+            read_sources(job.sources, split, cfgs[-1], protocol)
     scores = []
     for protocol in protocols:
-        one, resumed = _part(args, protocol)
-        one.protocol = protocol
-        code = train_stages(one, cfgs, device, sources, resumed)
+        one = replace(job.part(protocol), protocol=protocol)
+        code = train_stages(one, cfgs, stages)
         if code:
             return code
         distributed.wait()  # for best.pth
-        tested = predict_split(_stage_folders(one)[-1] / "best.pth", sources, "test", device,
-                               protocol=protocol, cache_dir=args.cache_dir)
+        best = one.folder / "best.pth" if len(cfgs) == 1 else one.folder / stages[-1] / "best.pth"
+        tested = predict_split(best, job.sources, "test", job.device, protocol=protocol,
+                               cache_dir=job.cache_dir)
         scores.append(tested.scores())
         if distributed.is_main():
             for name, title in ROTATION_SCORES.items():
@@ -127,63 +131,51 @@ def train_rotations(args, cfgs, device, sources, protocols):
     return 0
 
 
-def train_stages(args, cfgs, device, sources, resumed):
+def train_stages(job, cfgs, stages):
     """Train each recipe of --cfg in turn, from the second on from the one before's best.
 
     Started again after an interruption, it goes on with the stage under way.
 
+    Args:
+        job: training.Job; of several recipes each is trained in a folder of its own in it.
+        cfgs: the config of each.
+        stages: their names.
     Returns:
         0, or 130 after an interruption.
     """
     if len(cfgs) == 1:
-        return train(args, cfgs[0], device, sources, resumed)
+        return train(job, cfgs[0])
     best = None
-    for folder, cfg in zip(_stage_folders(args), cfgs, strict=True):
-        stage, resumed = _part(args, folder.name)
+    for name, cfg in zip(stages, cfgs, strict=True):
+        stage = job.part(name)
         if best is not None:
             cfg = override_cfg(cfg, ["MODEL.PRETRAINED", str(best)], "MODEL")
-        code = train(stage, cfg, device, sources, resumed)
+        code = train(stage, cfg)
         if code:
             return code
         distributed.wait()  # for best.pth
-        best = folder / "best.pth"
+        best = stage.folder / "best.pth"
     return 0
 
 
-def _part(args, name):
-    """Arguments and checkpoint of a part of a run, in its own folder, where it stands now."""
-    folder = _run_folder(args) / name
-    last = folder / "last.pth"
-    part = argparse.Namespace(**vars(args) | {
-        "checkpoint": str(folder), "is_part": True,
-        "resume": str(last) if last.is_file() else None})
-    return part, load_checkpoint(last) if part.resume else None
-
-
-def _stage_folders(args):
-    """Where each recipe of --cfg is trained: the run's folder, of several one named after each."""
-    folder = _run_folder(args)
-    paths = args.cfg or []
-    return [folder] if len(paths) < 2 else [folder / Path(path).stem for path in paths]
-
-
-def train(args, cfg, device, sources, resumed):
+def train(job, cfg):
     """Train until the last epoch (returns 0) or an interruption (returns 130)."""
+    resumed = load_checkpoint(job.resume) if job.resume else None
     if resumed is not None:
-        _check_can_continue(args, cfg, resumed, sources)
+        _check_can_continue(job, cfg, resumed)
     _fix_seeds(cfg)
-    faces = {split: read_sources(sources, split, cfg, args.protocol)
+    faces = {split: read_sources(job.sources, split, cfg, job.protocol)
              for split in ("train", "valid")}
     warn_of_shared_photos(faces)
-    model = build_network(cfg, device, resumed)  # before the crops are cut, which may take hours
-    loaders = {"train": build_train_loader(faces["train"], cfg, device, args.cache_dir),
-               "valid": build_valid_loader(faces["valid"], cfg, device, args.cache_dir)}
-    trainer = build_trainer(cfg, device, model, loaders["train"], resumed)
-    run = Run(_run_folder(args), cfg, trainer, loaders, sources, args.protocol)
+    model = build_network(cfg, job.device, resumed)  # before the crops are cut, maybe for hours
+    loaders = {"train": build_train_loader(faces["train"], cfg, job.device, job.cache_dir),
+               "valid": build_valid_loader(faces["valid"], cfg, job.device, job.cache_dir)}
+    trainer = build_trainer(cfg, job.device, model, loaders["train"], resumed)
+    run = Run(job, cfg, trainer, loaders)
     if resumed is not None:
-        run.restore(resumed, args.resume)
+        run.restore(resumed)
     if distributed.is_main():
-        run.start(args)
+        run.start()
     batches = loaders["train"].batch_sampler
     with stop_on_interrupt() as should_stop:
         while run.epochs_done < cfg.TRAIN.EPOCHS:
@@ -192,19 +184,18 @@ def train(args, cfg, device, sources, resumed):
                                        f"epoch {run.epochs_done + 1:02d}")
             if complete:
                 run.finish_epoch()
-            is_over = run.epochs_done == cfg.TRAIN.EPOCHS and not args.is_part
-            if not complete or (distributed.any_true(should_stop(), device) and not is_over):
-                run.interrupt(args)
+            is_over = run.epochs_done == cfg.TRAIN.EPOCHS and not job.is_part
+            if not complete or (distributed.any_true(should_stop(), job.device) and not is_over):
+                run.interrupt()
                 return 130
     run.close()
     if distributed.is_main() and run.best:
-        words = ["--resume", run.folder / "best.pth"]
-        if not (args.protocol or all("test" in splits_of(list_dir, name)
-                                     for _, name, list_dir in sources)):
+        words = ["--resume", job.folder / "best.pth"]
+        if not (job.protocol or all("test" in splits_of(list_dir, name)
+                                    for _, name, list_dir in job.sources)):
             words += ["--split", "valid"]
         print(f"done: best {run.best['metric']} {run.best['value']:.2f} in epoch "
-              f"{run.best['epoch']:02d}\ntest it with: "
-              + command_line("test.py", args, *words))
+              f"{run.best['epoch']:02d}\ntest it with: {job.command('test.py', *words)}")
     return 0
 
 
@@ -230,33 +221,33 @@ def _configs(args, resumed):
                          *FREE_OF_CHECKPOINT)]
 
 
-def _check_can_continue(args, cfg, resumed, sources):
+def _check_can_continue(job, cfg, resumed):
     """Refuse to go on with a checkpoint of another network, optimiser, data set or half epoch."""
-    before, names = parse_cfg(resumed["cfg"]), [name for _, name, _ in sources]
-    if args.is_part:
-        _check_same_run(args, cfg, before)
+    before, names = parse_cfg(resumed["cfg"]), [name for _, name, _ in job.sources]
+    if job.is_part:
+        _check_same_run(job, cfg, before)
     for flag, then, now in (("--dataset", resumed["datasets"], names),
-                            ("--protocol", resumed.get("protocol", args.protocol), args.protocol)):
+                            ("--protocol", resumed.get("protocol", job.protocol), job.protocol)):
         if then != now:
-            way_out = "name another folder with --checkpoint" if args.is_part else \
+            way_out = "name another folder with --checkpoint" if job.is_part else \
                 "leave --resume out"
-            raise ValueError(f"{args.resume} is of a run with {flag} {then}, not {now}; give the "
+            raise ValueError(f"{job.resume} is of a run with {flag} {then}, not {now}; give the "
                              f"same, or {way_out} for a new run")
     if before.TRAIN.OPT != cfg.TRAIN.OPT or \
             (before.TRAIN.EMA_DECAY > 0) != (cfg.TRAIN.EMA_DECAY > 0):
         raise ValueError(
-            f"TRAIN.OPT, and whether TRAIN.EMA_DECAY is 0, cannot change in {args.resume}; start "
-            f"a new run from its weights with MODEL.PRETRAINED {args.resume}")
+            f"TRAIN.OPT, and whether TRAIN.EMA_DECAY is 0, cannot change in {job.resume}; start "
+            f"a new run from its weights with MODEL.PRETRAINED {job.resume}")
     if resumed["progress"] is None:
         return
     for key in ("BATCH_SIZE", "SEED"):
         if cfg.TRAIN[key] != before.TRAIN[key]:
             raise ValueError(
-                f"TRAIN.{key} cannot change in the middle of an epoch, where {args.resume} "
+                f"TRAIN.{key} cannot change in the middle of an epoch, where {job.resume} "
                 f"stands; keep {before.TRAIN[key]}, or resume an epochNNN_*.pth")
 
 
-def _check_same_run(args, cfg, before):
+def _check_same_run(job, cfg, before):
     """Refuse to take another run's checkpoint for that of this part of a command."""
     facts = {}
     for name in known_keys():
@@ -266,7 +257,7 @@ def _check_same_run(args, cfg, before):
     facts["MODEL.PRETRAINED"] = tuple(Path(start).name for start in facts["MODEL.PRETRAINED"])
     for name, (then, now) in facts.items():
         if then != now and name not in FREE_OF_A_PART:
-            raise ValueError(f"{args.resume} is of a run with {name} {then}, not {now}; name "
+            raise ValueError(f"{job.resume} is of a run with {name} {then}, not {now}; name "
                              "another folder with --checkpoint, or move that run away")
 
 

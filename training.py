@@ -5,7 +5,7 @@ import shlex
 import shutil
 import signal
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 
@@ -112,16 +112,56 @@ def build_trainer(cfg, device, model, loader, resumed=None):
     return trainer
 
 
+@dataclass(frozen=True)
+class Job:
+    """What a training works on and where, apart from its config.
+
+    sources: of lists.pair_folders.
+    device: torch.device of this process.
+    folder: Path of the run's files.
+    data_words: flags that name data and device, for the commands that are printed.
+    cache_dir, tensorboard: folders, or None.
+    protocol: name of a split file, or None.
+    resume: path of the checkpoint to continue, or None.
+    is_part: one of several trainings that the command runs.
+    """
+
+    sources: list
+    device: torch.device
+    folder: Path
+    data_words: list
+    cache_dir: str | None = None
+    tensorboard: str | None = None
+    protocol: str | None = None
+    resume: str | None = None
+    is_part: bool = False
+
+    def part(self, name):
+        """A part of it, in a folder of its own, from where it stands now."""
+        last = self.folder / name / "last.pth"
+        return replace(self, folder=last.parent, is_part=True,
+                       resume=str(last) if last.is_file() else None)
+
+    def command(self, script, *words):
+        """The command line that runs a script on the same data."""
+        processes = distributed.world_size() if script == "train.py" else 1
+        python = ["torchrun", f"--nproc_per_node={processes}"] if processes > 1 else ["python"]
+        line = [*python, script, *self.data_words]
+        if self.protocol:
+            line += ["--protocol", self.protocol]
+        if self.tensorboard and script == "train.py":
+            line += ["--tensorboard", self.tensorboard]
+        return shlex.join([*line, *map(str, words)])
+
+
 @dataclass
 class Run:
-    """A training run's folder, and where the run stands between two epochs or batches."""
+    """A training run, and where it stands between two epochs or batches."""
 
-    folder: Path
+    job: Job
     cfg: object
     trainer: Trainer
     loaders: dict
-    sources: list
-    protocol: str | None = None
     epochs_done: int = 0
     progress: EpochProgress = field(default_factory=EpochProgress)
     best: dict = field(default_factory=dict)
@@ -131,12 +171,17 @@ class Run:
     commit: str = field(default_factory=current_commit)  # of the code that is running
     monitor: Monitor | None = None  # of the main process
 
-    def restore(self, checkpoint, path):
-        """Continue where the checkpoint at a path stands, also in the middle of an epoch.
+    @property
+    def folder(self):
+        return self.job.folder
+
+    def restore(self, checkpoint):
+        """Continue where the checkpoint of job.resume stands, also in the middle of an epoch.
 
         Raises:
             ValueError: it stands in the middle of an epoch over other faces.
         """
+        path = Path(self.job.resume)
         for key in ("epochs_done", "best", "best_ca", "metrics"):
             setattr(self, key, checkpoint[key])
         self.name = checkpoint["run_name"]
@@ -146,9 +191,9 @@ class Run:
                                  "has changed since; bring it back, or resume an epochNNN_*.pth")
             self.progress = EpochProgress.restore(checkpoint["progress"])
         if distributed.is_main():
-            if Path(path).resolve().parent != self.folder.resolve():
+            if path.resolve().parent != self.folder.resolve():
                 _set_aside_earlier_run(self.folder)
-            self._restore_best(Path(path))
+            self._restore_best(path)
 
     def faces_digest(self):
         """Hash of which faces are trained on, and in which order the list has them."""
@@ -176,20 +221,20 @@ class Run:
               "the next epoch counts as the best")
         self.best = {}
 
-    def start(self, args):
+    def start(self):
         """Make the folder, say what is trained on what, open TensorBoard."""
-        cfg, data = self.cfg, self.loaders["train"].dataset
-        if args.resume is None:
+        job, cfg, data = self.job, self.cfg, self.loaders["train"].dataset
+        if job.resume is None:
             self.name = f"{self.folder.name}-{datetime.now():%Y%m%d-%H%M%S}"
             _set_aside_earlier_run(self.folder)
         self.folder.mkdir(parents=True, exist_ok=True)
         (self.folder / "config.yaml").write_text(cfg.dump(), encoding="utf-8")
         print(cfg.dump())
-        for source in self.sources:
+        for source in job.sources:
             _, name, list_dir = source
             counts = [f"{count_faces(loader.dataset.faces, source)} {split}"
                       for split, loader in self.loaders.items()]
-            print(f"{name} ({source_of(list_dir, name, 'train', self.protocol)}): "
+            print(f"{name} ({source_of(list_dir, name, 'train', job.protocol)}): "
                   f"{', '.join(counts)} faces")
         if cfg.LOSS.TEACHER:
             print(f"teachers: {', '.join(find_teachers(cfg.LOSS.TEACHER))}")
@@ -197,9 +242,9 @@ class Run:
         print(f"{cfg.MODEL.ARCH}, {parameters / 1e6:.2f} M parameters, on "
               f"{self.trainer.device} x {distributed.world_size()}, precision "
               f"{self.trainer.amp}, commit {self.commit}, files in {self.folder}/")
-        if args.resume:
+        if job.resume:
             print(f"resumed after {self.epochs_done} epochs and {self.progress.steps} batches")
-        self.monitor = Monitor(self.folder, args.tensorboard, self.name, self.epochs_done + 1)
+        self.monitor = Monitor(self.folder, job.tensorboard, self.name, self.epochs_done + 1)
         self.monitor.augmented_faces(np.stack([
             data.face(index) for index in _spread(len(data), AUGMENTED_SHOWN)]))
 
@@ -266,7 +311,7 @@ class Run:
         if is_best:
             self.best = {"metric": metric, "value": value, "epoch": self.epochs_done}
         improved = is_best
-        if any(name.startswith("megaage") for _, name, _ in self.sources):
+        if any(name.startswith("megaage") for _, name, _ in self.job.sources):
             for name in ("ca3", "ca5", "ca7"):
                 if self.metrics[name] > self.best_ca.get(name, -1):
                     self.best_ca[name] = self.metrics[name]
@@ -304,7 +349,8 @@ class Run:
                 "epochs_done": self.epochs_done, "progress": progress, "amp": self.trainer.amp,
                 "device": self.trainer.device.type,
                 "best": self.best, "best_ca": self.best_ca, "metrics": self.metrics,
-                "datasets": [name for _, name, _ in self.sources], "protocol": self.protocol,
+                "datasets": [name for _, name, _ in self.job.sources],
+                "protocol": self.job.protocol,
                 "faces": self.faces_digest(), **self.trainer.state_dict()}
 
     def _draw(self, log_probs, pred_ages):
@@ -326,14 +372,14 @@ class Run:
         if self.monitor is not None:
             self.monitor.close()
 
-    def interrupt(self, args):
+    def interrupt(self):
         """Save where the run stands and say how to go on."""
         self.close()
         checkpoint = self._checkpoint(self.progress.gather() if self.progress.steps else None)
         if distributed.is_main():
             self._save_last(checkpoint)
-            how = "the same command" if args.is_part else command_line(
-                "train.py", args, "--resume", self.folder / "last.pth")
+            how = "the same command" if self.job.is_part else self.job.command(
+                "train.py", "--resume", self.folder / "last.pth")
             print(f"\ninterrupted after {self.epochs_done} epochs and {self.progress.steps} "
                   f"batches; continue with: {how}")
 
@@ -382,19 +428,3 @@ def _spread(count, shown):
 def _copy(source, target):
     with replaced(target) as temporary:
         shutil.copyfile(source, temporary)
-
-
-def command_line(script, args, *words):
-    """The command line that runs a script on the data of this one."""
-    processes = distributed.world_size() if script == "train.py" else 1
-    python = ["torchrun", f"--nproc_per_node={processes}"] if processes > 1 else ["python"]
-    line = [*python, script, "--data_dir", *args.data_dir]
-    for flag in ("dataset", "list_dir"):
-        if getattr(args, flag):
-            line += [f"--{flag}", *getattr(args, flag)]
-    if args.device != "auto":
-        line += ["--device", args.device]
-    for flag in ("protocol", "cache_dir", *(("tensorboard",) if script == "train.py" else ())):
-        if getattr(args, flag):
-            line += [f"--{flag}", getattr(args, flag)]
-    return shlex.join([*line, *map(str, words)])

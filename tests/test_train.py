@@ -440,7 +440,8 @@ def test_an_epoch_that_is_better_in_one_ca_only_is_an_improvement():
     run = SimpleNamespace(
         metric="mae", metrics={"mae": 5.0, "ca3": 41.0, "ca5": 50.0, "ca7": 60.0}, epochs_done=2,
         best={"metric": "val_mae", "value": 4.0, "epoch": 1},
-        best_ca={"ca3": 40.0, "ca5": 60.0, "ca7": 70.0}, sources=[("", "megaage", "")])
+        best_ca={"ca3": 40.0, "ca5": 60.0, "ca7": 70.0},
+        job=SimpleNamespace(sources=[("", "megaage", "")]))
     assert training.Run._note_best(run) == (False, True)
     assert run.best_ca["ca3"] == 41
     assert training.Run._note_best(run) == (False, False)
