@@ -1,17 +1,30 @@
 """Checkpoints: tensors and plain Python values in one file, read without running any code.
 
     python -m checkpoint RUN/best.pth misc/model.pth     # the part that is released
+
+What one holds (a released one has the first four and `temperature`, as far as they are known):
+
+    version          of this format
+    cfg              text, the config as YAML
+    model            {name: tensor}, of the unwrapped network; with TRAIN.EMA_DECAY the averaged one
+    commit, epochs_done, best {metric, value, epoch}, metrics {name: value of the last validation},
+    datasets [name]  what trained it, how far, and how good it was
+    temperature      of the calibration; absent before `test.py --calibrate`
+    run_name, protocol, best_ca, device, amp, faces (hash of the training list)
+                     which run it is, so that no other is continued with it
+    progress         of the epoch under way (engine.EpochProgress), None between two
+    optimizer, scheduler, scaler, ema, random_state
+                     engine.Trainer's state
 """
 
 import argparse
-import hashlib
 import pickle
 import subprocess
 from pathlib import Path
 
 import torch
 
-from files import replaced
+from files import file_sha256, replaced
 
 VERSION = 1
 REQUIRED = ("version", "cfg", "model")
@@ -23,10 +36,7 @@ def save_checkpoint(path, checkpoint):
 
     Args:
         path: target file; its folder exists.
-        checkpoint: dict of tensors and plain Python values: `cfg` (YAML text), `model` (state
-            dict of the unwrapped model), and as far as they exist `commit`, `epochs_done`,
-            `best`, `metrics`, `optimizer`, `scheduler`, `scaler`, `ema`, `random_state`,
-            `temperature`.
+        checkpoint: dict, see above, without `version`.
     """
     with replaced(path) as temporary, temporary.open("wb") as file:
         # Into an open file: given a name, torch writes that into the file as well.
@@ -78,7 +88,7 @@ def release_checkpoint(source, target):
     kept = {key: checkpoint[key] for key in RELEASED if key in checkpoint}
     kept["model"] = {name: _halved(values) for name, values in checkpoint["model"].items()}
     save_checkpoint(target, kept)
-    return hashlib.sha256(Path(target).read_bytes()).hexdigest()
+    return file_sha256(target)
 
 
 def _halved(values):

@@ -11,8 +11,7 @@ import torch
 from filelock import FileLock
 from tqdm import tqdm
 
-from download import cache_dir
-from files import writable_folder
+from files import cache_dir, writable_folder
 from lists import BOX, listed
 from preprocess.face import (
     crop_face,
@@ -31,7 +30,7 @@ LARGEST_CROP = 89_000_000  # pixels: a larger box is in other units, and would t
 
 
 def default_cache_dir():
-    """Folder `crops` in the user's cache folder, see download.cache_dir."""
+    """Folder `crops` in the user's cache folder, see files.cache_dir."""
     return cache_dir() / "crops"
 
 

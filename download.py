@@ -1,8 +1,6 @@
 """Where a model comes from: the repository, a file, or a verified download kept in a cache."""
 
-import hashlib
 import http.client
-import os
 import re
 import urllib.error
 import urllib.request
@@ -13,10 +11,11 @@ import yaml
 from filelock import FileLock
 from tqdm import tqdm
 
+from files import CHUNK, cache_dir, file_sha256
+
 MISC = Path(__file__).parent / "misc"
 SHIPPED_MODEL = MISC / "model.pth"
 REGISTRY = MISC / "models.yaml"
-CHUNK = 1 << 18  # bytes
 TIMEOUT_S = 30  # without a byte from the server
 ATTEMPTS = 5  # in a row that bring nothing new
 
@@ -49,11 +48,6 @@ def find_model(source=None):
                              "64 hexadecimal digits that its publisher states")
         return fetch(url, sha256, cache_dir())
     return _registered(str(source))
-
-
-def cache_dir():
-    """The user's cache of models and crops: age-estimation-ldl in $XDG_CACHE_HOME or ~/.cache."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "age-estimation-ldl"
 
 
 def fetch(url, sha256, folder):
@@ -102,15 +96,6 @@ def _fetch_to(target, url, sha256):
         raise ValueError(f"'{url}' has sha256 {found}, expected {sha256}; the file was deleted, "
                          "check the address and the checksum")
     part.replace(target)
-
-
-def file_sha256(path):
-    """Checksum of a file, 64 hexadecimal digits."""
-    digest = hashlib.sha256()
-    with Path(path).open("rb") as file:
-        while chunk := file.read(CHUNK):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 def _registered(name):

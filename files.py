@@ -1,10 +1,12 @@
-"""Files that are written whole or not at all, and folders that can be written to."""
+"""Files that are written whole or not at all, their checksums, folders that can be written to."""
 
+import hashlib
 import os
 from contextlib import contextmanager
 from pathlib import Path
 from uuid import uuid4
 
+CHUNK = 1 << 18  # bytes read at once
 
 @contextmanager
 def replaced(path):
@@ -55,3 +57,17 @@ def writable_folder(path, flag="--list_dir"):
         raise OSError(f"folder '{path}' cannot be written to ({error.strerror}); choose another "
                       f"one with {flag}") from error
     return path
+
+
+def cache_dir():
+    """The user's cache of models and crops: age-estimation-ldl in $XDG_CACHE_HOME or ~/.cache."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "age-estimation-ldl"
+
+
+def file_sha256(path):
+    """Checksum of a file, 64 hexadecimal digits."""
+    digest = hashlib.sha256()
+    with Path(path).open("rb") as file:
+        while chunk := file.read(CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()

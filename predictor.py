@@ -29,7 +29,6 @@ from streams import batches, map_ahead
 
 MIN_FACE = 20  # pixels
 MIN_CONFIDENCE = 0.9  # of the detector, below which most of what it finds is no face
-ROLL_DECIMALS, BOX_DECIMALS = 4, 2  # of an aligned list
 DECODERS = 4  # threads that read photos, and photos read ahead, at most
 BATCH_PHOTOS = 16  # detected together
 BATCH_PIXELS = 24_000_000  # of these photos together
@@ -144,9 +143,7 @@ class AgeEstimator:
         bbox = found.aligned_bbox
         if bbox is None:
             bbox = geometry.turned_bbox(found.bbox, photo.size, found.roll_deg)
-        # Rounded as preprocess.face_align writes them, since a list is what training reads.
-        bbox = [round(float(value), BOX_DECIMALS) for value in bbox]
-        roll_deg = round(float(found.roll_deg), ROLL_DECIMALS)
+        roll_deg, bbox = geometry.as_listed(found.roll_deg, bbox)
         crop = geometry.crop_face(photo, bbox, roll_deg, self.cfg.DATA.MARGIN)
         return geometry.resize_face(crop, self.cfg.MODEL.IMG_SIZE)
 

@@ -9,8 +9,9 @@ import metrics
 from checkpoint import load_checkpoint
 from dataset import FaceDataset, OrderedBatches, build_loader
 from defaults import FREE_OF_CHECKPOINT, age_bins, override_cfg
-from download import file_sha256, find_model
+from download import find_model
 from engine import predict, predict_both
+from files import file_sha256
 from lists import OPTIONAL, read_sources
 from model import restore_model
 from predictions import Predictions

@@ -22,6 +22,7 @@ METADATA = ("exif", "xmp", "XML:com.adobe.xmp", "Raw profile type exif")  # hold
 SIDEWAYS = (5, 6, 7, 8)  # of these, which exchange width and height
 CROP_RESAMPLING = Image.Resampling.BICUBIC  # the original scripts' rotation filter
 RESIZE_RESAMPLING = Image.Resampling.BICUBIC  # antialiased when shrinking
+ROLL_DECIMALS, BOX_DECIMALS = 4, 2  # of an aligned list
 
 
 def load_photo(source):
@@ -116,6 +117,12 @@ def roll_from_landmarks(landmarks):
     """
     (left_x, left_y), (right_x, right_y) = landmarks[0], landmarks[1]
     return math.degrees(math.atan2(right_y - left_y, right_x - left_x))
+
+
+def as_listed(roll_deg, bbox):
+    """Angle and (4,) box as an aligned list holds them, rounded: what training reads."""
+    return (round(float(roll_deg), ROLL_DECIMALS),
+            [round(float(value), BOX_DECIMALS) for value in bbox])
 
 
 def iou(bboxes, bbox):

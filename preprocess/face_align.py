@@ -24,8 +24,7 @@ from tqdm import tqdm
 
 from cli import HelpFormatter, add_device_flag, choose_device, run_main
 from distributed import available_cores
-from download import file_sha256
-from files import replaced, writable_folder
+from files import file_sha256, replaced, writable_folder
 from lists import SPLITS
 from preprocess.detector import FaceDetector
 from preprocess.face import load_photo

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 
 from preprocess.detector import FaceDetector, detection_batches
-from preprocess.face import load_photo
+from preprocess.face import BOX_DECIMALS, ROLL_DECIMALS, as_listed, load_photo
 from preprocess.readers import LOCATION, MISSING, number_of
 
 RESULT = ["deg", "box1", "box2", "box3", "box4", "confidence"]  # columns, see face_align.py
@@ -98,7 +98,8 @@ def face_result(faces):
     face = faces[0]
     if face.aligned_bbox is None:
         return ["no face in the second pass"]
-    return ["", f"{face.roll_deg:.4f}", *(f"{value:.2f}" for value in face.aligned_bbox),
+    roll_deg, bbox = as_listed(face.roll_deg, face.aligned_bbox)
+    return ["", f"{roll_deg:.{ROLL_DECIMALS}f}", *(f"{value:.{BOX_DECIMALS}f}" for value in bbox),
             f"{face.confidence:.5f}"]
 
 
