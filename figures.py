@@ -28,6 +28,7 @@ STYLE = {"svg.fonttype": "none", "font.size": 10, "axes.titlesize": 10, "axes.la
          "legend.frameon": False, "legend.labelcolor": INK, "figure.constrained_layout.use": True}
 WIDTH, HEIGHT = 5.0, 3.4  # inches; 10 pt text stays readable when this fills a phone
 BIN_YEARS = 2  # of the squares of predicted against true age
+FARTHEST = 50  # years
 
 
 def drawing(description, height=HEIGHT):
@@ -63,7 +64,11 @@ def _to_svg(figure, description):
 
 @drawing("Predicted against true age, how many faces in each square", height=4.4)
 def draw_predicted_against_true(axes, ages, pred_ages):
-    """(B,) ages and predictions in years as squares of BIN_YEARS, darker for more faces."""
+    """(B,) ages and predictions in years as squares of BIN_YEARS, darker for more faces.
+
+    Predictions more than FARTHEST years outside all true ages are drawn there.
+    """
+    pred_ages = pred_ages.clip(ages.min() - FARTHEST, ages.max() + FARTHEST)
     low, high = np.floor(min(ages.min(), pred_ages.min())), max(ages.max(), pred_ages.max()) + 1
     squares = np.floor((np.column_stack([ages, pred_ages]) - low) / BIN_YEARS)
     squares, counts = np.unique(squares, axis=0, return_counts=True)

@@ -20,7 +20,7 @@ from preprocess.face import (
 )
 from preprocess.mtcnn import SummedPhoto, Window, _nms_within, propose, pyramid, windows
 
-SHARED = Path("../shared/data")
+SHARED = Path(__file__).parents[2] / "shared" / "data"
 
 
 @pytest.fixture(scope="module")

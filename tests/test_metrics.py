@@ -114,11 +114,10 @@ def test_a_one_hot_is_its_own_mean_and_median_at_every_age():
 
 def test_mean_and_median_agree_with_the_decodes_of_the_network(predictions):
     log_probs = torch.tensor(predictions[0]).log().clamp(min=-80).float()
-    decodes = (metrics.distribution_mean, losses.expected_age), (
-        metrics.distribution_median, losses.median_age)
-    for ours, networks in decodes:
-        assert ours(log_probs.exp().numpy(), BINS) == pytest.approx(
-            networks(log_probs, torch.arange(101)).numpy(), abs=1e-3)
+    assert metrics.DECODES.keys() == losses.DECODES.keys()
+    for name, decode in losses.DECODES.items():
+        assert metrics.DECODES[name](log_probs.exp().numpy(), BINS) == pytest.approx(
+            decode(log_probs, torch.arange(101)).numpy(), abs=1e-3)
 
 
 def test_quantiles_agree_with_scipy(predictions):

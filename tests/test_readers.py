@@ -13,7 +13,7 @@ from scipy.io import savemat
 from lists import SPLITS
 from preprocess.readers import DATASETS, Options, Skipped, _age_in_july, _interval, share_by_hash
 
-SHARED = Path("../shared/data")
+SHARED = Path(__file__).parents[2] / "shared" / "data"
 
 
 def write_photos(folder, names, size=(20, 30)):

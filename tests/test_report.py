@@ -300,13 +300,11 @@ def test_an_empty_spread_is_that_of_the_distribution(table):
     assert (filled["pred_std"].drop(3) == 7).all()
 
 
-def test_one_wild_prediction_is_drawn_as_any(table):
+def test_one_wild_prediction_leaves_the_others_in_sight(table):
+    ages, pred_ages = (table[name].to_numpy()[:50] for name in ("age", "pred_age"))
     for wild in (1e6, -1e300):
-        ages = minimal(table[:50]).assign(pred_age=[wild, *table["pred_age"][1:50]])
-        assert ages.shape == (50, 3)
-        svg = figures.draw_predicted_against_true(ages["age"].to_numpy(),
-                                                  ages["pred_age"].to_numpy())
-        assert svg.startswith("<svg")
+        drawn = figures.draw_predicted_against_true(ages, np.array([wild, *pred_ages[1:]]))
+        assert ">20</text>" in drawn and ">60</text>" in drawn  # ticks of the axes
 
 
 def test_bin_columns_may_be_padded_and_not_double(table):

@@ -434,6 +434,16 @@ def test_megaage_keeps_an_epoch_for_any_improved_ca(tmp_path):
     log = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
     for name in ("ca3", "ca5", "ca7"):
         assert stored["best_ca"][name] == max(record["valid"][name] for record in log)
+    kept = {int(path.name[5:8]) for path in (tmp_path / "run").glob("epoch*.pth")}
+    best = {"mae": np.inf} | dict.fromkeys(("ca3", "ca5", "ca7"), 1.0)  # CA counts the other way
+    better = set()
+    for record in log:
+        scores = {name: value if name == "mae" else -value
+                  for name, value in record["valid"].items() if name in best}
+        if any(scores[name] < best[name] for name in best):
+            better.add(record["epoch"])
+        best = {name: min(best[name], scores[name]) for name in best}
+    assert kept == better
 
 
 def test_an_epoch_that_is_better_in_one_ca_only_is_an_improvement():
