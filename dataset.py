@@ -27,6 +27,11 @@ def to_pixels(face):
     return torch.from_numpy(np.ascontiguousarray(face)).movedim(-1, -3)
 
 
+def to_device(batch, device):
+    """The batch's tensors on the device."""
+    return {name: values.to(device, non_blocking=True) for name, values in batch.items()}
+
+
 class FaceDataset(Dataset):
     """Batches of faces with their labels.
 

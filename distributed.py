@@ -121,3 +121,8 @@ def wrap(model, device):
         return model
     return torch.nn.parallel.DistributedDataParallel(
         model, device_ids=[device] if device.type == "cuda" else None)
+
+
+def unwrap(model):
+    """The AgeModel inside a DistributedDataParallel."""
+    return model.module if isinstance(model, torch.nn.parallel.DistributedDataParallel) else model

@@ -1,25 +1,16 @@
-"""The only loops over batches, training an epoch and predicting a data set, and what they need."""
+"""The only loops over batches: training an epoch and predicting a data set."""
 
-import contextlib
-import copy
-import ctypes
 import math
-import sys
 import time
 from dataclasses import dataclass, field
 
-import numpy as np
 import torch
 from torch.optim.swa_utils import AveragedModel
-from torch.overrides import TorchFunctionMode
 from tqdm import tqdm
 
 import distributed
-
-AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16, "off": None}
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
-LARGEST_KEPT = (2 ** 30, 2 ** 25)  # bytes of a block that is kept, the first that is accepted
-TRIAL_STEPS = 3  # timed training steps each way when TRAIN.AMP is auto on a CPU
+from dataset import to_device
+from precision import autocast, keep_freed_memory
 
 
 @dataclass
@@ -74,18 +65,18 @@ class Trainer:
         self.scaler.update()
         self.scheduler.step()
         if self.ema is not None:
-            self.ema.update_parameters(unwrap(self.model))
+            self.ema.update_parameters(distributed.unwrap(self.model))
         with torch.no_grad():
             return {name: part.detach() for name, part in parts.items()}, self.decode(logits)
 
     def evaluated_model(self):
         """The model that is validated and kept: the averaged one when there is one."""
-        return unwrap(self.model) if self.ema is None else self.ema.module
+        return distributed.unwrap(self.model) if self.ema is None else self.ema.module
 
     def is_finite(self):
         """Whether the weights, also the averaged ones, are still numbers to go on with."""
         return all(tensor.isfinite().all().item()
-                   for model in {unwrap(self.model), self.evaluated_model()}
+                   for model in {distributed.unwrap(self.model), self.evaluated_model()}
                    for tensor in model.state_dict().values())
 
     def state_dict(self):
@@ -103,7 +94,7 @@ class Trainer:
         }
         if self.ema is not None:
             state["ema"] = {"steps": int(self.ema.n_averaged),
-                            "trained_model": unwrap(self.model).state_dict()}
+                            "trained_model": distributed.unwrap(self.model).state_dict()}
         return state
 
     def load_state_dict(self, state, steps):
@@ -118,7 +109,7 @@ class Trainer:
         self.evaluated_model().load_state_dict(state["model"])
         if self.ema is not None:
             self.ema.n_averaged.fill_(state["ema"]["steps"])
-            unwrap(self.model).load_state_dict(state["ema"]["trained_model"])
+            distributed.unwrap(self.model).load_state_dict(state["ema"]["trained_model"])
         base_lrs, options = self.scheduler.base_lrs, [
             {name: value for name, value in group.items() if name != "params"}
             for group in self.optimizer.param_groups]
@@ -292,161 +283,3 @@ def _in_order(places, rows):
     ordered = torch.empty_like(rows)
     ordered[places] = rows
     return ordered
-
-
-def to_device(batch, device):
-    """The batch's tensors on the device."""
-    return {name: values.to(device, non_blocking=True) for name, values in batch.items()}
-
-
-@contextlib.contextmanager
-def autocast(device, amp):
-    """Context in which the forward pass runs in bf16, fp16 or, with off, full precision."""
-    if AUTOCAST[amp] is None:
-        yield
-        return
-    spared = FullPrecisionDepthwise() if device.type == "cpu" else contextlib.nullcontext()
-    with torch.autocast(device.type, AUTOCAST[amp]), spared:
-        yield
-
-
-class FullPrecisionDepthwise(TorchFunctionMode):
-    """Inside autocast on a CPU, depthwise convolutions stay in fp32.
-
-    Their half-precision backward pass takes several times as long there; all other layers of such
-    a network gain from half precision.
-    """
-
-    def __torch_function__(self, func, types, args=(), kwargs=None):
-        if func is torch.conv2d and len(args) > 1 and _is_depthwise(*args[:2]):
-            images, *others = args
-            with torch.autocast("cpu", enabled=False):
-                return func(images.float(), *others, **kwargs or {}).to(images.dtype)
-        return func(*args, **kwargs or {})
-
-
-def _is_depthwise(images, kernels):
-    return kernels.shape[1] == 1 < images.shape[1]
-
-
-def keep_freed_memory(device):
-    """Let the C library keep what a step on the CPU frees, for the next one; on Linux only.
-
-    Otherwise glibc gives every large block back at once, and the next step waits for the page
-    faults of the same memory; a tenth of its time for an EfficientNet-Lite0 at 128 px.
-    """
-    if device.type != "cpu" or sys.platform != "linux":
-        return
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # glibc has it, musl does not
-    # Older ones refuse more than 32 MiB. Where both were refused, the second setting alone would
-    # have every block given back.
-    if mallopt is not None and any(mallopt(M_MMAP_THRESHOLD, size) for size in LARGEST_KEPT):
-        mallopt(M_TRIM_THRESHOLD, 2 ** 31 - 1)
-
-
-def arranged(model, amp):
-    """The model with its kernels in the memory order that is fastest for the precision.
-
-    Pixels always come channels-last; half-precision convolutions want their kernels so too.
-    """
-    return model if amp == "off" else model.to(memory_format=torch.channels_last)
-
-
-def unwrap(model):
-    """The AgeModel inside a DistributedDataParallel."""
-    return model.module if isinstance(model, torch.nn.parallel.DistributedDataParallel) else model
-
-
-def choose_amp(amp, deterministic, device, model, criterion, batch):
-    """Resolve TRAIN.AMP auto.
-
-    On a GPU bf16 where it has it (NVIDIA's from Ampere on), else fp16. On a CPU a few steps are
-    timed both ways, since what bf16 gains depends on the network and the CPU; with deterministic,
-    off.
-
-    Args:
-        amp: auto | bf16 | fp16 | off.
-        deterministic: whether the choice must not depend on a clock.
-        device, model, criterion: of the run; model and random state are left as they are.
-        batch: a training batch.
-    Returns:
-        bf16 | fp16 | off.
-    """
-    if amp != "auto":
-        return amp
-    if device.type == "cuda":
-        # Not is_bf16_supported(), which says yes where bf16 is emulated, slowly or in part.
-        return "bf16" if torch.cuda.get_device_capability(device) >= (8, 0) else "fp16"
-    if deterministic:
-        return "off"
-    with torch.random.fork_rng(devices=[]):
-        seconds = {name: _seconds_a_step(name, device, model, criterion, batch)
-                   for name in ("off", "bf16")}
-    return min(seconds, key=seconds.get)
-
-
-def _seconds_a_step(amp, device, model, criterion, batch):
-    trial = arranged(copy.deepcopy(model), amp).train()
-    batch = to_device(batch, device)
-    times = []
-    for _ in range(TRIAL_STEPS + 1):
-        started = time.perf_counter()
-        with autocast(device, amp):
-            logits = trial(batch["pixels"])
-        criterion(logits, batch)["loss"].mean().backward()
-        times.append(time.perf_counter() - started)
-    return float(np.median(times[1:]))  # the first pays for allocation
-
-
-def averaged_model(model, decay):
-    """Exponential moving average of weights and buffers, with a short memory at the start.
-
-    The decay of step t is min(decay, (1 + t) / (10 + t)), so that the random first weights are
-    soon forgotten.
-    """
-    def lerp(averaged, current, _):  # the number of steps given is on the GPU, to be waited for
-        if torch.is_floating_point(averaged[0]):
-            steps = int(ema.n_averaged)
-            torch._foreach_lerp_(averaged, current, 1 - min(decay, (1 + steps) / (10 + steps)))
-        else:
-            for mine, theirs in zip(averaged, current, strict=True):
-                mine.copy_(theirs)  # counters
-
-    ema = AveragedModel(model, multi_avg_fn=lerp, use_buffers=True)
-    return ema
-
-
-def lr_factor(step, steps_per_epoch, cfg):
-    """Learning rate relative to TRAIN.LR at a step of the run.
-
-    step: times LR_DECAY_RATE every LR_DECAY_STEP epochs. cosine: half a cosine to 0 at the last
-    step. Either starts with a linear warm-up over WARMUP_EPOCHS.
-    """
-    epoch = step / steps_per_epoch
-    warmup = min(1.0, (step + 1) / max(cfg.TRAIN.WARMUP_EPOCHS * steps_per_epoch, 1))
-    if cfg.TRAIN.SCHEDULE == "step":
-        return warmup * cfg.TRAIN.LR_DECAY_RATE ** (int(epoch) // cfg.TRAIN.LR_DECAY_STEP)
-    length = max(cfg.TRAIN.EPOCHS - cfg.TRAIN.WARMUP_EPOCHS, 1e-9)
-    done = min(max(epoch - cfg.TRAIN.WARMUP_EPOCHS, 0) / length, 1)
-    return warmup * 0.5 * (1 + math.cos(math.pi * done))
-
-
-def build_optimizer(model, cfg):
-    """Adam, AdamW or SGD over the head and the backbone with their learning rates."""
-    decays = cfg.TRAIN.WEIGHT_DECAY
-    groups = []
-    for parameters, scale in ((model.head_parameters(), 1.0),
-                              (model.backbone_parameters(), cfg.TRAIN.BACKBONE_LR_SCALE)):
-        parameters = list(parameters)
-        if cfg.TRAIN.OPT != "adamw":
-            groups.append({"params": parameters, "lr": scale * cfg.TRAIN.LR})
-            continue
-        for is_kernel in (True, False):  # no decay on biases and normalisation
-            chosen = [p for p in parameters if (p.ndim > 1) == is_kernel]
-            groups.append({"params": chosen, "lr": scale * cfg.TRAIN.LR,
-                           "weight_decay": decays if is_kernel else 0.0})
-    if cfg.TRAIN.OPT == "sgd":
-        return torch.optim.SGD(groups, lr=cfg.TRAIN.LR, momentum=cfg.TRAIN.MOMENTUM,
-                               weight_decay=decays)
-    optimizer = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[cfg.TRAIN.OPT]
-    return optimizer(groups, lr=cfg.TRAIN.LR, weight_decay=decays)

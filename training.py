@@ -17,22 +17,14 @@ import metrics
 from checkpoint import current_commit, load_checkpoint, save_checkpoint
 from dataset import FaceDataset, OrderedBatches, ShuffledBatches, build_loader
 from defaults import age_bins, parse_cfg
-from engine import (
-    EpochProgress,
-    Trainer,
-    arranged,
-    averaged_model,
-    build_optimizer,
-    choose_amp,
-    keep_freed_memory,
-    lr_factor,
-    predict,
-)
+from engine import EpochProgress, Trainer, predict
 from files import replaced
 from lists import count_faces, source_of
 from losses import DECODES, build_criterion, drawn_target, rare_age_weights
 from model import build_model, restore_model
 from monitor import SHOWN_FACES, Monitor, draw_distributions, draw_scatter
+from optim import averaged_model, build_optimizer, lr_factor
+from precision import arranged, choose_amp, keep_freed_memory
 from teachers import find_teachers, teacher_distributions
 
 AUGMENTED_SHOWN = 16  # faces in TensorBoard's picture of the augmentation

@@ -22,8 +22,8 @@ from cli import (
     parse_with_overrides,
     run_main,
 )
+from dataset import to_device
 from defaults import load_cfg
-from engine import to_device
 from lists import pair_folders, read_sources
 from training import build_network, build_train_loader, build_trainer
 

@@ -10,7 +10,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-import engine
+import optim
+import precision
 from defaults import load_cfg
 from model import build_model
 
@@ -23,7 +24,7 @@ CPU = torch.device("cpu")
 
 def rates(*opts, steps_per_epoch=10, epochs=8):
     cfg = load_cfg(opts=["TRAIN.EPOCHS", str(epochs), *map(str, opts)])
-    return [engine.lr_factor(step, steps_per_epoch, cfg)
+    return [optim.lr_factor(step, steps_per_epoch, cfg)
             for step in range(epochs * steps_per_epoch)]
 
 
@@ -64,7 +65,7 @@ def test_the_backbone_learns_at_its_share_of_the_rate(opt):
                          "TRAIN.BACKBONE_LR_SCALE", "0.1", "TRAIN.WEIGHT_DECAY", "0.05"])
     model = build_model(cfg)
     settings = {id(parameter): (group["lr"], group["weight_decay"])
-                for group in engine.build_optimizer(model, cfg).param_groups
+                for group in optim.build_optimizer(model, cfg).param_groups
                 for parameter in group["params"]}
     head = {id(parameter) for parameter in model.head_parameters()}
     assert 0 < len(head) < len(settings) == len(list(model.parameters()))
@@ -90,7 +91,7 @@ def choose(amp="auto", device=CPU, deterministic=False):
 
     before = {name: value.clone() for name, value in layer.state_dict().items()}
     state = torch.get_rng_state()
-    chosen = engine.choose_amp(amp, deterministic, device, layer, criterion, batch)
+    chosen = precision.choose_amp(amp, deterministic, device, layer, criterion, batch)
     assert torch.equal(torch.get_rng_state(), state)
     assert all(torch.equal(value, before[name]) for name, value in layer.state_dict().items())
     assert all(parameter.grad is None for parameter in layer.parameters())
@@ -115,13 +116,13 @@ def test_a_gpu_that_only_emulates_bf16_gets_fp16(monkeypatch, capability, amp):
 
 @pytest.mark.parametrize("faster", ["off", "bf16"])
 def test_a_cpu_takes_the_faster_precision_and_leaves_the_run_as_it_was(monkeypatch, faster):
-    measure, tried = engine._seconds_a_step, {}
+    measure, tried = precision._seconds_a_step, {}
 
     def slowed(amp, *words):  # what is measured on these few numbers is chance
         tried[amp] = measure(amp, *words)
         return tried[amp] + (0 if amp == faster else 3600)
 
-    monkeypatch.setattr(engine, "_seconds_a_step", slowed)
+    monkeypatch.setattr(precision, "_seconds_a_step", slowed)
     chosen, precisions = choose()
     assert chosen == faster
     assert set(tried) == {"off", "bf16"} and all(seconds > 0 for seconds in tried.values())
@@ -133,7 +134,7 @@ def test_half_precision_on_a_cpu_spares_depthwise_convolutions():
     layers = {"plain": torch.nn.Conv2d(8, 8, 3), "depthwise": torch.nn.Conv2d(8, 8, 3, groups=8)}
     images = torch.randn(2, 8, 9, 9).bfloat16()
     for name, layer in layers.items():
-        with engine.autocast(CPU, "bf16"):
+        with precision.autocast(CPU, "bf16"):
             out = layer(images)
         assert out.dtype == torch.bfloat16
         exact = layer(images.float())
@@ -150,7 +151,7 @@ def test_half_precision_on_a_cpu_spares_depthwise_convolutions():
 def test_freed_memory_is_kept():
     program = """if True:
         import resource, sys, numpy, torch
-        from engine import keep_freed_memory
+        from precision import keep_freed_memory
         if sys.argv[1] == "keep":
             keep_freed_memory(torch.device("cpu"))
         def faults():
@@ -169,16 +170,16 @@ def test_freed_memory_is_kept():
     (2 ** 40, ["threshold", "trim"]), (2 ** 25, ["threshold", "threshold", "trim"]),
     (0, ["threshold", "threshold"])])
 def test_memory_is_kept_as_far_as_the_c_library_allows(monkeypatch, largest, told):
-    names = {engine.M_MMAP_THRESHOLD: "threshold", engine.M_TRIM_THRESHOLD: "trim"}
+    names = {precision.M_MMAP_THRESHOLD: "threshold", precision.M_TRIM_THRESHOLD: "trim"}
     asked = []
 
     def mallopt(option, size):
         asked.append(names[option])
         return names[option] == "trim" or size <= largest
 
-    monkeypatch.setattr(engine.ctypes, "CDLL", lambda _: SimpleNamespace(mallopt=mallopt))
-    monkeypatch.setattr(engine.sys, "platform", "linux")
-    engine.keep_freed_memory(CPU)
+    monkeypatch.setattr(precision.ctypes, "CDLL", lambda _: SimpleNamespace(mallopt=mallopt))
+    monkeypatch.setattr(precision.sys, "platform", "linux")
+    precision.keep_freed_memory(CPU)
     assert asked == told
 
 
@@ -188,7 +189,7 @@ def test_memory_is_kept_as_far_as_the_c_library_allows(monkeypatch, largest, tol
 def test_averaged_weights_forget_the_first_ones_soon_and_then_slowly():
     layer = torch.nn.Linear(1, 1)
     torch.nn.init.constant_(layer.weight, 0.0)
-    averaged = engine.averaged_model(layer, 0.9)
+    averaged = optim.averaged_model(layer, 0.9)
     averaged.update_parameters(layer)  # takes the first weights as they are
     expected = 0.0
     for step in range(1, 200):
