@@ -96,6 +96,11 @@ CHOICES = {
 FREE_OF_CHECKPOINT = ("DATA.CACHE", "DATA.EXCLUDE")  # say nothing of the network
 POSITIVE = ("MODEL.IMG_SIZE", "TRAIN.LR", "TRAIN.LR_DECAY_STEP", "TRAIN.BATCH_SIZE",
             "TRAIN.EPOCHS", "TRAIN.AGE_STDDEV", "TEST.BATCH_SIZE", "LOSS.STD_FLOOR")
+NOT_NEGATIVE = ("TRAIN.WORKERS", "TEST.WORKERS", "TRAIN.WARMUP_EPOCHS", "TRAIN.CLIP_NORM",
+                "TRAIN.WEIGHT_DECAY", "TRAIN.SEED", "TRAIN.BACKBONE_LR_SCALE",
+                "TRAIN.LR_DECAY_RATE", "TRAIN.MOMENTUM", "AUG.STRENGTH", "AUG.ROTATION",
+                "LOSS.RARE_AGE_POWER", "LOSS.L1_WEIGHT", "LOSS.MEAN_WEIGHT",
+                "LOSS.VARIANCE_WEIGHT", "LOSS.INTERVAL_WEIGHT")
 SHARES = ("MODEL.DROPOUT", "MODEL.DROP_PATH", "TRAIN.EMA_DECAY", "LOSS.TEACHER_WEIGHT",
           "DATA.CONTEXT", "AUG.FLIP", "AUG.CROP_AREA", "AUG.STRETCH", "AUG.SHIFT",
           "AUG.BRIGHTNESS", "AUG.CONTRAST", "AUG.SATURATION", "AUG.GAMMA", "AUG.GRAYSCALE",
@@ -141,8 +146,8 @@ def override_cfg(cfg, opts, *free):
     Raises:
         ValueError: a pair changes another key; what load_cfg refuses.
     """
-    merged = _C.clone()
-    _merge_yaml(merged, cfg.dump(), "the checkpoint's config")
+    merged = cfg.clone()
+    merged.defrost()
     _merge_pairs(merged, opts)
     for key in opts[::2]:
         section, name = key.split(".")
@@ -226,6 +231,9 @@ def _checked(cfg):
     for key in POSITIVE:
         if not value_of(key) > 0:
             raise ValueError(f"{key} must be positive, got {value_of(key)}")
+    for key in NOT_NEGATIVE:
+        if value_of(key) < 0:
+            raise ValueError(f"{key} must not be negative, got {value_of(key)}")
     for key in SHARES:
         if not 0 <= value_of(key) <= 1:
             raise ValueError(f"{key} must lie in 0..1, got {value_of(key)}")
@@ -236,13 +244,6 @@ def _checked(cfg):
         raise ValueError(f"DATA.MARGIN {cfg.DATA.MARGIN} leaves nothing of the face box")
     if not cfg.AUG.CROP_AREA > 0:
         raise ValueError(f"AUG.CROP_AREA must be positive, got {cfg.AUG.CROP_AREA}")
-    for key in ("TRAIN.WORKERS", "TEST.WORKERS", "TRAIN.WARMUP_EPOCHS", "TRAIN.CLIP_NORM",
-                "TRAIN.WEIGHT_DECAY", "AUG.STRENGTH", "AUG.ROTATION", "LOSS.RARE_AGE_POWER",
-                "LOSS.L1_WEIGHT", "LOSS.MEAN_WEIGHT", "LOSS.VARIANCE_WEIGHT",
-                "LOSS.INTERVAL_WEIGHT", "TRAIN.SEED", "TRAIN.BACKBONE_LR_SCALE",
-                "TRAIN.LR_DECAY_RATE", "TRAIN.MOMENTUM"):
-        if value_of(key) < 0:
-            raise ValueError(f"{key} must not be negative, got {value_of(key)}")
     cfg.freeze()
     return cfg
 

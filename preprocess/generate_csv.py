@@ -17,7 +17,6 @@ import pandas as pd
 from tqdm import tqdm
 
 from cli import HelpFormatter, run_main
-from defaults import age_bins, load_cfg
 from files import replaced, writable_folder
 from lists import SPLITS
 from preprocess.face import upright_size
@@ -26,6 +25,7 @@ from preprocess.readers import (
     DATASETS,
     LOCATION,
     MISSING,
+    OLDEST,
     DataSet,
     Options,
     Skipped,
@@ -73,7 +73,7 @@ def main():
     list_dir = writable_folder(args.list_dir or data_dir)
     options = Options(args.appa_real_label, args.min_face_score, args.max_second_face_score)
     rows, skipped, clipped = read_rows(dataset.read(data_dir, options), data_dir,
-                                       oldest=age_bins(load_cfg())[-1], drop=args.drop_older)
+                                       oldest=OLDEST, drop=args.drop_older)
     if not rows:
         reasons = Counter(reason for _, reason in skipped).most_common(1)
         raise ValueError(f"no usable photo of {args.dataset} in '{data_dir}': {len(skipped)} "

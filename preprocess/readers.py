@@ -23,6 +23,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
+from defaults import load_cfg
 from folders import IMAGE_ENDINGS
 from lists import APPA_REAL_LABELS, SPLITS, count_votes, read_csv
 
@@ -30,7 +31,7 @@ MISSING = "file missing"  # why a photo cannot be used
 LOCATION = ["face_x1", "face_y1", "face_x2", "face_y2"]  # pixels of the photo
 COLUMNS = ["photo", "age", "age_std", "age_min", "age_max", "gender", "race", "subject", "votes",
            *LOCATION]
-OLDEST = 100  # years, closes an open interval such as "more than 70"
+OLDEST = load_cfg().DATA.AGE_MAX  # years, closes an open interval such as "more than 70"
 SHARES = (("train", 0.8), ("valid", 0.1), ("test", 0.1))  # where nothing official exists
 VALID_FROM_TRAIN = (("train", 0.9), ("valid", 0.1))  # where only a test part is published
 MATLAB_EPOCH = 366  # days from Matlab's day 0 to Python's
@@ -261,7 +262,7 @@ def _read_imdb_wiki(data_dir, name, person_field, options):
         age = _age_in_july(faces["dob"][index], faces["photo_taken"][index])
         reason = _imdb_wiki_reason(faces, index, options)
         if reason is None and (age is None or not 0 <= age <= OLDEST):
-            reason = "age outside 0..100"  # of the person, from a wrong date
+            reason = f"age outside 0..{OLDEST}"  # of the person, from a wrong date
         if reason is not None:
             yield Skipped(photo, reason)
             continue
