@@ -1,6 +1,7 @@
 """Checkpoints: tensors and plain Python values in one file, read without running any code.
 
-    python -m checkpoint RUN/best.pth misc/model.pth     # the part that is released
+    python -m checkpoint RUN/best.pth misc/model.pth              # the part that is released
+    python -m checkpoint RUN_1/best.pth RUN_2/best.pth mean.pth   # the mean of their weights
 
 What one holds (a released one has the first four and `temperature`, as far as they are known):
 
@@ -75,20 +76,43 @@ def load_checkpoint(path):
     return checkpoint
 
 
-def release_checkpoint(source, target):
+def release_checkpoint(sources, target):
     """Write the part of a checkpoint that using it needs: half-precision weights, no optimiser.
 
+    Of several it is the mean of their weights, with the config of the first (model soups, Wortsman
+    et al., ICML 2022): of runs that start from the same weights, often better than each.
+
     Args:
-        source: checkpoint of a training run.
+        sources: checkpoints of training runs, one or more.
         target: file to write.
     Returns:
         sha256 of the target, 64 hexadecimal digits.
+    Raises:
+        ValueError: two of them are not of the same network.
     """
-    checkpoint = load_checkpoint(source)
-    kept = {key: checkpoint[key] for key in RELEASED if key in checkpoint}
-    kept["model"] = {name: _halved(values) for name, values in checkpoint["model"].items()}
+    checkpoints = [load_checkpoint(source) for source in sources]
+    first = checkpoints[0]
+    for source, other in zip(sources[1:], checkpoints[1:], strict=True):
+        if _shapes(other["model"]) != _shapes(first["model"]):
+            raise ValueError(f"'{source}' is of another network than '{sources[0]}'; the mean is "
+                             "of runs of one architecture and one range of ages")
+    of_all = RELEASED if len(checkpoints) == 1 else ("cfg", "commit", "datasets")
+    kept = {key: first[key] for key in of_all if key in first}
+    kept["model"] = {name: _halved(_mean([one["model"][name] for one in checkpoints]))
+                     for name in first["model"]}
     save_checkpoint(target, kept)
     return file_sha256(target)
+
+
+def _shapes(weights):
+    return {name: values.shape for name, values in weights.items()}
+
+
+def _mean(tensors):
+    """The mean of floats, in double precision; of counters the first."""
+    if len(tensors) == 1 or not tensors[0].is_floating_point():
+        return tensors[0]
+    return torch.stack([tensor.double() for tensor in tensors]).mean(dim=0)
 
 
 def _halved(values):
@@ -96,7 +120,7 @@ def _halved(values):
     if not values.is_floating_point():
         return values
     half = values.half()
-    return half if half.isfinite().all() else values
+    return half if half.isfinite().all() else values.float()
 
 
 def current_commit():
@@ -114,10 +138,11 @@ def current_commit():
 
 def _main():
     parser = argparse.ArgumentParser(description="Write the part of a checkpoint that is released.")
-    parser.add_argument("source", help="checkpoint of a training run")
+    parser.add_argument("sources", nargs="+", metavar="source", help="checkpoint of a training "
+                        "run; of several, started from the same one, the mean of their weights")
     parser.add_argument("target", help="file to write")
     args = parser.parse_args()
-    print(f"{args.target}: sha256 {release_checkpoint(args.source, args.target)}")
+    print(f"{args.target}: sha256 {release_checkpoint(args.sources, args.target)}")
 
 
 if __name__ == "__main__":

@@ -101,7 +101,7 @@ def test_a_released_checkpoint_keeps_half_precision_weights_only(tmp_path):
     model = PLAIN["model"] | {"variance": torch.tensor([1.0, 1e5])}  # beyond half precision
     save_checkpoint(tmp_path / "a.pth", {**PLAIN, "model": model,
                                          "optimizer": {"state": torch.zeros(1000)}})
-    sha256 = release_checkpoint(tmp_path / "a.pth", tmp_path / "b.pth")
+    sha256 = release_checkpoint([tmp_path / "a.pth"], tmp_path / "b.pth")
     released = load_checkpoint(tmp_path / "b.pth")
     assert released["model"]["w"].dtype == torch.float16
     assert released["model"]["w"].tolist() == [0, 1, 2]
@@ -109,3 +109,16 @@ def test_a_released_checkpoint_keeps_half_precision_weights_only(tmp_path):
     assert "optimizer" not in released
     assert released["best"] == PLAIN["best"]
     assert hashlib.sha256((tmp_path / "b.pth").read_bytes()).hexdigest() == sha256
+
+
+def test_several_checkpoints_are_released_as_their_mean(tmp_path):
+    for name, value in (("a", 1.0), ("b", 4.0)):
+        save_checkpoint(tmp_path / f"{name}.pth", {**PLAIN, "temperature": 0.7, "model": {
+            "w": torch.full((2,), value), "steps": torch.tensor(3)}})
+    release_checkpoint([tmp_path / "a.pth", tmp_path / "b.pth"], tmp_path / "mean.pth")
+    mean = load_checkpoint(tmp_path / "mean.pth")
+    assert mean["model"]["w"].tolist() == [2.5, 2.5] and mean["model"]["steps"] == 3
+    assert not {"best", "epochs_done", "temperature"} & mean.keys()  # those of one run
+    save_checkpoint(tmp_path / "c.pth", {**PLAIN, "model": {"w": torch.ones(3)}})
+    with pytest.raises(ValueError, match=r"c\.pth' is of another network than .*a\.pth'"):
+        release_checkpoint([tmp_path / "a.pth", tmp_path / "c.pth"], tmp_path / "mean.pth")
