@@ -166,7 +166,8 @@ def train(job, cfg):
     _fix_seeds(cfg)
     faces = {split: read_sources(job.sources, split, cfg, job.protocol)
              for split in ("train", "valid")}
-    warn_of_shared_photos(faces)
+    if distributed.is_main():
+        warn_of_shared_photos(faces)
     model = build_network(cfg, job.device, resumed)  # before the crops are cut, maybe for hours
     loaders = {"train": build_train_loader(faces["train"], cfg, job.device, job.cache_dir),
                "valid": build_valid_loader(faces["valid"], cfg, job.device, job.cache_dir)}
