@@ -392,6 +392,43 @@ def test_a_clip_that_breaks_off_is_told(tmp_path, model_path, capfd):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="file names are bytes on Linux only")
+class Camera:
+    """A clip in the place of camera 3, which is unplugged, or Ctrl-C pressed, after some frames."""
+
+    def __init__(self, path, frames, end):
+        self.capture, self.left, self.end = cv2.VideoCapture(str(path)), frames, end
+
+    def read(self):
+        self.left -= 1
+        return self.capture.read() if self.left >= 0 else self.end()
+
+    def __getattr__(self, name):
+        return getattr(self.capture, name)
+
+
+def press_ctrl_c():
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize(("end", "code"), [(lambda: (False, None), 2), (press_ctrl_c, 0)])
+def test_a_camera_is_recorded_by_the_clock(end, code, clip_path, model_path, tmp_path, monkeypatch,
+                                           capfd):
+    camera = Camera(clip_path, 12, end)
+    monkeypatch.setattr(cv2, "VideoCapture", {3: camera}.__getitem__)
+    assert run(model_path, "--camera", "3", "--output_dir", tmp_path) == code
+    monkeypatch.undo()
+    told = capfd.readouterr()
+    assert ("camera 3 stopped delivering frames" in told.err) == (code == 2)
+    assert ("frames: 12 in" in told.out) == (code == 0)
+    rows, _ = read_results(tmp_path)
+    assert {row["file"] for row in rows} == {"camera 3"}
+    times = {int(row["frame"]): float(row["time_s"]) for row in rows}
+    assert list(times) == list(range(12)) and list(times.values()) == sorted(times.values())
+    with Frames(tmp_path / "camera 3.mp4") as clip:
+        count = sum(1 for _ in clip)
+    assert count / clip.fps == pytest.approx(times[11], abs=0.2)  # real time, whatever the speed
+
+
 def test_a_clip_whose_name_is_not_utf8_is_refused(tmp_path):
     path = os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.mp4")
     Path(path).write_bytes(b"")
