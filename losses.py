@@ -1,11 +1,14 @@
 """From a label to a target distribution, from a predicted distribution to a loss and an age.
 
 A label is an age, an age with the spread of its votes, a histogram of votes, or an interval of
-whole years; all of them train together. A criterion is a function
-`(log_probs, labels, age_bins, cfg) -> {part: (B,) per-face values}`; a new one is an entry of
-LOSSES. A new age is an entry of DECODES, which training validates by, and of metrics.DECODES, for
-test and demo. The names of both stand among defaults.CHOICES.
+whole years; all of them train together. A loss is a function
+`(log_probs, target, age_bins) -> {part: (B,) per-face values}`; a new one is an entry of LOSSES,
+which makes it of the config. A new age is an entry of DECODES, which training validates by, and of
+metrics.DECODES, for test and demo. The names of both stand among defaults.CHOICES.
 """
+
+from dataclasses import dataclass
+from functools import partial
 
 import torch
 
@@ -111,19 +114,52 @@ def label_distribution(labels, age_bins, cfg):
     return target
 
 
-def drawn_target(labels, age_bins, cfg):
-    """(B, K) what is aimed at, to look at: the label distribution, or the interval, sum 1."""
+@dataclass(frozen=True)
+class Target:
+    """What a batch's faces should be predicted as.
+
+    labels: dict of (B,) tensors, see dataset.FaceDataset.
+    is_interval: (B,) bool, True where only an interval of ages is known.
+    label_dist: (B, K) label distribution, of an exact age.
+    member: (B, K) in [0, 1], how much each bin belongs to the interval.
+    """
+
+    labels: dict
+    is_interval: torch.Tensor
+    label_dist: torch.Tensor
+    member: torch.Tensor
+
+    @property
+    def target_dist(self):
+        """(B, K) the label distribution, or the interval spread evenly; rows sum to 1."""
+        member = self.member / self.member.sum(dim=1, keepdim=True)
+        return torch.where(self.is_interval[:, None], member, self.label_dist)
+
+    def or_interval(self, exact, log_probs):
+        """(B,) of the exact ages' loss; of an interval minus the log of its soft mass."""
+        log_mass = torch.logsumexp(log_probs + self.member.clamp(min=TINY).log(), dim=1)
+        return torch.where(self.is_interval, -log_mass, exact)
+
+    def distance(self, ages):
+        """(B,) years from the age to the label: |error|, or the way to the interval, 0 inside.
+
+        From the interval's whole years themselves, so that 29.4 is still pulled into 20 to 29;
+        metrics.interval_distance counts what rounds into it as inside.
+        """
+        low, high = self.labels["age_min"], self.labels["age_max"]
+        return (low - ages).clamp(min=0) + (ages - high).clamp(min=0)
+
+
+def build_target(labels, age_bins, cfg):
+    """Target of a batch's labels, over (K,) age_bins; see label_distribution for cfg."""
     member = interval_membership(labels["age_min"], labels["age_max"], age_bins,
                                  cfg.TRAIN.AGE_STDDEV)
-    member = member / member.sum(dim=1, keepdim=True)
-    return torch.where(is_interval(labels)[:, None], member,
-                       label_distribution(labels, age_bins, cfg))
+    return Target(labels, is_interval(labels), label_distribution(labels, age_bins, cfg), member)
 
 
-def kl(log_probs, labels, age_bins, cfg):
+def kl(log_probs, target, age_bins):
     """KL divergence from the label distribution, or minus the log of the mass in the interval."""
-    divergence = kl_divergence(label_distribution(labels, age_bins, cfg), log_probs)
-    return {"kl": _or_interval(divergence, log_probs, labels, age_bins, cfg)}
+    return {"kl": target.or_interval(kl_divergence(target.label_dist, log_probs), log_probs)}
 
 
 def kl_divergence(target, log_probs):
@@ -131,30 +167,37 @@ def kl_divergence(target, log_probs):
     return (torch.xlogy(target, target) - target * log_probs).sum(dim=1)
 
 
-def kl_l1(log_probs, labels, age_bins, cfg):
+def kl_l1(log_probs, target, age_bins, l1_weight):
     """KL plus lambda times |expectation - age| (DLDL-v2, Gao et al., IJCAI 2018, eq. 8)."""
     ages = expected_age(log_probs, age_bins)
-    return kl(log_probs, labels, age_bins, cfg) | {
-        "l1": cfg.LOSS.L1_WEIGHT * label_distance(ages, labels)}
+    return kl(log_probs, target, age_bins) | {"l1": l1_weight * target.distance(ages)}
 
 
-def ce(log_probs, labels, age_bins, cfg):
+def ce(log_probs, target, age_bins):
     """Cross-entropy with the nearest age bin as the class (DEX, Rothe et al., IJCV 2018)."""
-    return {"ce": _or_interval(_cross_entropy(log_probs, labels, age_bins), log_probs, labels,
-                               age_bins, cfg)}
+    # Halves upwards, as in metrics.py.
+    nearest = (target.labels["age"] + 0.5).floor() - age_bins[0]  # (B,)
+    nearest = nearest.clamp(0, len(age_bins) - 1).long()
+    exact = -log_probs.gather(1, nearest[:, None]).squeeze(1)
+    return {"ce": target.or_interval(exact, log_probs)}
 
 
-def mean_variance(log_probs, labels, age_bins, cfg):
+def mean_variance(log_probs, target, age_bins, mean_weight, variance_weight):
     """Cross-entropy, squared error of the mean and variance (Pan et al., CVPR 2018, eq. 7)."""
-    probs, bins = log_probs.exp(), age_bins.to(log_probs)
-    ages = probs @ bins
-    variance = (probs * (bins - ages[:, None]).square()).sum(dim=1)
-    return ce(log_probs, labels, age_bins, cfg) | {
-        "mean": cfg.LOSS.MEAN_WEIGHT * 0.5 * label_distance(ages, labels).square(),
-        "variance": cfg.LOSS.VARIANCE_WEIGHT * variance}
+    ages = expected_age(log_probs, age_bins)
+    distances = age_bins.to(log_probs) - ages[:, None]  # (B, K)
+    variance = (log_probs.exp() * distances.square()).sum(dim=1)
+    return ce(log_probs, target, age_bins) | {
+        "mean": mean_weight * 0.5 * target.distance(ages).square(),
+        "variance": variance_weight * variance}
 
 
-LOSSES = {"kl": kl, "kl_l1": kl_l1, "ce": ce, "mean_variance": mean_variance}
+LOSSES = {
+    "kl": lambda cfg: kl,
+    "kl_l1": lambda cfg: partial(kl_l1, l1_weight=cfg.LOSS.L1_WEIGHT),
+    "ce": lambda cfg: ce,
+    "mean_variance": lambda cfg: partial(mean_variance, mean_weight=cfg.LOSS.MEAN_WEIGHT,
+                                         variance_weight=cfg.LOSS.VARIANCE_WEIGHT)}
 
 
 def rare_age_weights(labels, age_bins, cfg):
@@ -170,7 +213,7 @@ def rare_age_weights(labels, age_bins, cfg):
     Returns:
         (K,) float32; its mean over the training faces is 1.
     """
-    share = drawn_target(labels, age_bins, cfg).mean(dim=0)  # (K,)
+    share = build_target(labels, age_bins, cfg).target_dist.mean(dim=0)  # (K,)
     weights = share.clamp(min=1 / len(labels["age"])) ** -cfg.LOSS.RARE_AGE_POWER
     return weights / (share @ weights)
 
@@ -188,43 +231,21 @@ def build_criterion(cfg, age_bins, age_weights=None):
         `teacher` (B, K), a teacher's distributions, LOSS.TEACHER_WEIGHT of the loss is the KL
         divergence from these (knowledge distillation, Hinton et al., 2015).
     """
-    loss = LOSSES[cfg.LOSS.NAME]
+    loss = LOSSES[cfg.LOSS.NAME](cfg)
 
     def criterion(logits, labels):
         log_probs = logits.float().log_softmax(dim=1)
         bins = age_bins.to(log_probs.device)
-        parts = loss(log_probs, labels, bins, cfg)
+        target = build_target(labels, bins, cfg)
+        parts = loss(log_probs, target, bins)
         if "teacher" in labels:
             share = cfg.LOSS.TEACHER_WEIGHT
             parts = {name: (1 - share) * part for name, part in parts.items()}
             parts["teacher"] = share * kl_divergence(labels["teacher"], log_probs)
-        weight = torch.where(is_interval(labels), cfg.LOSS.INTERVAL_WEIGHT, 1.0)
+        weight = torch.where(target.is_interval, cfg.LOSS.INTERVAL_WEIGHT, 1.0)
         if age_weights is not None:
-            weight = weight * (drawn_target(labels, bins, cfg) @ age_weights.to(bins.device))
+            weight = weight * (target.target_dist @ age_weights.to(bins.device))
         parts = {name: weight * part for name, part in parts.items()}
         return {"loss": sum(parts.values()), **parts}
 
     return criterion
-
-
-def label_distance(ages, labels):
-    """(B,) years from the age to the label: |error|, or the way to the interval, 0 inside.
-
-    From the interval's whole years themselves, so that 29.4 is still pulled into 20 to 29;
-    metrics.interval_distance counts what rounds into it as inside.
-    """
-    return (labels["age_min"] - ages).clamp(min=0) + (ages - labels["age_max"]).clamp(min=0)
-
-
-def _or_interval(exact, log_probs, labels, age_bins, cfg):
-    """The exact-age loss, replaced where only an interval is known by -log of its soft mass."""
-    member = interval_membership(labels["age_min"], labels["age_max"], age_bins,
-                                 cfg.TRAIN.AGE_STDDEV)
-    log_mass = torch.logsumexp(log_probs + member.clamp(min=TINY).log(), dim=1)
-    return torch.where(is_interval(labels), -log_mass, exact)
-
-
-def _cross_entropy(log_probs, labels, age_bins):
-    nearest = (labels["age"] + 0.5).floor() - age_bins[0]  # (B,) halves upwards, as in metrics.py
-    nearest = nearest.clamp(0, len(age_bins) - 1).long()
-    return -log_probs.gather(1, nearest[:, None]).squeeze(1)

@@ -20,7 +20,7 @@ from defaults import age_bins, parse_cfg
 from engine import EpochProgress, Trainer, predict
 from files import replaced
 from lists import count_faces, source_of
-from losses import DECODES, build_criterion, drawn_target, rare_age_weights
+from losses import DECODES, build_criterion, build_target, rare_age_weights
 from model import build_model, restore_model
 from monitor import SHOWN_FACES, Monitor, draw_distributions, draw_scatter
 from optim import averaged_model, build_optimizer, lr_factor
@@ -356,8 +356,9 @@ class Run:
                 valid.labels["age"][exact].numpy(), pred_ages[exact].numpy()), self.epochs_done)
         self.monitor.figure("distributions", draw_distributions(
             np.stack([valid.face(index) for index in shown]),
-            drawn_target(labels, bins, self.cfg).numpy(), log_probs[shown].exp().numpy(),
-            bins.numpy(), pred_ages[shown].numpy()), self.epochs_done)
+            build_target(labels, bins, self.cfg).target_dist.numpy(),
+            log_probs[shown].exp().numpy(), bins.numpy(), pred_ages[shown].numpy()),
+            self.epochs_done)
 
     def close(self):
         """Finish what is written for TensorBoard."""
