@@ -25,6 +25,7 @@ from pathlib import Path
 
 import torch
 
+from defaults import age_bins, parse_cfg
 from files import file_sha256, replaced
 
 VERSION = 1
@@ -93,9 +94,9 @@ def release_checkpoint(sources, target):
     checkpoints = [load_checkpoint(source) for source in sources]
     first = checkpoints[0]
     for source, other in zip(sources[1:], checkpoints[1:], strict=True):
-        if _shapes(other["model"]) != _shapes(first["model"]):
+        if _network(other) != _network(first):
             raise ValueError(f"'{source}' is of another network than '{sources[0]}'; the mean is "
-                             "of runs of one architecture and one range of ages")
+                             "of runs of one architecture, input and range of ages")
     of_all = RELEASED if len(checkpoints) == 1 else ("cfg", "commit", "datasets")
     kept = {key: first[key] for key in of_all if key in first}
     kept["model"] = {name: _halved(_mean([one["model"][name] for one in checkpoints]))
@@ -104,8 +105,11 @@ def release_checkpoint(sources, target):
     return file_sha256(target)
 
 
-def _shapes(weights):
-    return {name: values.shape for name, values in weights.items()}
+def _network(checkpoint):
+    """What two checkpoints share whose weights mean the same."""
+    cfg = parse_cfg(checkpoint["cfg"])
+    return (cfg.MODEL.ARCH, cfg.MODEL.IMG_SIZE, cfg.DATA.MARGIN, age_bins(cfg),
+            {name: values.shape for name, values in checkpoint["model"].items()})
 
 
 def _mean(tensors):

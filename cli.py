@@ -39,7 +39,7 @@ def run_main(main):
 def _in_one_line(message, category, filename, lineno, line=None, usual=warnings.formatwarning):
     if category is not UserWarning:
         return usual(message, category, filename, lineno, line)
-    return f"warning: {message}\n"
+    return f"warning: {' '.join(str(message).split())}\n"
 
 
 def add_data_flags(parser):

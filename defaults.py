@@ -17,7 +17,7 @@ _C = CfgNode()
 _C.MODEL = CfgNode()
 _C.MODEL.ARCH = "se_resnext50_32x4d"  # pretrainedmodels name, thinage, tinyage or timm/NAME
 _C.MODEL.IMG_SIZE = 224  # pixels, side of the square network input
-_C.MODEL.PRETRAINED = "imagenet"  # imagenet | none | checkpoint to start from, as for --resume
+_C.MODEL.PRETRAINED = "imagenet"  # imagenet | none | path, name or URL of a checkpoint
 _C.MODEL.DROPOUT = 0.0  # share of features dropped before the head
 _C.MODEL.DROP_PATH = 0.0  # stochastic depth rate, timm models that have it
 

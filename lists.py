@@ -71,10 +71,39 @@ def _how_to_align(list_dir, dataset="*"):
     """The way out where aligned lists are missing: the command, if there is what it takes."""
     for split in SPLITS:
         for path in sorted(Path(list_dir).glob(f"{dataset}_{split}.csv")):
-            name = path.name.removesuffix(f"_{split}.csv")
-            return (f"align '{path}' with python -m preprocess.face_align --dataset {name} "
-                    f"--data_dir DIR, the folder of its photos")
+            if _is_list(path):  # and no table of a data set's release
+                name = path.name.removesuffix(f"_{split}.csv")
+                return f"align '{path}' with {_align_command(list_dir, name)}"
     return "see the README, 'Prepare'"
+
+
+def _align_command(list_dir, dataset):
+    return (f"python -m preprocess.face_align --dataset {dataset} --list_dir {list_dir} "
+            "--data_dir DIR, the folder of its photos")
+
+
+def _is_list(path):
+    try:
+        read_csv(path, ["photo", "age"])
+    except ValueError:
+        return False
+    return True
+
+
+def is_current(target, source):
+    """Whether a file is there and no older than the one it is made of."""
+    return target.is_file() and target.stat().st_mtime >= source.stat().st_mtime
+
+
+def warn_of_stale_lists(sources):
+    """Warn where a list is newer than the aligned one made of it; sources: of pair_folders."""
+    for _, dataset, list_dir in sources:
+        for split in SPLITS:
+            path = Path(list_dir, f"{dataset}_{split}.csv")
+            aligned = path.with_name(f"{path.stem}_align.csv")
+            if path.is_file() and aligned.is_file() and not is_current(aligned, path):
+                warnings.warn(f"{path} is newer than what was aligned of it; if its faces changed, "
+                              f"start {_align_command(list_dir, dataset)}", stacklevel=2)
 
 
 def read_sources(sources, split, cfg, protocol=None):
@@ -155,8 +184,11 @@ def _source(list_dir, dataset, split):
     return aligned[SPLITS.index(split)]
 
 
-def splits_of(list_dir, dataset):
-    """The splits that a data set has lists of, of train, valid and test."""
+def splits_of(list_dir, dataset, protocol=None):
+    """The splits that a data set has lists of, or those of a protocol, of train, valid, test."""
+    if protocol:
+        chosen = set(read_csv(source_of(list_dir, dataset, None, protocol), ["split"])["split"])
+        return [split for split in SPLITS if split in chosen]
     return [split for split in SPLITS if _source(list_dir, dataset, split).is_file()]
 
 
@@ -168,10 +200,6 @@ def _read_split(list_dir, dataset, split, cfg):
         warnings.warn(f"{source} has the ages that preprocess.generate_csv --appa_real_label "
                       "chose; DATA.APPA_REAL_LABEL real counts for a folder without aligned lists",
                       stacklevel=2)
-    unaligned = source.with_name(f"{dataset}_{split}.csv")
-    if unaligned.is_file() and unaligned.stat().st_mtime_ns > source.stat().st_mtime_ns:
-        warnings.warn(f"{unaligned} was changed after it was aligned; align it again with python "
-                      f"-m preprocess.face_align --dataset {dataset} --data_dir DIR", stacklevel=2)
     return _read_align(source)
 
 

@@ -54,7 +54,8 @@ def write_report(models, out_dir, provenance=None, tta=None, uncalibrated=None,
 
     Args:
         models: {name: [Predictions, ...]}, of a recipe with several seeds one each. The first
-            name's first is the one described in detail; the next four are about it.
+            name's first is the one described in detail, which tta, uncalibrated, temperature and
+            photo_of are about.
         out_dir: folder, created where needed; existing reports in it are replaced.
         provenance: {title: text, number, list or dict} on how the predictions were made.
         tta: its Predictions with test-time augmentation, or None.

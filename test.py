@@ -20,7 +20,14 @@ from cli import (
 )
 from defaults import FREE_OF_CHECKPOINT, age_bins
 from files import writable_folder
-from lists import SPLITS, count_faces, count_rejected, pair_folders, source_of
+from lists import (
+    SPLITS,
+    count_faces,
+    count_rejected,
+    pair_folders,
+    source_of,
+    warn_of_stale_lists,
+)
 from predictions import read_predictions, write_predictions
 from report import write_report
 from testing import predict_split
@@ -74,6 +81,7 @@ def main():
         if folder:
             writable_folder(folder, "--report" if folder == args.report else "--output")
     sources = pair_folders(args.data_dir, args.dataset, args.list_dir)
+    warn_of_stale_lists(sources)
     if args.calibrate and args.split == "test":
         raise ValueError("--calibrate --split test: what is fitted on the test split is not "
                          "tested by it; leave --split out")

@@ -26,7 +26,14 @@ from cli import (
 from defaults import FREE_OF_CHECKPOINT, known_keys, load_cfg, override_cfg, parse_cfg
 from engine import train_one_epoch
 from files import check_folder
-from lists import SPLITS, find_protocols, pair_folders, read_sources, splits_of
+from lists import (
+    SPLITS,
+    find_protocols,
+    pair_folders,
+    read_sources,
+    splits_of,
+    warn_of_stale_lists,
+)
 from model import list_archs
 from testing import predict_split
 from training import (
@@ -79,8 +86,7 @@ def main():
                          f"{torch.cuda.device_count()} here: torchrun --nproc_per_node=N {words}")
     if not args.data_dir:
         raise ValueError("no --data_dir: name the folder of the photos")
-    resumed = load_checkpoint(args.resume) if args.resume else None
-    cfgs = _configs(args, resumed)
+    stages = _stages(args)
     folder = _run_folder(args)
     check_folder(folder, "--checkpoint")
     if args.tensorboard:
@@ -90,33 +96,31 @@ def main():
     if len(protocols) > 1 and args.resume:
         raise ValueError("--resume continues one protocol; several continue by themselves when "
                          "the same command is started again")
-    stages = [Path(path).stem for path in args.cfg or []]
     with distributed.processes(choose_device(args.device)) as device:
         job = Job(sources, device, folder, data_words(args), args.cache_dir, args.tensorboard,
                   protocols[0] if len(protocols) == 1 else None, args.resume)
         if len(protocols) > 1:
-            return train_rotations(job, cfgs, stages, protocols)
-        return train_stages(job, cfgs, stages)
+            return train_rotations(job, stages, protocols)
+        return train_stages(job, stages)
 
 
-def train_rotations(job, cfgs, stages, protocols):
+def train_rotations(job, stages, protocols):
     """Train and test each protocol in turn; prints the mean and spread of the test scores.
 
     Started again after an interruption, it goes on with the protocol under way.
     """
     for protocol in protocols:  # before the first is trained, for hours
         for split in SPLITS:
-            read_sources(job.sources, split, cfgs[-1], protocol)
+            read_sources(job.sources, split, list(stages.values())[-1], protocol)
     scores = []
     for protocol in protocols:
         one = replace(job.part(protocol), protocol=protocol)
-        code = train_stages(one, cfgs, stages)
+        code = train_stages(one, stages)
         if code:
             return code
         distributed.wait()  # for best.pth
-        best = one.folder / "best.pth" if len(cfgs) == 1 else one.folder / stages[-1] / "best.pth"
-        tested = predict_split(best, job.sources, "test", job.device, protocol=protocol,
-                               cache_dir=job.cache_dir)
+        tested = predict_split(one.folder / list(stages)[-1] / "best.pth", job.sources, "test",
+                               job.device, protocol=protocol, cache_dir=job.cache_dir)
         scores.append(tested.scores())
         if distributed.is_main():
             for name, title in ROTATION_SCORES.items():
@@ -131,22 +135,21 @@ def train_rotations(job, cfgs, stages, protocols):
     return 0
 
 
-def train_stages(job, cfgs, stages):
+def train_stages(job, stages):
     """Train each recipe of --cfg in turn, from the second on from the one before's best.
 
     Started again after an interruption, it goes on with the stage under way.
 
     Args:
-        job: training.Job; of several recipes each is trained in a folder of its own in it.
-        cfgs: the config of each.
-        stages: their names.
+        job: training.Job.
+        stages: of _stages.
     Returns:
         0, or 130 after an interruption.
     """
-    if len(cfgs) == 1:
-        return train(job, cfgs[0])
+    if len(stages) == 1:
+        return train(job, *stages.values())
     best = None
-    for name, cfg in zip(stages, cfgs, strict=True):
+    for name, cfg in stages.items():
         stage = job.part(name)
         if best is not None:
             cfg = override_cfg(cfg, ["MODEL.PRETRAINED", str(best)], "MODEL")
@@ -167,6 +170,7 @@ def train(job, cfg):
     faces = {split: read_sources(job.sources, split, cfg, job.protocol)
              for split in ("train", "valid")}
     if distributed.is_main():
+        warn_of_stale_lists(job.sources)
         warn_of_shared_photos(faces)
     model = build_network(cfg, job.device, resumed)  # before the crops are cut, maybe for hours
     loaders = {"train": build_train_loader(faces["train"], cfg, job.device, job.cache_dir),
@@ -192,34 +196,37 @@ def train(job, cfg):
     run.close()
     if distributed.is_main() and run.best:
         words = ["--resume", job.folder / "best.pth"]
-        if not (job.protocol or all("test" in splits_of(list_dir, name)
-                                    for _, name, list_dir in job.sources)):
+        if not all("test" in splits_of(list_dir, name, job.protocol)
+                   for _, name, list_dir in job.sources):
             words += ["--split", "valid"]
         print(f"done: best {run.best['metric']} {run.best['value']:.2f} in epoch "
               f"{run.best['epoch']:02d}\ntest it with: {job.command('test.py', *words)}")
     return 0
 
 
-def _configs(args, resumed):
-    """The config of each stage, of one stage where --cfg does not name several recipes."""
-    if resumed is None:
+def _stages(args):
+    """{folder within the run's: config} of each recipe of --cfg; a single one has none, ''."""
+    if not args.resume:
         paths = args.cfg or [None]
-        names = [Path(path).stem for path in args.cfg or []]
-        if len(set(names)) < len(names):
-            raise ValueError(f"--cfg {' '.join(paths)}: two recipes have the same name, after "
-                             "which their folders are named; rename one")
-        cfgs = [load_cfg(paths[0], args.opts)]
-        for path in paths[1:]:
-            cfgs.append(load_cfg(path, args.opts, base=cfgs[-1]))
-        return cfgs
+        if len(paths) == 1:
+            return {"": load_cfg(paths[0], args.opts)}
+        stages, cfg = {}, load_cfg()
+        for path in paths:
+            name = Path(path).stem
+            if name in stages:
+                raise ValueError(f"--cfg {' '.join(paths)}: two recipes have the same name, after "
+                                 "which their folders are named; rename one")
+            stages[name] = cfg = load_cfg(path, args.opts, base=cfg)
+        return stages
+    resumed = load_checkpoint(args.resume)
     if args.cfg:
         raise ValueError("--cfg: the config of a resumed run comes from its checkpoint; override "
                          "single keys with TRAIN.KEY VALUE")
     if "optimizer" not in resumed:
         raise ValueError(f"--resume {args.resume}: holds weights without the state of a run; "
                          f"start a new run from it with MODEL.PRETRAINED {args.resume}")
-    return [override_cfg(parse_cfg(resumed["cfg"]), args.opts, "TRAIN", "TEST",
-                         *FREE_OF_CHECKPOINT)]
+    return {"": override_cfg(parse_cfg(resumed["cfg"]), args.opts, "TRAIN", "TEST",
+                             *FREE_OF_CHECKPOINT)}
 
 
 def _check_can_continue(job, cfg, resumed):

@@ -25,7 +25,7 @@ from tqdm import tqdm
 from cli import HelpFormatter, add_device_flag, choose_device, run_main
 from distributed import available_cores
 from files import file_sha256, replaced, writable_folder
-from lists import SPLITS
+from lists import SPLITS, is_current
 from preprocess.detector import FaceDetector
 from preprocess.face import load_photo
 from preprocess.journal import (
@@ -222,10 +222,6 @@ def rejected_elsewhere(path, split, list_path, dataset):
               if name != split and list_path.with_name(f"{dataset}_{name}.csv").is_file()}
     return [[row["photo"], row["split"], row["reason"]]
             for row in read_rows(path, ["photo", "split", "reason"]) if row["split"] in others]
-
-
-def is_current(target, list_path):
-    return target.is_file() and target.stat().st_mtime >= list_path.stat().st_mtime
 
 
 if __name__ == "__main__":

@@ -71,6 +71,10 @@ def main():
         raise FileNotFoundError(f"folder '{data_dir}' not found; --data_dir is the folder of the "
                                 "photos")
     list_dir = writable_folder(args.list_dir or data_dir)
+    for path in (list_dir / f"{args.dataset}_{part}.csv" for part in (*SPLITS, "skipped")):
+        if args.table and path.resolve() == Path(args.table).resolve():
+            raise ValueError(f"--table '{args.table}' would be overwritten; rename it, or choose "
+                             "another --list_dir")
     options = Options(args.appa_real_label, args.min_face_score, args.max_second_face_score)
     rows, skipped, clipped = read_rows(dataset.read(data_dir, options), data_dir,
                                        oldest=OLDEST, drop=args.drop_older)
@@ -132,7 +136,9 @@ def read_rows(records, data_dir, oldest, drop):
             skipped.append(Skipped(photo, f"older than {oldest}"))
         else:
             clipped += record["age"] > oldest
-            record["age"] = min(record["age"], oldest)
+            for name in ("age", "age_min", "age_max"):
+                if record.get(name, "") != "":
+                    record[name] = min(record[name], oldest)
             rows.append(_located(record, size))
     return rows, skipped, clipped
 

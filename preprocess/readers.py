@@ -465,27 +465,42 @@ def table_reader(path):
         path: CSV with the columns photo and age, and what else of COLUMNS is known; an empty age
             beside age_min and age_max is their middle. A column split (train, valid, test) says
             where a photo belongs; where it is absent or empty the hash of the person does, or
-            of the file name.
+            of the photo's path.
     Returns:
         Function for DataSet.read.
     """
     def read(data_dir, options):
         for record in read_csv(path, ["photo", "age"]).to_dict("records"):
             photo = record["photo"].replace("\\", "/")
-            ends = number_of(record.get("age_min", "")), number_of(record.get("age_max", ""))
-            age = number_of(record["age"])
-            if age is None and not record["age"].strip() and None not in ends:
-                age = sum(ends) / 2
             split = record.get("split", "").strip() or share_by_hash(record.get("subject") or photo)
             if split not in SPLITS:
                 raise ValueError(f"{path}: split '{split}' of '{photo}' is none of "
                                  f"{', '.join(SPLITS)}")
-            if age is None:
-                yield Skipped(photo, f"age '{record['age']}' is no number")
+            ages = _ages_of(record)
+            if isinstance(ages, str):
+                yield Skipped(photo, ages)
                 continue
-            yield {name: record[name] for name in COLUMNS if name in record} | {
-                "photo": photo, "age": age, "split": split}
+            yield {name: record[name] for name in COLUMNS if name in record} | ages | {
+                "photo": photo, "split": split}
     return read
+
+
+def _ages_of(record):
+    """age, and age_min and age_max where these are given, of a row; or what is wrong with it."""
+    ages = {}
+    for name in ("age", "age_min", "age_max"):
+        text = record.get(name, "").strip()
+        ages[name] = number_of(text) if text else ""
+        if ages[name] is None:
+            return f"{name} '{text}' is no number"
+    age, low, high = ages.values()
+    if low == high == "":
+        return {"age": age} if age != "" else "no age"
+    if "" in (low, high) or low > high:
+        return f"age_min '{low}' to age_max '{high}' is no interval"
+    if age == "":
+        return ages | {"age": (low + high) / 2}
+    return ages if low <= age < high + 1 else f"age {age:g} is outside age_min to age_max"
 
 
 # ------------------------------------------------------------------------- shared by readers

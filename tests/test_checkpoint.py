@@ -115,10 +115,13 @@ def test_several_checkpoints_are_released_as_their_mean(tmp_path):
     for name, value in (("a", 1.0), ("b", 4.0)):
         save_checkpoint(tmp_path / f"{name}.pth", {**PLAIN, "temperature": 0.7, "model": {
             "w": torch.full((2,), value), "steps": torch.tensor(3)}})
+    save_checkpoint(tmp_path / "other.pth", {**load_checkpoint(tmp_path / "b.pth"),
+                                             "cfg": "MODEL:\n  IMG_SIZE: 96\n"})
     release_checkpoint([tmp_path / "a.pth", tmp_path / "b.pth"], tmp_path / "mean.pth")
     mean = load_checkpoint(tmp_path / "mean.pth")
     assert mean["model"]["w"].tolist() == [2.5, 2.5] and mean["model"]["steps"] == 3
     assert not {"best", "epochs_done", "temperature"} & mean.keys()  # those of one run
-    save_checkpoint(tmp_path / "c.pth", {**PLAIN, "model": {"w": torch.ones(3)}})
-    with pytest.raises(ValueError, match=r"c\.pth' is of another network than .*a\.pth'"):
-        release_checkpoint([tmp_path / "a.pth", tmp_path / "c.pth"], tmp_path / "mean.pth")
+    save_checkpoint(tmp_path / "longer.pth", {**PLAIN, "model": {"w": torch.ones(3)}})
+    for name in ("longer.pth", "other.pth"):
+        with pytest.raises(ValueError, match=rf"{name}' is of another network than .*a\.pth'"):
+            release_checkpoint([tmp_path / "a.pth", tmp_path / name], tmp_path / "mean.pth")

@@ -391,7 +391,6 @@ def test_a_clip_that_breaks_off_is_told(tmp_path, model_path, capfd):
     assert re.search(r"only [01]\.\d of 2\.0 s of a.avi", capfd.readouterr().err)
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="file names are bytes on Linux only")
 class Camera:
     """A clip in the place of camera 3, which is unplugged, or Ctrl-C pressed, after some frames."""
 
@@ -429,6 +428,7 @@ def test_a_camera_is_recorded_by_the_clock(end, code, clip_path, model_path, tmp
     assert count / clip.fps == pytest.approx(times[11], abs=0.2)  # real time, whatever the speed
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="file names are bytes on Linux only")
 def test_a_clip_whose_name_is_not_utf8_is_refused(tmp_path):
     path = os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.mp4")
     Path(path).write_bytes(b"")

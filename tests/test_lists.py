@@ -18,6 +18,7 @@ from lists import (
     parse_votes,
     read_faces,
     source_of,
+    warn_of_stale_lists,
 )
 
 CFG = load_cfg()
@@ -280,7 +281,8 @@ def test_folders_and_names_are_paired(tmp_path):
     with pytest.raises(ValueError, match="holds no data set"):
         pair_folders([tmp_path / "empty"], None, None)
     write_list(tmp_path / "empty" / "my_valid.csv", [{"photo": "a.jpg", "age": 3}])
-    with pytest.raises(ValueError, match=r"align '.*my_valid\.csv' .*--dataset my --data_dir DIR"):
+    write_list(tmp_path / "empty" / "label_valid.csv", [{"file": "a.jpg", "age": 3}])  # no list
+    with pytest.raises(ValueError, match=r"align '.*my_valid\.csv' .*--dataset my --list_dir /"):
         pair_folders([tmp_path / "empty"], None, None)
 
 
@@ -289,12 +291,13 @@ def test_a_list_that_was_changed_after_it_was_aligned_warns(tmp_path):
     write_list(tmp_path / "drawn_train.csv", [{"photo": row["photo"], "age": 10} for row in rows])
     changed = (tmp_path / "drawn_train_align.csv").stat().st_mtime_ns
     os.utime(tmp_path / "drawn_train.csv", ns=(changed, changed))
+    sources = pair_folders([tmp_path], None, None)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        read_faces(tmp_path, "drawn", "train", CFG)
-    os.utime(tmp_path / "drawn_train.csv", ns=(changed, changed + 1))
-    with pytest.warns(UserWarning, match=r"drawn_train\.csv was changed .*--dataset drawn"):
-        read_faces(tmp_path, "drawn", "train", CFG)
+        warn_of_stale_lists(sources)
+    os.utime(tmp_path / "drawn_train.csv", ns=(changed, changed + 10**9))
+    with pytest.warns(UserWarning, match=r"drawn_train\.csv is newer .*--dataset drawn"):
+        warn_of_stale_lists(sources)
 
 
 def test_numbers_survive_a_round_trip(tmp_path):

@@ -11,7 +11,16 @@ from PIL import Image
 from scipy.io import savemat
 
 from lists import SPLITS
-from preprocess.readers import DATASETS, Options, Skipped, _age_in_july, _interval, share_by_hash
+from preprocess.generate_csv import read_rows
+from preprocess.readers import (
+    DATASETS,
+    Options,
+    Skipped,
+    _age_in_july,
+    _interval,
+    share_by_hash,
+    table_reader,
+)
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 
@@ -440,6 +449,30 @@ def test_a_table_of_ones_own_photos_becomes_lists(tmp_path):
                            (["--table", tmp_path / "ages.csv", "--dataset", "a/b"], "of your own")):
         done = generate(*words, *changes)
         assert done.returncode == 2 and named in done.stderr and done.stderr.count("\n") == 1
+    copy = tmp_path / "my-photos_train.csv"
+    table.to_csv(copy, index=False)
+    done = generate(*words, "--table", copy)
+    assert done.returncode == 2 and "would be overwritten" in done.stderr
+    assert len(pd.read_csv(copy)) == len(table)
     table.assign(split="dev").to_csv(tmp_path / "ages.csv", index=False)
     done = generate(*words, "--table", tmp_path / "ages.csv")
     assert done.returncode == 2 and "split 'dev' of 'in/0.png' is none of train" in done.stderr
+
+
+@pytest.mark.parametrize(("row", "kept"), [
+    ("30,,", (30, None, None)), (",20,29", (24.5, 20, 29)), ("105,105,105", (100, 100, 100)),
+    (",101,109", (100, 100, 100)), ("29.5,20,29", (29.5, 20, 29)),
+    (",,", "no age"), ("30,25,", "age_min '25.0' to age_max '' is no interval"),
+    ("30,40,20", "age_min '40.0' to age_max '20.0' is no interval"),
+    ("50,20,29", "age 50 is outside age_min to age_max"),
+    (",20s,29", "age_min '20s' is no number")])
+def test_a_table_gives_rows_that_training_takes(tmp_path, row, kept):
+    write_photos(tmp_path, ["a.png", "b.png"])
+    write_text(tmp_path, "ages.csv", f"photo,age,age_min,age_max,split\na.png,{row},train\n"
+                                     "b.png,40,,,valid\n")
+    records = table_reader(tmp_path / "ages.csv")(tmp_path, Options())
+    rows, skipped, _ = read_rows(records, tmp_path, oldest=100, drop=False)
+    if isinstance(kept, str):
+        assert skipped == [("a.png", kept)] and len(rows) == 1
+    else:
+        assert tuple(rows[0].get(name) or None for name in ("age", "age_min", "age_max")) == kept

@@ -845,4 +845,12 @@ def test_a_report_of_seeds_knows_their_calibration(folder, trained, tmp_path):
     script("test.py", "--data_dir", folder, "--cache_dir", tmp_path / "cache", "--resume",
            tmp_path / "s*" / "best.pth", "--report", tmp_path / "report")
     found = json.loads((tmp_path / "report" / "metrics.json").read_text())
-    assert found["uncalibrated"]["temperature"] == 0.8 and found["tta"] is not None
+    assert found["uncalibrated"]["temperature"] == 0.8
+    for path, words, described in (
+            (tmp_path / "s0" / "best.pth", ["TEST.TTA", "True"], found["tta"]),
+            (trained, [], found["uncalibrated"])):
+        script("test.py", "--data_dir", folder, "--cache_dir", tmp_path / "cache", "--resume", path,
+               "--report", tmp_path / "one", *words)
+        alone = json.loads((tmp_path / "one" / "metrics.json").read_text())
+        for name in ("mae", "nll"):
+            assert described[name]["value"] == pytest.approx(alone[name]["value"], rel=1e-5)
