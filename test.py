@@ -4,6 +4,7 @@ import argparse
 import glob
 import shlex
 import sys
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -33,6 +34,7 @@ from report import write_report
 from testing import predict_split
 
 CALIBRATED_SHARES = (0.8, 0.9)  # central intervals that the temperature is fitted to
+FEW_FACES = 30  # of a calibration, below which it warns
 
 
 def parse_args(argv=None):
@@ -135,6 +137,9 @@ def calibrate(tested):
     exact = ~metrics.is_interval(labels).numpy()
     if exact.sum() < 2:
         raise ValueError("--calibrate needs faces with an exact age; this split has none")
+    if exact.sum() < FEW_FACES:
+        warnings.warn(f"the temperature is fitted to {exact.sum()} faces only; with fewer than "
+                      f"{FEW_FACES} it is mostly chance", stacklevel=2)
     ages = labels["age"].numpy()[exact].astype(float)
     log_probs = tested.log_probs[tested.cfg.TEST.TTA].numpy()[exact].astype(float)
     bins = np.array(age_bins(tested.cfg))

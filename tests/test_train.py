@@ -474,7 +474,8 @@ def test_each_split_is_used_for_what_it_is_for(tmp_path, recwarn):
     script("test.py", *words, "--output", tmp_path / "test.csv")
     assert pd.read_csv(tmp_path / "valid.csv")["photo"].tolist() == ["drawn_4.png", "drawn_5.png"]
     assert pd.read_csv(tmp_path / "test.csv")["photo"].tolist() == ["drawn_6.png"]
-    assert "fitted on 2 faces" in script("test.py", *words, "--calibrate").stdout
+    with pytest.warns(UserWarning, match="fitted to 2 faces only"):
+        assert "fitted on 2 faces" in script("test.py", *words, "--calibrate").stdout
     done = script("test.py", *words, "--calibrate", "--split", "test", check=False)
     assert "leave --split out" in refusal(done)
 
