@@ -25,7 +25,7 @@ def estimator():
 # 1956; her portrait is from between her selection in 1990 and her first command in 1999.
 @pytest.mark.parametrize(("photo", "youngest", "oldest"), [
     pytest.param(HOPPER, 77, 77, marks=pytest.mark.xfail(
-        strict=True, reason="estimated at 89: see MODEL_CARD.md, Known failures")),
+        strict=True, reason="estimated at 88: see MODEL_CARD.md, Known failures")),
     (ASTRONAUT, 33, 42)])
 def test_portraits_get_their_ages(estimator, photo, youngest, oldest):
     (face,) = estimator(photo)
