@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # The default model: EfficientNet-Lite2, which learns at 160 px from the labels and, as much, from
 # what two teachers say of the training faces: itself as it was at 128 px, and an EfficientNet-Lite0.
-# It then is itself the better of the two for another training, and the mean of its weights before
-# and after learns for two more epochs from faces that are changed less.
+# Another training then has it in the place of the former, and the mean of the weights before and
+# after that learns for two more epochs from faces that are changed less.
 #
 #   bash configs/default.sh OUT --data_dir UTKFace appa-real-release fairface \
 #     --dataset utkface appa_real fairface
