@@ -1,4 +1,5 @@
-"""Training augmentation on uint8 RGB arrays: one affine resampling, then few colour passes."""
+"""Training augmentation on uint8 RGB arrays: one affine resampling, few colour passes, then what
+cameras and files do to a picture."""
 
 import cv2
 import numpy as np
@@ -24,9 +25,13 @@ def augment(canvas, size, rng, aug):
     face = _jitter_colour(face, rng, aug)
     if rng.random() < strength * aug.BLUR:
         face = cv2.GaussianBlur(face, (0, 0), rng.uniform(0.3, 1.5) * size / 128)
+    if rng.random() < strength * aug.RESOLUTION:
+        face = _coarsen(face, rng.uniform(0.25, 1))
     if rng.random() < strength * aug.NOISE:
         noise = rng.standard_normal(face.shape, np.float32) * rng.uniform(2, 12)
         face = cv2.add(face, noise, dtype=cv2.CV_8U)  # saturates to 0..255
+    if rng.random() < strength * aug.JPEG:
+        face = _compress(face, int(rng.integers(20, 91)))
     if rng.random() < strength * aug.ERASING:
         _erase(face, rng)
     return face
@@ -64,6 +69,21 @@ def _jitter_colour(face, rng, aug):
         mixing = saturation * np.eye(3, dtype=np.float32) + (1 - saturation) * LUMA
         face = cv2.transform(face, mixing)  # saturates to 0..255
     return face
+
+
+def _coarsen(face, scale):
+    """The face as a picture shows it whose sides have only that share of its pixels."""
+    size = face.shape[0]
+    side = max(1, round(size * scale))
+    small = cv2.resize(face, (side, side), interpolation=cv2.INTER_AREA)
+    return cv2.resize(small, (size, size), interpolation=cv2.INTER_CUBIC)
+
+
+def _compress(face, quality):
+    """The face after JPEG compression of that quality, 0..100."""
+    _, data = cv2.imencode(".jpg", cv2.cvtColor(face, cv2.COLOR_RGB2BGR),
+                           [cv2.IMWRITE_JPEG_QUALITY, quality])
+    return cv2.cvtColor(cv2.imdecode(data, cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)
 
 
 def _erase(face, rng):

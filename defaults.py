@@ -43,7 +43,9 @@ _C.AUG.SATURATION = 0.3  # factor 1 - s to 1 + s
 _C.AUG.GAMMA = 0.3  # exponent (1 + g) ** u, u in -1..1
 _C.AUG.GRAYSCALE = 0.1  # probability
 _C.AUG.BLUR = 0.1  # probability of a Gaussian blur
+_C.AUG.RESOLUTION = 0.0  # probability of a loss of resolution, down to a quarter of the side
 _C.AUG.NOISE = 0.1  # probability of Gaussian noise
+_C.AUG.JPEG = 0.0  # probability of JPEG compression, of quality 20 to 90
 _C.AUG.ERASING = 0.25  # probability of erasing a rectangle
 
 _C.LOSS = CfgNode()
@@ -104,7 +106,7 @@ NOT_NEGATIVE = ("TRAIN.WORKERS", "TEST.WORKERS", "TRAIN.WARMUP_EPOCHS", "TRAIN.C
 SHARES = ("MODEL.DROPOUT", "MODEL.DROP_PATH", "TRAIN.EMA_DECAY", "LOSS.TEACHER_WEIGHT",
           "DATA.CONTEXT", "AUG.FLIP", "AUG.CROP_AREA", "AUG.STRETCH", "AUG.SHIFT",
           "AUG.BRIGHTNESS", "AUG.CONTRAST", "AUG.SATURATION", "AUG.GAMMA", "AUG.GRAYSCALE",
-          "AUG.BLUR", "AUG.NOISE", "AUG.ERASING")
+          "AUG.BLUR", "AUG.RESOLUTION", "AUG.NOISE", "AUG.JPEG", "AUG.ERASING")
 
 
 def load_cfg(path=None, opts=(), base=_C):
