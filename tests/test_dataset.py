@@ -19,9 +19,9 @@ from lists import read_faces
 from preprocess.face import load_photo, resize_face, upright_size
 
 AGES = [5, 20, 40, 60, 80, 95]
-ONLY_FLIPS = ["AUG.CROP_AREA", "1"]  # of the augmentation
-for name in set(load_cfg().AUG) - {"STRENGTH", "FLIP", "CROP_AREA"}:
-    ONLY_FLIPS += [f"AUG.{name}", "0"]
+ONLY_FLIPS = ["AUG.CROP_AREA", "1"] + [  # of the augmentation
+    word for name in load_cfg().AUG if name not in ("STRENGTH", "FLIP", "CROP_AREA")
+    for word in (f"AUG.{name}", "0")]
 
 
 def cfg_of(*opts):
