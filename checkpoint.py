@@ -25,7 +25,7 @@ from pathlib import Path
 
 import torch
 
-from defaults import age_bins, parse_cfg
+from defaults import age_bins, override_cfg, parse_cfg
 from files import file_sha256, replaced
 
 VERSION = 1
@@ -101,6 +101,9 @@ def release_checkpoint(sources, target):
     kept = {key: first[key] for key in of_all if key in first}
     kept["model"] = {name: _halved(_mean([one["model"][name] for one in checkpoints]))
                      for name in first["model"]}
+    cfg = parse_cfg(first["cfg"])
+    if cfg.DATA.EXCLUDE:  # a file of the machine it was trained on
+        kept["cfg"] = override_cfg(cfg, ["DATA.EXCLUDE", ""], "DATA.EXCLUDE").dump()
     save_checkpoint(target, kept)
     return file_sha256(target)
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from checkpoint import load_checkpoint, release_checkpoint, save_checkpoint
+from defaults import parse_cfg
 
 PLAIN = {"cfg": "TRAIN:\n  LR: 0.1\n", "model": {"w": torch.arange(3.0)}, "epochs_done": 2,
          "best": {"metric": "val_mae", "value": 5.2, "epoch": 2}, "random_state": None}
@@ -109,6 +110,15 @@ def test_a_released_checkpoint_keeps_half_precision_weights_only(tmp_path):
     assert "optimizer" not in released
     assert released["best"] == PLAIN["best"]
     assert hashlib.sha256((tmp_path / "b.pth").read_bytes()).hexdigest() == sha256
+
+
+def test_a_released_checkpoint_leaves_no_photos_out(tmp_path):
+    cfg = "DATA:\n  EXCLUDE: out.csv\n  MARGIN: 0.3\n"
+    save_checkpoint(tmp_path / "a.pth", {**PLAIN, "cfg": cfg})
+    release_checkpoint([tmp_path / "a.pth"], tmp_path / "b.pth")
+    released = parse_cfg(load_checkpoint(tmp_path / "b.pth")["cfg"])
+    assert released.DATA.EXCLUDE == ""
+    assert released.DATA.MARGIN == 0.3
 
 
 def test_several_checkpoints_are_released_as_their_mean(tmp_path):
