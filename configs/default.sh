@@ -1,19 +1,19 @@
 #!/usr/bin/env bash
 # The default model: EfficientNet-Lite2, which learns at 160 px from the labels and, as much, from
 # what two teachers say of the training faces: itself as it was at 128 px, and an EfficientNet-Lite0.
-# Another training then has it in the place of the former, and the mean of the weights before and
-# after that learns for two more epochs from faces that are changed less.
+# Another training then has it in the place of the former. Four short ones follow, on faces that are
+# changed less, three of them from the mean of the weights of trainings before.
 #
 #   bash configs/default.sh OUT --data_dir UTKFace appa-real-release fairface \
 #     --dataset utkface appa_real fairface
 #
 # after preprocess.generate_csv (for UTKFace with --train_on_test) and preprocess.face_align of each.
 # Writes OUT/model.pth. Started again after an interruption it goes on. KEY VALUE pairs at the end
-# hold for every training. 49,811 training faces; with 16 GB of disk for the crops about 11 hours on
-# two cores, of which the two teachers take six. On valid: MAE UTKFace 4.40, APPA-REAL 3.36; FairFace
-# 56.8% in the right bin (the first teacher trained without UTKFace's test list).
+# hold for every training. 49,811 training faces; with 16 GB of disk for the crops about 13 hours on
+# two cores, of which the two teachers take six. On valid: MAE UTKFace 4.40, APPA-REAL 3.33; FairFace
+# 56.6% in the right bin (the first teacher trained without UTKFace's test list).
 set -euo pipefail
-root=$(dirname "$0")/..
+root=$(cd "$(dirname "$0")/.." && pwd)
 if [ $# -lt 3 ] || [[ $1 == -* ]]; then
     echo "error: write bash configs/default.sh OUT --data_dir ... --dataset ..." >&2
     exit 2
@@ -48,6 +48,19 @@ teach() {
         --output "$table" TEST.TTA True "${tested[@]}"
 }
 
+# mean FILE RUN ...: write the mean of the weights of their best models.
+mean() {
+    local run paths=()
+    for run in "${@:2}"; do paths+=("$out/$run/best.pth"); done
+    python "$root/checkpoint.py" "${paths[@]}" "$out/$1"
+}
+
+# finish FOLDER START KEY VALUE ...: two epochs on faces that are changed less.
+finish() {
+    train "$1" "${at_160[@]}" MODEL.PRETRAINED "$out/$2" TRAIN.LR 0.0003 TRAIN.EPOCHS 2 \
+        AUG.STRENGTH 0.4 LOSS.RARE_AGE_POWER 0.4 LOSS.TEACHER "$out/better_teachers" "${@:3}"
+}
+
 python "$root/train.py" --checkpoint "$out/lite0" \
     --cfg "$root/configs/default.yaml" "$root/configs/default_160.yaml" "${trained[@]}"
 train lite2 MODEL.ARCH $lite2 TRAIN.EPOCHS 8 TRAIN.AMP auto
@@ -60,9 +73,13 @@ teach better_teachers lite2_160
 cp "$out/teachers/default_160.csv" "$out/better_teachers"
 train lite2_160_again "${at_160[@]}" MODEL.PRETRAINED "$out/lite2_160/best.pth" TRAIN.LR 0.0005 \
     TRAIN.EPOCHS 4 TRAIN.SEED 2 LOSS.RARE_AGE_POWER 0.5 LOSS.TEACHER "$out/better_teachers"
-python "$root/checkpoint.py" "$out/lite2_160/best.pth" "$out/lite2_160_again/best.pth" "$out/mean.pth"
-train lite2_160_last "${at_160[@]}" MODEL.PRETRAINED "$out/mean.pth" TRAIN.LR 0.0003 \
-    TRAIN.EPOCHS 2 TRAIN.SEED 4 AUG.STRENGTH 0.4 LOSS.RARE_AGE_POWER 0.4 \
-    LOSS.TEACHER "$out/better_teachers"
-python "$root/test.py" --calibrate --resume "$out/lite2_160_last/best.pth" "${tested[@]}"
-python "$root/checkpoint.py" "$out/lite2_160_last/best.pth" "$out/model.pth"
+mean mean_1.pth lite2_160 lite2_160_again
+finish last_1 mean_1.pth TRAIN.SEED 4
+finish last_2 lite2_160/best.pth TRAIN.SEED 5
+mean mean_2.pth last_1 last_2
+above_100=(DATA.EXCLUDE "$root/configs/utkface_above_100.csv")  # which the lists call 100
+finish last_3 mean_2.pth TRAIN.SEED 6 "${above_100[@]}"
+mean mean_3.pth last_1 last_2 last_3
+finish last mean_3.pth TRAIN.SEED 9 LOSS.INTERVAL_WEIGHT 0.5 LOSS.LABEL vote_std "${above_100[@]}"
+python "$root/test.py" --calibrate --resume "$out/last/best.pth" "${tested[@]}"
+python "$root/checkpoint.py" "$out/last/best.pth" "$out/model.pth"

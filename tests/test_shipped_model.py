@@ -23,10 +23,7 @@ def estimator():
 
 # Grace Hopper, born December 1906, photographed in January 1984. Eileen Collins, born November
 # 1956; her portrait is from between her selection in 1990 and her first command in 1999.
-@pytest.mark.parametrize(("photo", "youngest", "oldest"), [
-    pytest.param(HOPPER, 77, 77, marks=pytest.mark.xfail(
-        strict=True, reason="estimated at 88: see MODEL_CARD.md, Known failures")),
-    (ASTRONAUT, 33, 42)])
+@pytest.mark.parametrize(("photo", "youngest", "oldest"), [(HOPPER, 77, 77), (ASTRONAUT, 33, 42)])
 def test_portraits_get_their_ages(estimator, photo, youngest, oldest):
     (face,) = estimator(photo)
     assert youngest - TOLERANCE < face.age < oldest + TOLERANCE
