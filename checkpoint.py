@@ -1,9 +1,7 @@
 """Checkpoints: tensors and plain Python values in one file, read without running any code.
 
-    python -m checkpoint RUN/best.pth misc/model.pth              # the part that is released
-    python -m checkpoint RUN_1/best.pth RUN_2/best.pth mean.pth   # the mean of their weights
-
-What one holds (a released one has the first four and `temperature`, as far as they are known):
+What one holds (one written by training.release has the first four and `temperature`, as far as
+they are known):
 
     version          of this format
     cfg              text, the config as YAML
@@ -18,19 +16,16 @@ What one holds (a released one has the first four and `temperature`, as far as t
                      engine.Trainer's state
 """
 
-import argparse
 import pickle
 import subprocess
 from pathlib import Path
 
 import torch
 
-from defaults import age_bins, override_cfg, parse_cfg
-from files import file_sha256, replaced
+from utils.files import replaced
 
 VERSION = 1
 REQUIRED = ("version", "cfg", "model")
-RELEASED = ("cfg", "commit", "epochs_done", "best", "metrics", "datasets", "temperature")
 
 
 def save_checkpoint(path, checkpoint):
@@ -77,59 +72,6 @@ def load_checkpoint(path):
     return checkpoint
 
 
-def release_checkpoint(sources, target):
-    """Write the part of a checkpoint that using it needs: half-precision weights, no optimiser.
-
-    Of several it is the mean of their weights, with the config of the first (model soups, Wortsman
-    et al., ICML 2022): of runs that start from the same weights, often better than each.
-
-    Args:
-        sources: checkpoints of training runs, one or more.
-        target: file to write.
-    Returns:
-        sha256 of the target, 64 hexadecimal digits.
-    Raises:
-        ValueError: two of them are not of the same network.
-    """
-    checkpoints = [load_checkpoint(source) for source in sources]
-    first = checkpoints[0]
-    for source, other in zip(sources[1:], checkpoints[1:], strict=True):
-        if _network(other) != _network(first):
-            raise ValueError(f"'{source}' is of another network than '{sources[0]}'; the mean is "
-                             "of runs of one architecture, input and range of ages")
-    of_all = RELEASED if len(checkpoints) == 1 else ("cfg", "commit", "datasets")
-    kept = {key: first[key] for key in of_all if key in first}
-    kept["model"] = {name: _halved(_mean([one["model"][name] for one in checkpoints]))
-                     for name in first["model"]}
-    cfg = parse_cfg(first["cfg"])
-    if cfg.DATA.EXCLUDE:  # a file of the machine it was trained on
-        kept["cfg"] = override_cfg(cfg, ["DATA.EXCLUDE", ""], "DATA.EXCLUDE").dump()
-    save_checkpoint(target, kept)
-    return file_sha256(target)
-
-
-def _network(checkpoint):
-    """What two checkpoints share whose weights mean the same."""
-    cfg = parse_cfg(checkpoint["cfg"])
-    return (cfg.MODEL.ARCH, cfg.MODEL.IMG_SIZE, cfg.DATA.MARGIN, age_bins(cfg),
-            {name: values.shape for name, values in checkpoint["model"].items()})
-
-
-def _mean(tensors):
-    """The mean of floats, in double precision; of counters the first."""
-    if len(tensors) == 1 or not tensors[0].is_floating_point():
-        return tensors[0]
-    return torch.stack([tensor.double() for tensor in tensors]).mean(dim=0)
-
-
-def _halved(values):
-    """Floats in half precision, but for a tensor that has some beyond its range."""
-    if not values.is_floating_point():
-        return values
-    half = values.half()
-    return half if half.isfinite().all() else values.float()
-
-
 def current_commit():
     """Short hash of the code's git commit, '+' appended where files differ; else 'unknown'."""
     def git(*words):
@@ -141,17 +83,3 @@ def current_commit():
                                                                  "-uno") else "")
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
-
-
-def _main():
-    parser = argparse.ArgumentParser(description="Write the part of a checkpoint that is released.")
-    parser.add_argument("sources", nargs="+", metavar="source", help="checkpoint of a training "
-                        "run; of several, started from the same one, the mean of their weights")
-    parser.add_argument("target", help="file to write")
-    args = parser.parse_args()
-    print(f"{args.target}: sha256 {release_checkpoint(args.sources, args.target)}")
-
-
-if __name__ == "__main__":
-    from cli import run_main
-    run_main(_main)

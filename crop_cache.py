@@ -2,7 +2,6 @@
 
 import hashlib
 import shutil
-import warnings
 from functools import cached_property
 from pathlib import Path
 
@@ -11,104 +10,15 @@ import torch
 from filelock import FileLock
 from tqdm import tqdm
 
-from files import cache_dir, writable_folder
-from lists import BOX, listed
-from preprocess.face import (
-    crop_face,
-    crop_pixels,
-    has_exif_rotation,
-    load_photo,
-    resize_face,
-    rotation_to_canvas,
-    upright_size,
-)
+from lists import listed
+from utils.files import cache_dir, writable_folder
 
 CACHE_VERSION = 1  # raise when the pixels of a crop change
-EXIF_IGNORED = ("the photo has an EXIF rotation, which the scripts that wrote this list ignored; "
-                "align again with python -m preprocess.face_align")
-LARGEST_CROP = 89_000_000  # pixels: a larger box is in other units, and would take the memory
 
 
 def default_cache_dir():
     """Folder `crops` in the user's cache folder, see files.cache_dir."""
     return cache_dir() / "crops"
-
-
-class FaceCrops(torch.utils.data.Dataset):
-    """Crops cut from their photos on access: crops[i] is (size, size, 3) uint8 RGB.
-
-    Args:
-        faces: table of lists.read_faces.
-        margin: share of the box's width and height added on each side.
-        size: pixels, side of the result.
-    """
-
-    def __init__(self, faces, margin, size):
-        self.margin, self.size = margin, size
-        self.roots, self.photos = faces["root"].to_numpy(), faces["photo"].to_numpy()
-        self.roll_degs = faces["deg"].to_numpy(float)
-        self.bboxes = faces[BOX].to_numpy(float)
-        self.has_no_confidence = faces["confidence"].isna().to_numpy()
-
-    def __len__(self):
-        return len(self.photos)
-
-    def path(self, index):
-        return Path(self.roots[index], self.photos[index])
-
-    def __getitem__(self, index):
-        path = self.path(index)
-        try:
-            photo = load_photo(path)
-        except OSError as error:
-            raise ValueError(f"{path}: {error}") from error
-        if np.isnan(self.roll_degs[index]):  # no list: the image is the crop
-            return resize_face(crop_face(photo, (0, 0, *photo.size), 0, self.margin), self.size)
-        problem = self.check_box(index, photo.size)
-        if problem:
-            raise ValueError(problem)
-        if self._ignores_rotation(index):
-            warnings.warn(f"{path}: {EXIF_IGNORED}", stacklevel=2)
-        crop = crop_face(photo, self.bboxes[index], self.roll_degs[index], self.margin)
-        return resize_face(crop, self.size)
-
-    def check_box(self, index, photo_size):
-        """What is wrong with a box in a photo of (width, height), or ''."""
-        (width, height), _ = rotation_to_canvas(photo_size, self.roll_degs[index])
-        x1, y1, x2, y2 = self.bboxes[index]
-        left, top, right, bottom = crop_pixels(self.bboxes[index], self.margin)
-        if x2 <= 0 or y2 <= 0 or x1 >= width or y1 >= height:
-            problem = f"lies outside the {width}x{height} image"
-        elif right <= left or bottom <= top:
-            problem = "is smaller than a pixel"
-        elif (right - left) * (bottom - top) > LARGEST_CROP:
-            problem = f"of the {width}x{height} image is far too large"
-        else:
-            return ""
-        if self._ignores_rotation(index):
-            problem += f", {EXIF_IGNORED}"
-        return f"{self.path(index)}: box {x1:g} {y1:g} {x2:g} {y2:g} {problem}"
-
-    def _ignores_rotation(self, index):
-        """Whether the list is one of the original scripts, and the photo one to be turned."""
-        return self.has_no_confidence[index] and has_exif_rotation(self.path(index))
-
-
-def check_photos(crops):
-    """Open every photo's header and hold its box against it, without decoding.
-
-    Raises:
-        ValueError: photos that cannot be read and boxes outside; twenty are named.
-    """
-    problems = []
-    for index in tqdm(range(len(crops)), desc="checking photos", leave=False):
-        try:
-            size = upright_size(crops.path(index))
-            if not np.isnan(crops.roll_degs[index]):
-                problems.append(crops.check_box(index, size))
-        except OSError as error:
-            problems.append(f"{crops.path(index)}: {error}")
-    _refuse([p for p in problems if p], len(crops))
 
 
 def cached_crops(crops, folder, workers):
@@ -206,7 +116,7 @@ def _build(crops, path, shape, workers):
                 file.write(pixels.numpy().data)
     if problems:
         partial.unlink()  # without the bad photos, or with them repaired, it is another file
-    _refuse(problems, len(crops))
+    refuse_photos(problems, len(crops))
     partial.replace(path)
 
 
@@ -223,7 +133,7 @@ class _Tried(torch.utils.data.Dataset):
             return torch.empty(0, dtype=torch.uint8), str(error)
 
 
-def _refuse(problems, count):
+def refuse_photos(problems, count):
     if problems:
         raise ValueError(f"{len(problems)} of {count} photos cannot be used (DATA.EXCLUDE leaves "
                          f"photos out): {listed(problems)}")

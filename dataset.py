@@ -1,35 +1,113 @@
-"""Faces as training and evaluation batches."""
+"""From a row of a list to what the network gets: box -> crop -> augmentation -> pixels and labels.
+
+`FaceCrops` cuts a face out of its photo; `FaceDataset` augments it and adds its labels.
+"""
 
 import warnings
+from pathlib import Path
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import Dataset
+from tqdm import tqdm
 
 from augment import augment
-from crop_cache import FaceCrops, cached_crops, check_photos, default_cache_dir
+from crop_cache import cached_crops, default_cache_dir, refuse_photos
 from defaults import age_bins
-from distributed import available_cores
-from lists import parse_votes
+from lists import BOX, parse_votes
+from preprocess.face import (
+    crop_face,
+    crop_pixels,
+    has_exif_rotation,
+    load_photo,
+    resize_face,
+    rotation_to_canvas,
+    upright_size,
+)
+from utils.pipeline import worker_count
 
 LABELS = ("age", "age_std", "age_min", "age_max")
+EXIF_IGNORED = ("the photo has an EXIF rotation, which the scripts that wrote this list ignored; "
+                "align again with python -m preprocess.face_align")
+
+LARGEST_CROP = 89_000_000  # pixels: a larger box is in other units, and would take the memory
 
 
-def to_pixels(face):
-    """A face as the network takes it, everywhere: train, test and demo.
+class FaceCrops(Dataset):
+    """Crops cut from their photos on access: crops[i] is (size, size, 3) uint8 RGB.
 
     Args:
-        face: (S, S, 3) or (B, S, S, 3) uint8 RGB array.
-    Returns:
-        (3, S, S) or (B, 3, S, S) uint8 tensor, 0..255, channels-last in memory; the model
-        itself normalises.
+        faces: table of lists.read_faces.
+        margin: share of the box's width and height added on each side.
+        size: pixels, side of the result.
     """
-    return torch.from_numpy(np.ascontiguousarray(face)).movedim(-1, -3)
+
+    def __init__(self, faces, margin, size):
+        self.margin, self.size = margin, size
+        self.roots, self.photos = faces["root"].to_numpy(), faces["photo"].to_numpy()
+        self.roll_degs = faces["deg"].to_numpy(float)
+        self.bboxes = faces[BOX].to_numpy(float)
+        self.has_no_confidence = faces["confidence"].isna().to_numpy()
+
+    def __len__(self):
+        return len(self.photos)
+
+    def path(self, index):
+        return Path(self.roots[index], self.photos[index])
+
+    def __getitem__(self, index):
+        path = self.path(index)
+        try:
+            photo = load_photo(path)
+        except OSError as error:
+            raise ValueError(f"{path}: {error}") from error
+        if np.isnan(self.roll_degs[index]):  # no list: the image is the crop
+            return resize_face(crop_face(photo, (0, 0, *photo.size), 0, self.margin), self.size)
+        problem = self.check_box(index, photo.size)
+        if problem:
+            raise ValueError(problem)
+        if self._ignores_rotation(index):
+            warnings.warn(f"{path}: {EXIF_IGNORED}", stacklevel=2)
+        crop = crop_face(photo, self.bboxes[index], self.roll_degs[index], self.margin)
+        return resize_face(crop, self.size)
+
+    def check_box(self, index, photo_size):
+        """What is wrong with a box in a photo of (width, height), or ''."""
+        (width, height), _ = rotation_to_canvas(photo_size, self.roll_degs[index])
+        x1, y1, x2, y2 = self.bboxes[index]
+        left, top, right, bottom = crop_pixels(self.bboxes[index], self.margin)
+        if x2 <= 0 or y2 <= 0 or x1 >= width or y1 >= height:
+            problem = f"lies outside the {width}x{height} image"
+        elif right <= left or bottom <= top:
+            problem = "is smaller than a pixel"
+        elif (right - left) * (bottom - top) > LARGEST_CROP:
+            problem = f"of the {width}x{height} image is far too large"
+        else:
+            return ""
+        if self._ignores_rotation(index):
+            problem += f", {EXIF_IGNORED}"
+        return f"{self.path(index)}: box {x1:g} {y1:g} {x2:g} {y2:g} {problem}"
+
+    def _ignores_rotation(self, index):
+        """Whether the list is one of the original scripts, and the photo one to be turned."""
+        return self.has_no_confidence[index] and has_exif_rotation(self.path(index))
 
 
-def to_device(batch, device):
-    """The batch's tensors on the device."""
-    return {name: values.to(device, non_blocking=True) for name, values in batch.items()}
+def check_photos(crops):
+    """Open every photo's header and hold its box against it, without decoding.
+
+    Raises:
+        ValueError: photos that cannot be read and boxes outside; twenty are named.
+    """
+    problems = []
+    for index in tqdm(range(len(crops)), desc="checking photos", leave=False):
+        try:
+            size = upright_size(crops.path(index))
+            if not np.isnan(crops.roll_degs[index]):
+                problems.append(crops.check_box(index, size))
+        except OSError as error:
+            problems.append(f"{crops.path(index)}: {error}")
+    refuse_photos([p for p in problems if p], len(crops))
 
 
 class FaceDataset(Dataset):
@@ -63,7 +141,7 @@ class FaceDataset(Dataset):
         self.crops = FaceCrops(faces, margin, self.size + 2 * border)
         if cfg.DATA.CACHE:
             self.crops = cached_crops(self.crops, cache_dir or default_cache_dir(),
-                                      loader_workers((cfg.TRAIN if train else cfg.TEST).WORKERS))
+                                      worker_count((cfg.TRAIN if train else cfg.TEST).WORKERS))
         else:
             check_photos(self.crops)
 
@@ -88,6 +166,18 @@ class FaceDataset(Dataset):
         return {name: values[0] for name, values in self.__getitems__([key]).items()}
 
 
+def to_pixels(face):
+    """A face as the network takes it, everywhere: train, test and demo.
+
+    Args:
+        face: (S, S, 3) or (B, S, S, 3) uint8 RGB array.
+    Returns:
+        (3, S, S) or (B, 3, S, S) uint8 tensor, 0..255, channels-last in memory; the model
+        itself normalises.
+    """
+    return torch.from_numpy(np.ascontiguousarray(face)).movedim(-1, -3)
+
+
 def _histograms(faces, bins):
     """(N, K) float32 votes of each face, zero where it has none.
 
@@ -101,91 +191,3 @@ def _histograms(faces, bins):
         except ValueError as error:
             raise ValueError(f"{photo}: {error}") from error
     return np.stack(histograms)
-
-
-class ShuffledBatches(Sampler):
-    """Batches of (epoch, index), the same global batches however many processes share them.
-
-    Args:
-        count: faces in the data set.
-        batch_size: total over all processes; a short last batch is dropped, unless it is the
-            only one.
-        seed: of the order.
-        rank, world_size: this process and their number; each takes every world_size-th face of
-            a batch.
-
-    Set `epoch`, and `start` to skip batches already trained, before iterating.
-    """
-
-    def __init__(self, count, batch_size, seed, rank=0, world_size=1):
-        if min(count, batch_size) < world_size:
-            raise ValueError(f"a batch of {min(count, batch_size)} training faces cannot be shared "
-                             f"by {world_size} processes (TRAIN.BATCH_SIZE {batch_size}, "
-                             f"{count} faces)")
-        self.count, self.batch_size, self.seed = count, min(batch_size, count), seed
-        self.rank, self.world_size = rank, world_size
-        self.epoch, self.start = 0, 0
-
-    def __len__(self):
-        return self.count // self.batch_size - self.start
-
-    def __iter__(self):
-        generator = torch.Generator().manual_seed((self.seed << 20) + self.epoch)
-        order = torch.randperm(self.count, generator=generator).tolist()
-        for batch in range(self.start, self.count // self.batch_size):
-            indices = order[batch * self.batch_size:(batch + 1) * self.batch_size]
-            yield [(self.epoch, index) for index in indices[self.rank::self.world_size]]
-
-
-class OrderedBatches(Sampler):
-    """Every face once, in order; of several processes each takes every world_size-th face."""
-
-    def __init__(self, count, batch_size, rank=0, world_size=1):
-        if count < world_size:
-            raise ValueError(f"{count} faces cannot be shared by {world_size} processes")
-        self.indices = range(rank, count, world_size)
-        self.batch_size = batch_size
-
-    def __len__(self):
-        return -(-len(self.indices) // self.batch_size)
-
-    def __iter__(self):
-        for start in range(0, len(self.indices), self.batch_size):
-            yield [(0, index) for index in self.indices[start:start + self.batch_size]]
-
-
-def build_loader(dataset, batches, workers, device):
-    """DataLoader over whole batches.
-
-    Args:
-        dataset: FaceDataset.
-        batches: ShuffledBatches or OrderedBatches.
-        workers: loader processes asked for; at most one a core is started.
-        device: torch.device that the batches will go to.
-    """
-    workers = loader_workers(workers)
-    return DataLoader(dataset, batch_sampler=batches, collate_fn=_as_it_is, num_workers=workers,
-                      pin_memory=device.type == "cuda", persistent_workers=workers > 0,
-                      worker_init_fn=_start_worker,
-                      # Its own: starting an epoch must not draw from the state that dropout has,
-                      # or a run resumed within an epoch would go on differently.
-                      generator=torch.Generator())
-
-
-def loader_workers(workers):
-    """Loader processes to start: at most one a core this process may use."""
-    return min(workers, available_cores())
-
-
-def _as_it_is(batch):
-    return batch
-
-
-def _start_worker(_):
-    import signal
-
-    import cv2
-    cv2.setNumThreads(0)
-    for number in (signal.SIGINT, signal.SIGTERM):  # the main process handles them, and ends
-        signal.signal(number, signal.SIG_IGN)       # its workers itself
-    warnings.simplefilter("once")

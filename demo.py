@@ -20,15 +20,16 @@ from pathlib import Path
 from PIL import Image
 from tqdm import tqdm
 
-import cli
-from drawing import age_text, draw_corner_text, draw_faces
-from files import writable_folder
-from folders import IMAGE_ENDINGS, find_images, read_photo, save_picture
+from media.drawing import age_text, draw_corner_text, draw_faces
+from media.photos import find_images, read_photo, save_picture
+from media.results import NO_FACE, NOT_DRAWN, OK, RESULTS_NAME, VIDEO_FIELDS, ResultFiles
+from media.tracking import FaceTracker
+from media.video import ESC, ClipWriter, FrameRate, Frames, Window
 from predictor import MIN_CONFIDENCE, MIN_FACE, AgeEstimator
-from results import NO_FACE, NOT_DRAWN, OK, RESULTS_NAME, VIDEO_FIELDS, ResultFiles
-from streams import map_ahead
-from tracking import FaceTracker
-from video import ESC, ClipWriter, FrameRate, Frames, Window
+from preprocess.face import IMAGE_ENDINGS
+from utils import cli
+from utils.files import writable_folder
+from utils.pipeline import map_ahead
 
 TABLE_ROWS = 20  # shown at the end; all of them are in results.csv
 WINDOW_TITLE = "age estimation"

@@ -8,9 +8,9 @@ import torch
 from torch.optim.swa_utils import AveragedModel
 from tqdm import tqdm
 
-import distributed
-from dataset import to_device
-from precision import autocast, keep_freed_memory
+from batches import to_device
+from utils import distributed
+from utils.precision import autocast, keep_freed_memory
 
 
 @dataclass

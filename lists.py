@@ -8,6 +8,7 @@ knows stands in OPTIONAL columns.
 import fnmatch
 import warnings
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -21,8 +22,21 @@ APPA_REAL_LABELS = {"apparent": "apparent_age_avg", "real": "real_age"}  # colum
 LISTED = 20  # bad rows shown before the rest is only counted
 
 
+class Source(NamedTuple):
+    """A data set on disk.
+
+    data_dir: folder that the photo column is relative to.
+    dataset: the NAME in the names of its lists.
+    list_dir: folder of the lists.
+    """
+
+    data_dir: str
+    dataset: str
+    list_dir: str
+
+
 def pair_folders(data_dirs, datasets, list_dirs):
-    """Match what the command line names: (data_dir, dataset, list_dir) for each data set.
+    """Match what the command line names: a list of Source, one for each data set.
 
     One folder serves several data sets; several folders need as many data sets, or none, which
     takes the only one in each.
@@ -44,7 +58,7 @@ def pair_folders(data_dirs, datasets, list_dirs):
         if not Path(folder).is_dir():
             raise FileNotFoundError(f"folder '{folder}' not found")
     names = datasets or [_only_dataset(folder) for folder in list_dirs]
-    return list(zip(data_dirs, names, list_dirs, strict=True))
+    return [Source(*words) for words in zip(data_dirs, names, list_dirs, strict=True)]
 
 
 def find_datasets(list_dir):
@@ -96,7 +110,7 @@ def is_current(target, source):
 
 
 def warn_of_stale_lists(sources):
-    """Warn where a list is newer than the aligned one made of it; sources: of pair_folders."""
+    """Warn where a list is newer than the aligned one made of it; sources: list of Source."""
     for _, dataset, list_dir in sources:
         for split in SPLITS:
             path = Path(list_dir, f"{dataset}_{split}.csv")
@@ -107,15 +121,15 @@ def warn_of_stale_lists(sources):
 
 
 def read_sources(sources, split, cfg, protocol=None):
-    """One split of several data sets as one table; sources are those of pair_folders."""
+    """One split of several data sets as one table; sources: list of Source."""
     return pd.concat([read_faces(data_dir, dataset, split, cfg, list_dir, protocol)
                       for data_dir, dataset, list_dir in sources], ignore_index=True)
 
 
 def count_faces(faces, source):
-    """How many faces of a table of read_sources come from one of the sources."""
-    data_dir, dataset, _ = source
-    return int(((faces["root"] == str(data_dir)) & (faces["dataset"] == dataset)).sum())
+    """How many faces of a table of read_sources come from one Source."""
+    return int(((faces["root"] == str(source.data_dir))
+                & (faces["dataset"] == source.dataset)).sum())
 
 
 def read_faces(data_dir, dataset, split, cfg, list_dir=None, protocol=None):
@@ -136,14 +150,14 @@ def read_faces(data_dir, dataset, split, cfg, list_dir=None, protocol=None):
         FileNotFoundError: no such list; names the splits there are.
         ValueError: a missing column, or bad rows (all of them checked, twenty shown).
     """
-    list_dir = Path(list_dir or data_dir)
+    source = Source(data_dir, dataset, Path(list_dir or data_dir))
     if protocol:
-        faces = _read_protocol(list_dir, dataset, split, protocol, cfg)
+        faces = _read_protocol(source, split, protocol, cfg)
     else:
-        faces = _read_split(list_dir, dataset, split, cfg)
+        faces = _read_split(source, split, cfg)
     faces = _exclude(faces, cfg.DATA.EXCLUDE)
     if faces.empty:
-        raise ValueError(f"the {split} list of '{dataset}' in '{list_dir}' holds no faces"
+        raise ValueError(f"the {split} list of '{dataset}' in '{source.list_dir}' holds no faces"
                          + (f" but those that DATA.EXCLUDE '{cfg.DATA.EXCLUDE}' leaves out"
                             if cfg.DATA.EXCLUDE else ""))
     faces.insert(0, "root", str(data_dir))
@@ -152,7 +166,7 @@ def read_faces(data_dir, dataset, split, cfg, list_dir=None, protocol=None):
     return faces
 
 
-def source_of(list_dir, dataset, split, protocol=None):
+def list_file(source, split, protocol=None):
     """Path of the file that says which faces read_faces reads.
 
     It is the protocol's or the aligned list or, where APPA-REAL has none of any split, its own
@@ -161,12 +175,13 @@ def source_of(list_dir, dataset, split, protocol=None):
     Raises:
         FileNotFoundError: it does not exist; names the splits that do.
     """
+    _, dataset, list_dir = source
     if protocol:
         return Path(list_dir, f"{dataset}_split_{protocol}.csv")
-    source = _source(list_dir, dataset, split)
-    if source.is_file():
-        return source
-    there = splits_of(list_dir, dataset)
+    path = _list_path(source, split)
+    if path.is_file():
+        return path
+    there = splits_of(source)
     if there:
         raise FileNotFoundError(f"data set '{dataset}' in '{list_dir}' has no {split} split; "
                                 f"it has {', '.join(there)}; align it with python -m "
@@ -177,37 +192,38 @@ def source_of(list_dir, dataset, split, protocol=None):
                             f"{_how_to_align(list_dir, dataset)}")
 
 
-def _source(list_dir, dataset, split):
+def _list_path(source, split):
+    _, dataset, list_dir = source
     aligned = [Path(list_dir, f"{dataset}_{name}_align.csv") for name in SPLITS]
     if dataset == "appa_real" and not any(path.is_file() for path in aligned):
         return Path(list_dir, f"gt_avg_{split}.csv")
     return aligned[SPLITS.index(split)]
 
 
-def splits_of(list_dir, dataset, protocol=None):
+def splits_of(source, protocol=None):
     """The splits that a data set has lists of, or those of a protocol, of train, valid, test."""
     if protocol:
-        chosen = set(read_csv(source_of(list_dir, dataset, None, protocol), ["split"])["split"])
+        chosen = set(read_csv(list_file(source, None, protocol), ["split"])["split"])
         return [split for split in SPLITS if split in chosen]
-    return [split for split in SPLITS if _source(list_dir, dataset, split).is_file()]
+    return [split for split in SPLITS if _list_path(source, split).is_file()]
 
 
-def _read_split(list_dir, dataset, split, cfg):
-    source = source_of(list_dir, dataset, split)
-    if source.name.startswith("gt_avg_"):
-        return read_appa_real(source, split, cfg)
-    if dataset == "appa_real" and cfg.DATA.APPA_REAL_LABEL == "real":
-        warnings.warn(f"{source} has the ages that preprocess.generate_csv --appa_real_label "
+def _read_split(source, split, cfg):
+    path = list_file(source, split)
+    if path.name.startswith("gt_avg_"):
+        return read_appa_real(path, split, cfg)
+    if source.dataset == "appa_real" and cfg.DATA.APPA_REAL_LABEL == "real":
+        warnings.warn(f"{path} has the ages that preprocess.generate_csv --appa_real_label "
                       "chose; DATA.APPA_REAL_LABEL real counts for a folder without aligned lists",
                       stacklevel=2)
-    return _read_align(source)
+    return _read_align(path)
 
 
-def _read_protocol(list_dir, dataset, split, protocol, cfg):
-    path = source_of(list_dir, dataset, split, protocol)
+def _read_protocol(source, split, protocol, cfg):
+    path = list_file(source, split, protocol)
     if not path.is_file():
         raise FileNotFoundError(f"protocol file '{path}' not found; protocols there: "
-                                f"{', '.join(_protocols_of(list_dir, dataset)) or 'none'}")
+                                f"{', '.join(_protocols_of(source)) or 'none'}")
     chosen = read_csv(path, ["photo", "split"])
     unknown = sorted(set(chosen["split"]) - set(SPLITS))
     if unknown:
@@ -216,8 +232,7 @@ def _read_protocol(list_dir, dataset, split, protocol, cfg):
         raise FileNotFoundError(f"protocol '{path}' has no {split} split; it has "
                                 f"{', '.join(sorted(set(chosen['split'])))}: complete it, or "
                                 "choose another with test.py --split")
-    lists = [_read_split(list_dir, dataset, split_there, cfg)
-             for split_there in splits_of(list_dir, dataset)]
+    lists = [_read_split(source, there, cfg) for there in splits_of(source)]
     place = ["photo", "deg", *BOX]
     for faces in lists:  # a face may be in two lists, and be repeated in one
         faces["number"] = faces.groupby(place, dropna=False).cumcount()
@@ -225,13 +240,14 @@ def _read_protocol(list_dir, dataset, split, protocol, cfg):
     faces = faces.drop(columns="number")
     faces = faces[faces["photo"].isin(chosen.loc[chosen["split"] == split, "photo"])]
     if faces.empty:
-        raise ValueError(f"{path}: none of its {split} photos stands in the lists of '{dataset}'")
+        raise ValueError(f"{path}: none of its {split} photos stands in the lists of "
+                         f"'{source.dataset}'")
     return faces.reset_index(drop=True)
 
 
-def _protocols_of(list_dir, dataset):
-    return sorted(path.stem.removeprefix(f"{dataset}_split_")
-                  for path in Path(list_dir).glob(f"{dataset}_split_*.csv"))
+def _protocols_of(source):
+    return sorted(path.stem.removeprefix(f"{source.dataset}_split_")
+                  for path in Path(source.list_dir).glob(f"{source.dataset}_split_*.csv"))
 
 
 def find_protocols(sources, patterns):
@@ -240,8 +256,7 @@ def find_protocols(sources, patterns):
     Raises:
         FileNotFoundError: one of them stands for none of the data sets' split files.
     """
-    known = sorted({protocol for _, dataset, list_dir in sources
-                    for protocol in _protocols_of(list_dir, dataset)})
+    known = sorted({protocol for source in sources for protocol in _protocols_of(source)})
     chosen = []
     for pattern in patterns:
         found = fnmatch.filter(known, pattern)
@@ -423,12 +438,12 @@ def listed(problems):
     return "; ".join([*problems[:LISTED], *rest])
 
 
-def count_rejected(list_dir, dataset, split=None):
+def count_rejected(source, split=None):
     """Photos in which the preparation found no face, or 'unknown' where it was not ours.
 
     split: of the lists; None counts all of them.
     """
-    path = Path(list_dir, f"{dataset}_rejected.csv")
+    path = Path(source.list_dir, f"{source.dataset}_rejected.csv")
     if not path.is_file():
         return "unknown"
     splits = read_csv(path, ["split"])["split"]

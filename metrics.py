@@ -8,21 +8,17 @@ to, a label beyond the first or last bin to that bin, and a distribution spreads
 probability evenly over it. Bins are consecutive whole years.
 """
 
-import itertools
-import warnings
-
 import numpy as np
 
 PROB_FLOOR = 1e-12  # least probability whose logarithm is taken
 TEMPERATURES = (0.05, 20.0)  # range searched for the calibration temperature
-NORMAL_975 = 1.959964  # 97.5% quantile of the standard normal
 
 # ---- Errors of predicted ages
 
 
 def each_error(ages, pred_ages):
     """(B,) error of each image, predicted - true age, in years (arguments: see mae)."""
-    pred_ages = _filled(pred_ages, "predicted ages")
+    pred_ages = filled(pred_ages, "predicted ages")
     return pred_ages - _same_length(ages, pred_ages, "ages")
 
 
@@ -125,7 +121,7 @@ def interval_distance(pred_ages, age_min, age_max, last_age=np.inf):
 
 def each_interval_distance(pred_ages, age_min, age_max, last_age=np.inf):
     """(B,) years from each predicted age to its interval (see interval_distance)."""
-    pred_ages = _filled(pred_ages, "predicted ages")
+    pred_ages = filled(pred_ages, "predicted ages")
     low = _same_length(age_min, pred_ages, "age_min") - 0.5
     high = _same_length(age_max, pred_ages, "age_max") + 0.5
     high = np.where(high > last_age, np.inf, high)
@@ -424,7 +420,7 @@ def risk_coverage(abs_errors, uncertainty):
         coverage: (B,) shares 1/B .. 1 of the images kept.
         risk: (B,) their MAE in years; the last is the MAE of all.
     """
-    order, ties = _certain_first(uncertainty)
+    order, ties = certain_first(uncertainty)
     abs_errors = np.asarray(abs_errors, dtype=np.float64)[order]
     abs_errors = (np.bincount(ties, abs_errors) / np.bincount(ties))[ties]
     numbers = np.arange(1, len(order) + 1)
@@ -462,173 +458,12 @@ def threshold_errors(is_adult, scores, cutoffs):
     return passed[0], 100 - passed[1]
 
 
-def share_interval(hits, subjects=None):
-    """95% Wilson interval of a share in percent, also where nothing or everything hits.
-
-    Wilson, JASA 1927. Images of one subject are not independent: the number of images is divided
-    by the design effect (Kish, 1965), or is the number of subjects where the share is 0 or 1.
-
-    Args:
-        hits: (B,) bool.
-        subjects: (B,) whole numbers, equal for one person, or None.
-    Returns:
-        (value, low, high) in percent.
-    """
-    hits = np.asarray(hits, dtype=np.float64)
-    n, share = len(_filled(hits, "decisions")), hits.mean()
-    if subjects is not None:
-        n = _effective_number(hits, share, subjects)
-    z2 = NORMAL_975 ** 2
-    middle = (share + z2 / (2 * n)) / (1 + z2 / n)
-    half = np.sqrt(z2 * share * (1 - share) / n + (z2 / (2 * n)) ** 2) / (1 + z2 / n)
-    return 100 * share, 100 * max(middle - half, 0), 100 * min(middle + half, 1)
-
-
-def _effective_number(hits, share, subjects):
-    _, subjects = np.unique(subjects, return_inverse=True)
-    surplus = np.bincount(subjects, hits - share)  # (S,) hits above expectation a subject
-    if share in (0, 1) or len(surplus) < 2:
-        return len(surplus)
-    variance = np.square(surplus).sum() * len(surplus) / (len(surplus) - 1)
-    if variance == 0:
-        return len(hits)
-    return min(len(hits), len(hits) * share * (1 - share) * len(hits) / variance)
-
-
-# ---- Bootstrap
-
-
-def resampled_counts(num_images, samples, subjects=None, seed=0):
-    """How often each image is drawn in each bootstrap sample (Efron, 1979), block by block.
-
-    The same seed draws the same images, which pairs the samples of two models. With subjects,
-    whole persons are drawn (the cluster bootstrap; Davison and Hinkley, 1997, section 3.8).
-
-    Args:
-        num_images: B.
-        samples: number of bootstrap samples R.
-        subjects: (B,) whole numbers, equal for one person, or None.
-    Yields:
-        (r, B) float counts, r adding up to R.
-    """
-    rng = np.random.default_rng(seed)
-    units = num_images
-    if subjects is not None:
-        names, subjects = np.unique(subjects, return_inverse=True)
-        units = len(names)
-    block = max(1, 2 ** 21 // max(num_images, 1))  # 16 MB of counts at a time
-    for start in range(0, samples, block):
-        counts = np.empty((min(block, samples - start), units))
-        for row in counts:
-            row[:] = np.bincount(rng.integers(0, units, units, dtype=np.uint32), minlength=units)
-        yield counts if subjects is None else counts[:, subjects]
-
-
-def bootstrap_sums(values, cells, num_cells, samples=1000, subjects=None, seed=0):
-    """Sums of per-image values over each cell of a partition, in each bootstrap sample.
-
-    A matrix product a cell instead of a re-evaluation a sample: any mean, over any union of
-    cells, is a quotient of these sums (see pooled_means).
-
-    Args:
-        values: (B, M) per-image contributions, NaN where an image has none.
-        cells: (B,) whole numbers in 0..num_cells - 1, the cell of each image.
-        num_cells: C.
-        samples: number of bootstrap samples R.
-        subjects, seed: see resampled_counts.
-    Returns:
-        sums: (R, C, M) of the values.
-        numbers: (R, C, M) of how many values each sum has.
-    """
-    order = np.argsort(cells, kind="stable")
-    edges = np.searchsorted(np.asarray(cells)[order], np.arange(num_cells + 1))
-    values = np.asarray(values, dtype=np.float64)[order]
-    known = np.isfinite(values)
-    columns = np.hstack([np.where(known, values, 0), known])  # (B, 2 M)
-    blocks = []
-    for counts in resampled_counts(len(values), samples, subjects, seed):
-        counts = counts[:, order]
-        blocks.append(np.stack([counts[:, start:end] @ columns[start:end]
-                                for start, end in itertools.pairwise(edges)], axis=1))
-    sums = np.concatenate(blocks)
-    return sums[..., :values.shape[1]], sums[..., values.shape[1]:]
-
-
-def pooled_means(sums, numbers, cells):
-    """(R, M) means over the union of cells (a list of indices), NaN where it has no value."""
-    total, number = sums[:, cells].sum(axis=1), numbers[:, cells].sum(axis=1)
-    return np.divide(total, number, where=number > 0, out=np.full(total.shape, np.nan))
-
-
-def bootstrap_aurc(abs_errors, uncertainty, samples=1000, subjects=None, seed=0,
-                   num_stretches=2000):
-    """(R,) area under the risk-coverage curve in each bootstrap sample (see aurc).
-
-    More than num_stretches images are taken in by stretches of that number, and an image drawn
-    twice enters as one stretch: within each the error is its mean, as among ties.
-    """
-    order, ties = _certain_first(uncertainty)
-    cells = np.empty(len(order), dtype=int)
-    cells[order] = ties * min(num_stretches, ties[-1] + 1) // (ties[-1] + 1)
-    sums, numbers = bootstrap_sums(np.asarray(abs_errors)[:, None], cells, cells.max() + 1,
-                                   samples, subjects, seed)
-    sums, numbers = sums[..., 0], numbers[..., 0]  # (R, C)
-    mean = sums / np.maximum(numbers, 1)
-    sums_before, before = np.cumsum(sums, axis=1) - sums, np.cumsum(numbers, axis=1) - numbers
-    harmonic = np.log((before + numbers + 0.5) / (before + 0.5))  # sum of 1/(before + j)
-    areas = numbers * mean + (sums_before - before * mean) * harmonic
-    return areas.sum(axis=1) / numbers.sum(axis=1)
-
-
-def percentile_interval(replicates):
-    """95% percentile interval over the first axis (Efron, 1981): low and high.
-
-    Samples without a value (NaN) are left out; with none at all both ends are NaN.
-    """
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "All-NaN slice encountered")
-        return tuple(np.nanpercentile(replicates, [2.5, 97.5], axis=0))
-
-
-def difference_p_value(replicates):
-    """Two-sided bootstrap p-value of "no difference" from replicates of a difference.
-
-    Twice the smaller share of samples on either side of zero, at least 2/(R + 1): the level at
-    which a percentile interval just touches zero.
-    """
-    replicates = np.asarray(replicates)
-    tail = min((replicates <= 0).sum(), (replicates >= 0).sum())
-    return float(min(1.0, 2 * (tail + 1) / (len(replicates) + 1)))
-
-
-def largest_gap(values, replicates):
-    """The largest difference between any two groups, and how often chance alone makes it.
-
-    Some two of many groups always differ. Each group's bootstrap samples, moved to a common mean,
-    show how wide the widest gap is when nothing differs (Hall and Wilson, Biometrics 1991).
-
-    Args:
-        values: (G,) a mean for each group, G >= 2.
-        replicates: (R, G) its bootstrap samples.
-    Returns:
-        dict of `highest` and `lowest` (indices), `value` (their gap), `low`, `high` (its 95%
-        interval) and `p_value` (share of samples without differences that show such a gap).
-    """
-    values, replicates = np.asarray(values), np.asarray(replicates)
-    highest, lowest = int(np.argmax(values)), int(np.argmin(values))
-    gap = float(values[highest] - values[lowest])
-    low, high = percentile_interval(replicates[:, highest] - replicates[:, lowest])
-    noise = np.nanmax(replicates - values, axis=1) - np.nanmin(replicates - values, axis=1)
-    return {"highest": highest, "lowest": lowest, "value": gap, "low": float(low),
-            "high": float(high), "p_value": float((1 + (noise >= gap).sum()) / (1 + len(noise)))}
-
-
 # ---- Helpers
 
 
-def _certain_first(uncertainty):
+def certain_first(uncertainty):
     """Order by rising uncertainty, and for each place the number of its tied stretch."""
-    uncertainty = _filled(uncertainty, "uncertainties")
+    uncertainty = filled(uncertainty, "uncertainties")
     order = np.argsort(uncertainty, kind="stable")
     return order, np.cumsum(np.diff(uncertainty[order], prepend=uncertainty[order[0]]) > 0)
 
@@ -651,7 +486,7 @@ def _per_row(ages, probs):
     return ages
 
 
-def _filled(values, name):
+def filled(values, name):
     values = np.asarray(values, dtype=np.float64)
     if values.ndim != 1 or not len(values):
         raise ValueError(f"expected a list of {name}, at least one, got shape {values.shape}")

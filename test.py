@@ -11,27 +11,27 @@ import numpy as np
 
 import metrics
 from checkpoint import save_checkpoint
-from cli import (
-    HelpFormatter,
-    add_data_flags,
-    add_device_flag,
-    choose_device,
-    parse_with_overrides,
-    run_main,
-)
 from defaults import FREE_OF_CHECKPOINT, age_bins
-from files import writable_folder
+from evaluation.predict import predict_split
+from evaluation.predictions import read_predictions, write_predictions
+from evaluation.report import write_report
 from lists import (
     SPLITS,
     count_faces,
     count_rejected,
+    list_file,
     pair_folders,
-    source_of,
     warn_of_stale_lists,
 )
-from predictions import read_predictions, write_predictions
-from report import write_report
-from testing import predict_split
+from utils.cli import (
+    HelpFormatter,
+    add_data_flags,
+    add_device_flag,
+    parse_with_overrides,
+    run_main,
+)
+from utils.distributed import choose_device
+from utils.files import writable_folder
 
 CALIBRATED_SHARES = (0.8, 0.9)  # central intervals that the temperature is fitted to
 FEW_FACES = 30  # of a calibration, below which it warns
@@ -98,8 +98,7 @@ def main():
                                               args.protocol, args.cache_dir, both))
     first = next(iter(tested.values()))[0]
     for source in sources:
-        _, name, list_dir = source
-        print(f"{name} ({source_of(list_dir, name, split, args.protocol)}): "
+        print(f"{source.dataset} ({list_file(source, split, args.protocol)}): "
               f"{count_faces(first.data.faces, source)} {split} faces")
     if args.calibrate:
         calibrate(first)
@@ -162,7 +161,7 @@ def calibrate(tested):
 def report_models(tested, args, sources, split):
     """Write the report of one or several models."""
     first = next(iter(tested.values()))[0]
-    names = ", ".join(name for _, name, _ in sources)
+    names = ", ".join(source.dataset for source in sources)
     write_report(
         {name: [one.predictions() for one in seeds] for name, seeds in tested.items()},
         args.report,
@@ -170,8 +169,8 @@ def report_models(tested, args, sources, split):
                     "Protocol": args.protocol or "the lists' own split",
                     **first.provenance(),
                     "Photos without a face": {
-                        name: count_rejected(list_dir, name, None if args.protocol else split)
-                        for _, name, list_dir in sources}},
+                        source.dataset: count_rejected(source, None if args.protocol else split)
+                        for source in sources}},
         tta=None if first.cfg.TEST.TTA else first.predictions(tta=True),
         uncalibrated=first.predictions(temperature=1.0) if first.temperature else None,
         temperature=first.temperature, photo_of=first.data.face, title=f"{names}, {split}")

@@ -12,20 +12,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-import distributed
+from batches import build_eval_loader
 from checkpoint import load_checkpoint
-from cli import (
-    HelpFormatter,
-    add_data_flags,
-    add_device_flag,
-    choose_device,
-    data_words,
-    parse_with_overrides,
-    run_main,
-)
 from defaults import FREE_OF_CHECKPOINT, known_keys, load_cfg, override_cfg, parse_cfg
 from engine import train_one_epoch
-from files import check_folder
+from evaluation.predict import predict_split
 from lists import (
     SPLITS,
     find_protocols,
@@ -35,16 +26,19 @@ from lists import (
     warn_of_stale_lists,
 )
 from model import list_archs
-from testing import predict_split
-from training import (
-    Job,
-    Run,
-    build_network,
-    build_train_loader,
-    build_trainer,
-    build_valid_loader,
-    stop_on_interrupt,
+from training.build import build_network, build_train_loader, build_trainer
+from training.run import Job, Run, stop_on_interrupt
+from utils import distributed
+from utils.cli import (
+    HelpFormatter,
+    add_data_flags,
+    add_device_flag,
+    data_words,
+    parse_with_overrides,
+    run_main,
 )
+from utils.distributed import choose_device
+from utils.files import check_folder
 
 ROTATION_SCORES = {"interval_accuracy": "in the right interval, %",
                    "interval_distance": "distance to the interval, years", "mae": "test mae"}
@@ -174,7 +168,7 @@ def train(job, cfg):
         warn_of_shared_photos(faces)
     model = build_network(cfg, job.device, resumed)  # before the crops are cut, maybe for hours
     loaders = {"train": build_train_loader(faces["train"], cfg, job.device, job.cache_dir),
-               "valid": build_valid_loader(faces["valid"], cfg, job.device, job.cache_dir)}
+               "valid": build_eval_loader(faces["valid"], cfg, job.device, job.cache_dir)}
     trainer = build_trainer(cfg, job.device, model, loaders["train"], resumed)
     run = Run(job, cfg, trainer, loaders)
     if resumed is not None:
@@ -196,8 +190,7 @@ def train(job, cfg):
     run.close()
     if distributed.is_main() and run.best:
         words = ["--resume", job.folder / "best.pth"]
-        if not all("test" in splits_of(list_dir, name, job.protocol)
-                   for _, name, list_dir in job.sources):
+        if not all("test" in splits_of(source, job.protocol) for source in job.sources):
             words += ["--split", "valid"]
         print(f"done: best {run.best['metric']} {run.best['value']:.2f} in epoch "
               f"{run.best['epoch']:02d}\ntest it with: {job.command('test.py', *words)}")
@@ -231,7 +224,7 @@ def _stages(args):
 
 def _check_can_continue(job, cfg, resumed):
     """Refuse to go on with a checkpoint of another network, optimiser, data set or half epoch."""
-    before, names = parse_cfg(resumed["cfg"]), [name for _, name, _ in job.sources]
+    before, names = parse_cfg(resumed["cfg"]), [source.dataset for source in job.sources]
     if job.is_part:
         _check_same_run(job, cfg, before)
     for flag, then, now in (("--dataset", resumed["datasets"], names),

@@ -22,9 +22,9 @@ import numpy as np
 import torch
 from PIL import Image
 
-from cli import HelpFormatter, run_main
 from preprocess.face import iou
 from preprocess.workers import worker_pool
+from utils.cli import HelpFormatter, run_main
 
 KINDS = {"portraits": "portraits", "UTKFace": "UTKFace", "APPA-REAL": "appa-real-release/valid",
          "FairFace": "fairface/val"}

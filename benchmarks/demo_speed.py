@@ -16,10 +16,10 @@ import torch
 from PIL import Image
 
 import demo
-from cli import HelpFormatter, run_main
+from media.tracking import FaceTracker
+from media.video import Frames
 from predictor import AgeEstimator, as_photo
-from tracking import FaceTracker
-from video import Frames
+from utils.cli import HelpFormatter, run_main
 
 SAMPLES = Path(__file__).parent.parent / "misc" / "samples"
 FRAME_SIZE = 640, 480

@@ -14,18 +14,18 @@ import time
 
 import torch
 
-from cli import (
+from batches import to_device
+from defaults import load_cfg
+from lists import pair_folders, read_sources
+from training.build import build_network, build_train_loader, build_trainer
+from utils.cli import (
     HelpFormatter,
     add_data_flags,
     add_device_flag,
-    choose_device,
     parse_with_overrides,
     run_main,
 )
-from dataset import to_device
-from defaults import load_cfg
-from lists import pair_folders, read_sources
-from training import build_network, build_train_loader, build_trainer
+from utils.distributed import choose_device
 
 
 def parse_args():

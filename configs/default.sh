@@ -52,7 +52,7 @@ teach() {
 mean() {
     local run paths=()
     for run in "${@:2}"; do paths+=("$out/$run/best.pth"); done
-    python "$root/checkpoint.py" "${paths[@]}" "$out/$1"
+    PYTHONPATH="$root" python -m training.release "${paths[@]}" "$out/$1"
 }
 
 # finish FOLDER START KEY VALUE ...: two epochs on faces that are changed less.
@@ -82,4 +82,4 @@ finish last_3 mean_2.pth TRAIN.SEED 6 "${above_100[@]}"
 mean mean_3.pth last_1 last_2 last_3
 finish last mean_3.pth TRAIN.SEED 9 LOSS.INTERVAL_WEIGHT 0.5 LOSS.LABEL vote_std "${above_100[@]}"
 python "$root/test.py" --calibrate --resume "$out/last/best.pth" "${tested[@]}"
-python "$root/checkpoint.py" "$out/last/best.pth" "$out/model.pth"
+PYTHONPATH="$root" python -m training.release "$out/last/best.pth" "$out/model.pth"

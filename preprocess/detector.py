@@ -16,7 +16,6 @@ from functools import cached_property
 import numpy as np
 import torch
 
-import inference
 from preprocess.face import (
     crop_face,
     iou,
@@ -37,7 +36,8 @@ from preprocess.mtcnn import (
     pyramid,
     windows,
 )
-from streams import batches
+from utils import fast_network
+from utils.pipeline import batches
 
 BATCH_PIXELS = 4_000_000  # of the photos that are searched together
 FIRST_SHARE = 0.25  # of a photo's shorter side: the search for the main face starts there
@@ -286,10 +286,11 @@ def _load_networks(device, threads):
         warnings.simplefilter("ignore", FutureWarning)  # how the package loads its weights
         from facenet_pytorch.models.mtcnn import ONet, PNet, RNet
         networks = [network().eval() for network in (PNet, RNet, ONet)]
-    if device.type == "cpu" and inference.openvino is not None:
+    if device.type == "cpu" and fast_network.openvino is not None:
         sides = (CELL, REFINE_SIZE, OUTPUT_SIZE)
-        return Networks(*(inference.OpenVinoNetwork(network, torch.zeros(2, 3, side, side), threads)
-                          for network, side in zip(networks, sides, strict=True)))
+        return Networks(*(
+            fast_network.OpenVinoNetwork(network, torch.zeros(2, 3, side, side), threads)
+            for network, side in zip(networks, sides, strict=True)))
     return Networks(*(_TorchNetwork(network.to(device), device) for network in networks))
 
 

@@ -23,6 +23,8 @@ SIDEWAYS = (5, 6, 7, 8)  # of these, which exchange width and height
 CROP_RESAMPLING = Image.Resampling.BICUBIC  # the original scripts' rotation filter
 RESIZE_RESAMPLING = Image.Resampling.BICUBIC  # antialiased when shrinking
 ROLL_DECIMALS, BOX_DECIMALS = 4, 2  # of an aligned list
+IMAGE_ENDINGS = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff",
+                 ".gif")
 
 
 def load_photo(source):

@@ -22,9 +22,6 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from cli import HelpFormatter, add_device_flag, choose_device, run_main
-from distributed import available_cores
-from files import file_sha256, replaced, writable_folder
 from lists import SPLITS, is_current
 from preprocess.detector import FaceDetector
 from preprocess.face import load_photo
@@ -37,7 +34,10 @@ from preprocess.journal import (
 )
 from preprocess.readers import LOCATION, MISSING
 from preprocess.workers import RESULT, UNREADABLE, worker_pool
-from streams import map_ahead
+from utils.cli import HelpFormatter, add_device_flag, run_main
+from utils.distributed import choose_device
+from utils.files import file_sha256, replaced, writable_folder
+from utils.pipeline import available_cores, map_ahead
 
 AHEAD = 3  # chunks a worker process finds waiting
 REDONE = 64  # chunks that are aligned again before the journal is written anew

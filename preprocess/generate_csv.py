@@ -16,8 +16,6 @@ from pathlib import Path
 import pandas as pd
 from tqdm import tqdm
 
-from cli import HelpFormatter, run_main
-from files import replaced, writable_folder
 from lists import SPLITS
 from preprocess.face import upright_size
 from preprocess.readers import (
@@ -31,6 +29,8 @@ from preprocess.readers import (
     Skipped,
     table_reader,
 )
+from utils.cli import HelpFormatter, run_main
+from utils.files import replaced, writable_folder
 
 
 def parse_args():

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from files import replaced
+from utils.files import replaced
 
 CHUNK = 32  # rows that are sent to a worker and recorded together
 

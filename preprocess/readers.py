@@ -24,8 +24,8 @@ import numpy as np
 import pandas as pd
 
 from defaults import load_cfg
-from folders import IMAGE_ENDINGS
 from lists import APPA_REAL_LABELS, SPLITS, count_votes, read_csv
+from preprocess.face import IMAGE_ENDINGS
 
 MISSING = "file missing"  # why a photo cannot be used
 LOCATION = ["face_x1", "face_y1", "face_x2", "face_y2"]  # pixels of the photo

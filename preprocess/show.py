@@ -14,11 +14,11 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from PIL import Image, ImageDraw
 
-from cli import HelpFormatter, run_main
-from files import writable_folder
 from lists import REQUIRED, SPLITS
 from preprocess.face import crop_face, load_photo, photo_quad, resize_face
 from preprocess.journal import read_rows
+from utils.cli import HelpFormatter, run_main
+from utils.files import writable_folder
 
 SIDE = 160  # pixels of a photo and of a crop on the sheet
 CAPTION = 16  # pixels below them

@@ -8,8 +8,9 @@ import zipfile
 import pytest
 import torch
 
-from checkpoint import load_checkpoint, release_checkpoint, save_checkpoint
+from checkpoint import load_checkpoint, save_checkpoint
 from defaults import parse_cfg
+from training.release import release_checkpoint
 
 PLAIN = {"cfg": "TRAIN:\n  LR: 0.1\n", "model": {"w": torch.arange(3.0)}, "epochs_done": 2,
          "best": {"metric": "val_mae", "value": 5.2, "epoch": 2}, "random_state": None}

@@ -12,8 +12,9 @@ from faces import TINY, draw_face, write_dataset, write_list
 from PIL import Image, PngImagePlugin
 
 from augment import augment
-from crop_cache import FaceCrops, cached_crops
-from dataset import FaceDataset, OrderedBatches, ShuffledBatches, build_loader, to_pixels
+from batches import OrderedBatches, ShuffledBatches, build_loader
+from crop_cache import cached_crops
+from dataset import FaceCrops, FaceDataset, to_pixels
 from defaults import load_cfg
 from lists import read_faces
 from preprocess.face import load_photo, resize_face, upright_size

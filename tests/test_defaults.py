@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from cli import parse_with_overrides
 from defaults import CHOICES, age_bins, known_keys, load_cfg, override_cfg, parse_cfg
 from losses import DECODES, LOSSES
+from utils.cli import parse_with_overrides
 
 ROOT = Path(__file__).parent.parent
 FAMILY = {  # names and values that users of this family of repositories know
@@ -136,7 +136,6 @@ def test_a_path_is_taken_as_it_is_written(path):
 def test_age_bins_follow_the_config():
     assert age_bins(load_cfg()) == list(range(101))
     assert age_bins(load_cfg(None, ["DATA.AGE_MIN", "16", "DATA.AGE_MAX", "18"])) == [16, 17, 18]
-
 
 
 def parser():

@@ -22,14 +22,14 @@ import pytest
 from demo_inputs import ASTRONAUT, HOPPER, ROOT, SAMPLES, TWO_FACES, write_model
 from PIL import Image, ImageCms
 
-import cli
 import demo
 import predictor
 from benchmarks.demo_speed import write_clip
-from folders import find_images, save_picture
+from media.photos import find_images, save_picture
+from media.results import FIELDS, VIDEO_FIELDS
+from media.video import ClipWriter, Frames
 from predictor import as_photo
-from results import FIELDS, VIDEO_FIELDS
-from video import ClipWriter, Frames
+from utils import cli
 
 
 @pytest.fixture(scope="session")

@@ -9,7 +9,6 @@ from matplotlib.cbook import get_sample_data
 from PIL import Image
 from skimage.data import astronaut
 
-import inference
 from preprocess.detector import FaceDetector, detection_batches
 from preprocess.face import (
     crop_face,
@@ -19,6 +18,7 @@ from preprocess.face import (
     rotate_photo,
 )
 from preprocess.mtcnn import SummedPhoto, Window, _nms_within, propose, pyramid, windows
+from utils import fast_network
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 
@@ -116,7 +116,7 @@ def test_a_face_does_not_depend_on_its_batch(faces_found, portraits):
 
 
 def test_pytorch_networks_find_the_same(portraits, faces_found, monkeypatch):
-    monkeypatch.setattr(inference, "openvino", None)
+    monkeypatch.setattr(fast_network, "openvino", None)
     for ours, theirs in zip(faces_found.align(portraits),
                             FaceDetector(threads=1).align(portraits), strict=True):
         np.testing.assert_allclose(ours[0].aligned_bbox, theirs[0].aligned_bbox, atol=0.01)

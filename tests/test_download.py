@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-import download
-from download import fetch, find_model
-from files import file_sha256
+from utils import download
+from utils.download import fetch, find_model
+from utils.files import file_sha256
 
 CONTENT = bytes(range(256)) * 4000  # 1 MB
 SHA256 = hashlib.sha256(CONTENT).hexdigest()

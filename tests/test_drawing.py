@@ -5,8 +5,8 @@ import pytest
 from demo_inputs import ASTRONAUT
 from PIL import Image
 
-from drawing import COLOURS, Rect, age_text, draw_corner_text, draw_faces, place, plot_panel
-from results import face_from_probs
+from media.drawing import COLOURS, Rect, age_text, draw_corner_text, draw_faces, place, plot_panel
+from predictor import face_from_probs
 
 AGE_BINS = list(range(101))
 

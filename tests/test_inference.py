@@ -11,13 +11,14 @@ import torch
 from demo_inputs import ROOT, SMALL
 from torch import nn
 
-import inference
 from defaults import load_cfg
-from inference import OpenVinoNetwork, fast_model, fuse_batch_norms
 from model import build_model
+from utils import fast_network
+from utils.fast_network import OpenVinoNetwork, fast_model, fuse_batch_norms
 
 CPU = torch.device("cpu")
-needs_openvino = pytest.mark.skipif(inference.openvino is None, reason="openvino is not installed")
+needs_openvino = pytest.mark.skipif(fast_network.openvino is None,
+                                    reason="openvino is not installed")
 
 
 def random_pixels(count, size):
@@ -68,11 +69,11 @@ def test_openvino_network_takes_nothing_and_many_at_once(model):
 
 @needs_openvino
 def test_process_ends_well_after_networks_are_released():
-    """Released ones once ended a process in a segmentation fault, see inference._core."""
+    """Released ones once ended a process in a segmentation fault, see fast_network._core."""
     code = """
 import gc, threading, torch
 from defaults import load_cfg
-from inference import fast_model
+from utils.fast_network import fast_model
 from model import build_model
 from demo_inputs import SMALL
 
@@ -110,7 +111,7 @@ def test_network_that_openvino_gets_wrong_stays_in_pytorch():
 
 
 def test_without_openvino_it_is_pytorch(model, monkeypatch):
-    monkeypatch.setattr(inference, "openvino", None)
+    monkeypatch.setattr(fast_network, "openvino", None)
     assert isinstance(fast_model(model, 64, CPU), nn.Module)
 
 

@@ -11,13 +11,14 @@ from PIL import Image
 
 from defaults import load_cfg
 from lists import (
+    Source,
     count_rejected,
     find_datasets,
     find_protocols,
+    list_file,
     pair_folders,
     parse_votes,
     read_faces,
-    source_of,
     warn_of_stale_lists,
 )
 
@@ -93,7 +94,7 @@ def test_an_empty_real_age_names_the_other_label(tmp_path):
 def test_no_split_of_appa_real_is_raw_where_another_is_aligned(tmp_path):
     write_appa_real(tmp_path)
     (tmp_path / "gt_avg_test.csv").write_text((tmp_path / "gt_avg_train.csv").read_text())
-    assert source_of(tmp_path, "appa_real", "test").name == "gt_avg_test.csv"
+    assert list_file(Source(tmp_path, "appa_real", tmp_path), "test").name == "gt_avg_test.csv"
     write_dataset(tmp_path, [10], name="appa_real", splits=("train",))
     with pytest.raises(FileNotFoundError, match="no test split; it has train"):
         read_faces(tmp_path, "appa_real", "test", CFG)
@@ -104,10 +105,10 @@ def test_no_split_of_appa_real_is_raw_where_another_is_aligned(tmp_path):
 
 
 def test_rejected_photos_are_counted_by_split(tmp_path):
-    assert count_rejected(tmp_path, "mine") == "unknown"
+    assert count_rejected(Source(tmp_path, "mine", tmp_path)) == "unknown"
     (tmp_path / "mine_rejected.csv").write_text(
         "photo,split,reason\na.jpg,train,no face\nb.jpg,test,no face\nc.jpg,test,no face\n")
-    assert [count_rejected(tmp_path, "mine", split)
+    assert [count_rejected(Source(tmp_path, "mine", tmp_path), split)
             for split in (None, "train", "valid", "test")] == [3, 1, 0, 2]
 
 
@@ -195,7 +196,7 @@ def test_a_number_without_end_is_none(tmp_path, column):
 def test_a_protocol_named_twice_is_found_once(tmp_path):
     for number in range(2):
         (tmp_path / f"drawn_split_rotation{number}.csv").write_text("photo,split\n")
-    found = find_protocols([(tmp_path, "drawn", tmp_path)], ["rotation1", "rotation*"])
+    found = find_protocols([Source(tmp_path, "drawn", tmp_path)], ["rotation1", "rotation*"])
     assert found == ["rotation0", "rotation1"]
 
 

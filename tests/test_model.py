@@ -21,10 +21,12 @@ from PIL import Image
 from torch import nn
 
 import model as model_module
+import pretrained
 from checkpoint import load_checkpoint, save_checkpoint
 from defaults import load_cfg
-from download import find_model
-from model import TIMM_TWINS, TORCHVISION_TWINS, build_model, list_archs, restore_model
+from model import build_model, list_archs, restore_model
+from pretrained import TIMM_TWINS, TORCHVISION_TWINS
+from utils.download import find_model
 
 MILITARY_UNIFORM = 652  # ImageNet class
 FAST_TWINS = ("alexnet", "densenet121", "dpn68", "dpn68b", "inceptionresnetv2", "inceptionv3",
@@ -215,7 +217,7 @@ def test_twin_s_weights_give_the_twin_s_features(arch):
     if arch == "nasnetalarge":
         average_without_padding(twin)
     model = build(arch).eval()
-    model_module._copy_weights(twin.state_dict(), model.backbone.network)
+    pretrained._copy_weights(twin.state_dict(), model.backbone.network)
     images = torch.randn(1, 3, size, size)
     with torch.no_grad():
         features, expected = model.backbone(images), features_of_twin(twin, images)

@@ -19,10 +19,10 @@ import metrics
 from dataset import FaceDataset
 from defaults import override_cfg
 from lists import read_faces
-from predictor import AgeEstimator, as_photo, pixel_count
+from media.results import FIELDS, ResultFiles
+from predictor import AgeEstimator, as_photo, face_from_probs, pixel_count
 from preprocess import face_align
-from results import FIELDS, ResultFiles, face_from_probs
-from streams import batches
+from utils.pipeline import batches
 
 PORTRAITS = ROOT.parent / "shared" / "data" / "portraits"
 AGE_BINS = list(range(101))

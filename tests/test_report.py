@@ -1,4 +1,4 @@
-"""report.py and evaluation.py: every number in its place, and a page whatever is missing."""
+"""evaluation: every number in its place, and a page whatever is missing."""
 
 import json
 import re
@@ -10,11 +10,9 @@ import pytest
 import skimage.color
 from scipy import special
 
-import evaluation
-import figures
 import metrics
-import report
-from predictions import check_predictions, read_predictions, write_predictions
+from evaluation import figures, report, scores
+from evaluation.predictions import check_predictions, read_predictions, write_predictions
 
 BINS = np.arange(101)
 COLUMNS = [f"p{age}" for age in BINS]
@@ -195,16 +193,16 @@ def test_groups_are_those_of_the_table(full_report, table):
 def test_cells_hold_at_least_thirty_faces():
     table = draw_predictions(61).assign(age=25.0, gender="male",
                                         race=["asian"] * 31 + ["black"] * 30)
-    cells = evaluation.score_groups(check_predictions(table, "t"), 20)[0]
+    cells = scores.score_groups(check_predictions(table, "t"), 20)[0]
     assert set(cells["gender_race_age_band"]) == {"male, asian, 20-29", "male, black, 20-29"}
-    fewer = evaluation.score_groups(check_predictions(table[:60], "t"), 20)[0]
+    fewer = scores.score_groups(check_predictions(table[:60], "t"), 20)[0]
     assert set(fewer["gender_race_age_band"]) == {"male, asian, 20-29"}
 
 
 @pytest.mark.parametrize("age, band", [(0, "0-2"), (2.4, "0-2"), (2.5, "3-9"), (9, "3-9"),
                                        (10, "10-19"), (79.4, "70-79"), (80, "80+"), (116, "80+")])
 def test_age_bands(age, band):
-    assert evaluation.BANDS[evaluation.age_bands([age])[0]][0] == band
+    assert scores.BANDS[scores.age_bands([age])[0]][0] == band
 
 
 def test_a_gap_that_is_only_the_age_mix_vanishes_at_the_same_ages():
@@ -216,7 +214,7 @@ def test_a_gap_that_is_only_the_age_mix_vanishes_at_the_same_ages():
     table = pd.DataFrame({"photo": np.arange(4000).astype(str), "age": ages,
                           "pred_age": ages + rng.normal(0, np.where(old, 9, 3)),
                           "gender": np.where(women, "female", "male")})
-    gaps = evaluation.score_groups(check_predictions(table, "t"), 200)[1]["gender"]
+    gaps = scores.score_groups(check_predictions(table, "t"), 200)[1]["gender"]
     assert gaps["mae"]["p_value"] < 0.01 and gaps["mae"]["highest"] == "female"
     assert abs(gaps["mae_same_ages"]["value"]) < 0.3 < gaps["mae"]["value"]
     assert gaps["mae_same_ages"]["p_value"] > 0.05
@@ -231,7 +229,7 @@ def test_groups_are_compared_at_the_same_ages_where_these_hold_half_of_the_faces
                           "gender": np.where(women, "female", "male")})
 
     def gaps_of(table):
-        return evaluation.score_groups(check_predictions(table, "t"), 20)[1]["gender"]
+        return scores.score_groups(check_predictions(table, "t"), 20)[1]["gender"]
 
     assert gaps_of(table)["mae_same_ages"]["share_percent"] == 50
     assert "mae_same_ages" not in gaps_of(table[1:].reset_index(drop=True))
@@ -244,11 +242,11 @@ def test_one_person_has_no_interval_and_enters_no_gap():
                           "age_std": np.where(people == "a", 4.0, np.nan),
                           "gender": np.where(people == "a", "female", "male")})
     exact = check_predictions(table, "t")
-    groups, gaps = evaluation.score_groups(exact, 50)
+    groups, gaps = scores.score_groups(exact, 50)
     assert groups["gender"]["female"]["mae"]["low"] is None
     assert groups["gender"]["male"]["mae"]["low"] is not None
     assert "gender" not in gaps
-    assert evaluation.score(exact, 50)["epsilon_error"]["low"] is None
+    assert scores.score(exact, 50)["epsilon_error"]["low"] is None
 
 
 def test_few_faces_have_no_interval_and_no_verdict(table):
@@ -256,8 +254,8 @@ def test_few_faces_have_no_interval_and_no_verdict(table):
         some = table[:count]
         worse = some.assign(pred_age=some["pred_age"] + 30)
         first, second = (check_predictions(one, "t") for one in (some, worse))
-        assert (evaluation.score(first.exact, 50)["mae"]["low"] is not None) == known
-        change = evaluation.compare([first], [second], 50)["differences"]["bias"]
+        assert (scores.score(first.exact, 50)["mae"]["low"] is not None) == known
+        change = scores.compare([first], [second], 50)["differences"]["bias"]
         assert change["value"] == pytest.approx(30)
         assert change["significant"] == known and (change["p_value"] is not None) == known
 
@@ -268,7 +266,7 @@ def test_few_faces_all_missed_are_not_called_noise(tmp_path, table):
     assert results["coverage_80"]["value"] == 0
     assert "noise" not in re.findall(r"Of the true ages.*?</dd>", page)[0]
     verdict, = re.findall(r"<td>80%</td>.*?<td>([^<]*)</td></tr>", page, flags=re.DOTALL)
-    assert verdict == "80.0 points too few, " + evaluation.TOO_FEW
+    assert verdict == "80.0 points too few, " + scores.TOO_FEW
 
 
 @pytest.mark.parametrize("digits", [1, 3])
@@ -277,7 +275,7 @@ def test_a_cutoff_of_rounded_scores_keeps_its_promise(digits):
     for _ in range(300):
         scores = rng.integers(-50, 1000, 60) / 10 ** digits  # of tables with as many decimals
         is_adult = rng.random(60) < 0.5
-        found = evaluation._cost_of_safety(is_adult, scores, 5, digits)
+        found = scores._cost_of_safety(is_adult, scores, 5, digits)
         shown = float(f"{found['cutoff']:.{digits}f}")
         assert (scores[~is_adult] >= shown).mean() <= 0.05
         assert found["adults_refused"] == pytest.approx(100 * (scores[is_adult] < shown).mean())
@@ -285,7 +283,7 @@ def test_a_cutoff_of_rounded_scores_keeps_its_promise(digits):
 
 def test_all_ranges_right_is_no_certainty(table):
     ranges = with_intervals(table[:5])
-    results = evaluation.evaluate(check_predictions(
+    results = scores.evaluate(check_predictions(
         ranges.assign(pred_age=ranges["age"]), "t"), 50)
     share = results["intervals"]["all"]["all"]["interval_accuracy"]
     assert (share["value"], share["high"]) == (100, 100)
@@ -321,7 +319,7 @@ def test_bootstrap_is_by_subject_where_all_are_known(table):
     unknown = people.assign(subject=["s0", *[None] * 2399])
 
     def width(faces):
-        mae = evaluation.score(check_predictions(faces, "t"))["mae"]
+        mae = scores.score(check_predictions(faces, "t"))["mae"]
         return mae["high"] - mae["low"]
 
     assert width(people) == pytest.approx(width(table), rel=0.15)  # copies add no evidence
@@ -330,14 +328,14 @@ def test_bootstrap_is_by_subject_where_all_are_known(table):
 
 def test_subjects_of_two_data_sets_are_different_people(table):
     faces = table[["photo"]].assign(subject="1", dataset=["fgnet", "agedb"] * 300)
-    assert len(np.unique(evaluation.subject_codes(faces))) == 2
+    assert len(np.unique(scores.subject_codes(faces))) == 2
 
 
 def test_epsilon_error_is_over_faces_with_votes_only(table):
     partly = table.copy()
     partly.loc[300:, "age_std"] = np.nan
     known = partly[:300]
-    results = evaluation.score(check_predictions(partly, "t"), 20)
+    results = scores.score(check_predictions(partly, "t"), 20)
     assert results["epsilon_error"]["value"] == pytest.approx(
         metrics.epsilon_error(known["pred_age"], known["age"], known["age_std"], 0.5))
 
@@ -348,11 +346,11 @@ def test_decisions_at_eighteen(full_report, table):
     assert decision["n_minors"] == len(minors)
     row = next(row for row in decision["mean"]["table"] if row["cutoff"] == 3)
     assert row["minors_passed"]["value"] == pytest.approx(100 * (minors["pred_age"] >= 21).mean())
-    for rule, scores in (("mean", table["pred_age"] - 18),
+    for rule, surplus in (("mean", table["pred_age"] - 18),
                          ("mass", table[[f"p{age}" for age in range(18, 101)]].sum(axis=1))):
         for percent, safe in decision[rule]["at_tolerance"].items():
             shown = float(f"{safe['cutoff']:.{1 if rule == 'mean' else 3}f}")
-            passes = scores >= shown
+            passes = surplus >= shown
             assert passes[table["age"] < 18].mean() <= int(percent) / 100
             assert safe["adults_refused"] == pytest.approx(
                 100 * (~passes[table["age"] >= 18]).mean())
@@ -383,8 +381,8 @@ def test_the_uncalibrated_result_stands_beside_the_calibrated(tmp_path, table):
 def test_a_model_compared_with_itself_is_not_significant(table):
     mixed = table.sample(frac=1, random_state=0)
     both = [check_predictions(one, "t") for one in (table, mixed)]
-    differences = evaluation.compare(both[:1], both[1:], 50)["differences"]
-    assert set(differences) == set(evaluation.METRICS)
+    differences = scores.compare(both[:1], both[1:], 50)["differences"]
+    assert set(differences) == set(scores.METRICS)
     assert all(change["value"] == pytest.approx(0, abs=1e-9) and not change["significant"]
                for change in differences.values())
 
@@ -392,9 +390,9 @@ def test_a_model_compared_with_itself_is_not_significant(table):
 def test_a_better_model_is_significant_and_paired(table):
     worse = table.assign(pred_age=table["pred_age"] + 1.5).sample(frac=1, random_state=0)
     first, second = (check_predictions(one, "t") for one in (table, worse))
-    change = evaluation.compare([first], [second], 200)["differences"]["bias"]
+    change = scores.compare([first], [second], 200)["differences"]["bias"]
     assert (change["value"], change["low"], change["high"]) == pytest.approx((1.5, 1.5, 1.5))
-    assert evaluation.compare([first], [second], 200)["differences"]["mae"]["significant"]
+    assert scores.compare([first], [second], 200)["differences"]["mae"]["significant"]
 
 
 def test_recipes_with_seeds_stand_side_by_side(tmp_path, table):
@@ -414,7 +412,7 @@ def test_recipes_with_seeds_stand_side_by_side(tmp_path, table):
 def test_models_without_a_common_photo_are_not_compared(table):
     other = table.assign(photo="other_" + table["photo"])
     first, second = (check_predictions(one, "t") for one in (table, other))
-    assert evaluation.compare([first], [second], 20) == {"n": 0, "n_other_age": 0,
+    assert scores.compare([first], [second], 20) == {"n": 0, "n_other_age": 0,
                                                          "differences": {}}
 
 
@@ -434,7 +432,7 @@ def test_each_face_of_a_photo_is_compared(table):
     pairs = table.assign(photo=[f"{k // 2}.jpg" for k in range(len(table))])
     first, second = (check_predictions(one, "t") for one in
                      (pairs, pairs.assign(pred_age=pairs["pred_age"] + 1)))
-    comparison = evaluation.compare([first], [second], 50)
+    comparison = scores.compare([first], [second], 50)
     assert comparison["n"] == len(table)
     assert comparison["differences"]["bias"]["value"] == pytest.approx(1)
 
@@ -444,7 +442,7 @@ def test_seeds_on_ranges_have_a_spread_of_their_own(tmp_path, table):
             for seed in (1, 2)]
     results, page = written(tmp_path, {"recipe": runs})
     shares = [run["interval_accuracy"] for run in (
-        evaluation.evaluate(check_predictions(run, "t"), 20)["intervals"]["all"]["all"]
+        scores.evaluate(check_predictions(run, "t"), 20)["intervals"]["all"]["all"]
         for run in runs)]
     assert results["seeds"]["recipe"]["interval_accuracy"]["mean"] == pytest.approx(
         np.mean([share["value"] for share in shares]))
@@ -546,17 +544,17 @@ def test_whatever_is_missing_there_is_a_page(tmp_path, table, case, sentence):
         "nothing in common": {"a": [table], "b": [minimal(table).assign(photo="b")]}}
     results, page = written(tmp_path, cases[case])
     assert sentence in page
-    assert set(evaluation.METRICS) <= set(results)
+    assert set(scores.METRICS) <= set(results)
 
 
 def test_one_image_has_values_without_intervals(table):
-    results = evaluation.score(check_predictions(table[:1], "t"), 20)
+    results = scores.score(check_predictions(table[:1], "t"), 20)
     assert all(number["low"] is None and number["high"] is None for number in results.values())
     assert results["mae"]["value"] == pytest.approx(abs(table["pred_age"][0] - table["age"][0]))
 
 
 def test_missing_metrics_say_why(table):
-    results = evaluation.score(check_predictions(minimal(table), "t"), 20)
+    results = scores.score(check_predictions(minimal(table), "t"), 20)
     for key in ("mae_median", "nll", "crps", "coverage_80", "aurc", "epsilon_error"):
         assert results[key]["value"] is None and results[key]["why"]
 

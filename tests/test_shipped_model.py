@@ -8,8 +8,8 @@ import sys
 import pytest
 from demo_inputs import ASTRONAUT, HOPPER, ROOT
 
-from download import find_model
 from predictor import AgeEstimator
+from utils.download import find_model
 
 SHARED = ROOT.parent / "shared" / "data"
 README = (ROOT / "README.md").read_text(encoding="utf-8")

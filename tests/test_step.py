@@ -10,10 +10,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-import optim
-import precision
 from defaults import load_cfg
 from model import build_model
+from training import build, optim
+from utils import precision
 
 ROOT = Path(__file__).parent.parent
 CPU = torch.device("cpu")
@@ -91,7 +91,7 @@ def choose(amp="auto", device=CPU, deterministic=False):
 
     before = {name: value.clone() for name, value in layer.state_dict().items()}
     state = torch.get_rng_state()
-    chosen = precision.choose_amp(amp, deterministic, device, layer, criterion, batch)
+    chosen = build.choose_amp(amp, deterministic, device, layer, criterion, batch)
     assert torch.equal(torch.get_rng_state(), state)
     assert all(torch.equal(value, before[name]) for name, value in layer.state_dict().items())
     assert all(parameter.grad is None for parameter in layer.parameters())
@@ -116,13 +116,13 @@ def test_a_gpu_that_only_emulates_bf16_gets_fp16(monkeypatch, capability, amp):
 
 @pytest.mark.parametrize("faster", ["off", "bf16"])
 def test_a_cpu_takes_the_faster_precision_and_leaves_the_run_as_it_was(monkeypatch, faster):
-    measure, tried = precision._seconds_a_step, {}
+    measure, tried = build._seconds_a_step, {}
 
     def slowed(amp, *words):  # what is measured on these few numbers is chance
         tried[amp] = measure(amp, *words)
         return tried[amp] + (0 if amp == faster else 3600)
 
-    monkeypatch.setattr(precision, "_seconds_a_step", slowed)
+    monkeypatch.setattr(build, "_seconds_a_step", slowed)
     chosen, precisions = choose()
     assert chosen == faster
     assert set(tried) == {"off", "bf16"} and all(seconds > 0 for seconds in tried.values())
@@ -151,7 +151,7 @@ def test_half_precision_on_a_cpu_spares_depthwise_convolutions():
 def test_freed_memory_is_kept():
     program = """if True:
         import resource, sys, numpy, torch
-        from precision import keep_freed_memory
+        from utils.precision import keep_freed_memory
         if sys.argv[1] == "keep":
             keep_freed_memory(torch.device("cpu"))
         def faults():

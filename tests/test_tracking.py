@@ -8,9 +8,9 @@ from demo_inputs import ASTRONAUT, TWO_FACES
 from PIL import Image
 
 from benchmarks.demo_speed import moving_portrait
+from media.tracking import FaceTracker, match_boxes, move_boxes
+from predictor import face_from_probs
 from preprocess.face import iou
-from results import face_from_probs
-from tracking import FaceTracker, match_boxes, move_boxes
 
 AGE_BINS = list(range(101))
 FACE_IN_ASTRONAUT = (181.0, 62, 268, 172)

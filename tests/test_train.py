@@ -24,8 +24,8 @@ from faces import TINY, write_dataset, write_list
 
 import engine
 import metrics
-import training
 from defaults import parse_cfg
+from training import run
 
 ROOT = Path(__file__).parent.parent
 AGES = [5, 15, 25, 35, 45, 55, 65, 75]
@@ -132,7 +132,7 @@ def test_two_epochs_equal_one_stopped_and_resumed_to_the_bit(folder, tmp_path, m
         yield lambda: next(asked) >= askings
 
     with monkeypatch.context() as patched:
-        patched.setattr(training, "stop_on_interrupt", stop_after)
+        patched.setattr(run, "stop_on_interrupt", stop_after)
         assert train(folder, parts, *STEADY, "TRAIN.EPOCHS", "2", check=False).returncode == 130
     assert told in train(folder, parts, "--resume", parts / "last.pth").stdout
     mine, theirs = weights(whole / "last.pth"), weights(parts / "last.pth")
@@ -149,7 +149,7 @@ def test_a_run_that_is_killed_while_it_validates_loses_no_epoch(folder, tmp_path
         raise SystemExit(137)
 
     with monkeypatch.context() as patched:
-        patched.setattr(training, "predict", killed)
+        patched.setattr(run, "predict", killed)
         assert train(folder, parts, *STEADY, "TRAIN.EPOCHS", "2", check=False).returncode == 137
     done = train(folder, parts, "--resume", parts / "last.pth")
     assert "resumed after 0 epochs and 2 batches" in done.stdout
@@ -164,7 +164,7 @@ def test_two_processes_go_on_where_one_was_killed_while_it_validated(folder, tmp
         raise SystemExit(137)
 
     with monkeypatch.context() as patched:
-        patched.setattr(training, "predict", killed)
+        patched.setattr(run, "predict", killed)
         train(folder, tmp_path / "run", *STEADY, "TRAIN.EPOCHS", "1", check=False)
     process = start_training(folder, tmp_path / "run", "--resume", tmp_path / "run" / "last.pth",
                              launcher=("-m", "torch.distributed.run", "--nproc_per_node=2"))
@@ -186,7 +186,7 @@ def test_broken_weights_replace_no_checkpoint(folder, tmp_path, monkeypatch, bat
         assert "diverged" in refusal(train(folder, run, *again, check=False))
         assert (run / "last.pth").read_bytes() == good
     with monkeypatch.context() as patched:
-        patched.setattr(training, "stop_on_interrupt", lambda: nullcontext(lambda: True))
+        patched.setattr(run, "stop_on_interrupt", lambda: nullcontext(lambda: True))
         patched.setattr(engine.Trainer, "step", broken_step)
         done = train(folder, run, *again, check=False)
     assert done.returncode == (130 if batch_size == "4" else 2)
@@ -452,9 +452,9 @@ def test_an_epoch_that_is_better_in_one_ca_only_is_an_improvement():
         best={"metric": "val_mae", "value": 4.0, "epoch": 1},
         best_ca={"ca3": 40.0, "ca5": 60.0, "ca7": 70.0},
         job=SimpleNamespace(sources=[("", "megaage", "")]))
-    assert training.Run._note_best(run) == (False, True)
+    assert run.Run._note_best(run) == (False, True)
     assert run.best_ca["ca3"] == 41
-    assert training.Run._note_best(run) == (False, False)
+    assert run.Run._note_best(run) == (False, False)
 
 
 def test_each_split_is_used_for_what_it_is_for(tmp_path, recwarn):

@@ -11,9 +11,9 @@ import yaml
 from filelock import FileLock
 from tqdm import tqdm
 
-from files import CHUNK, cache_dir, file_sha256
+from utils.files import CHUNK, cache_dir, file_sha256
 
-MISC = Path(__file__).parent / "misc"
+MISC = Path(__file__).parents[1] / "misc"
 SHIPPED_MODEL = MISC / "model.pth"
 REGISTRY = MISC / "models.yaml"
 TIMEOUT_S = 30  # without a byte from the server

@@ -38,11 +38,6 @@ def processes(device):
         dist.destroy_process_group()
 
 
-def available_cores():
-    """CPU cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-
-
 def rank():
     return dist.get_rank() if dist.is_initialized() else 0
 
@@ -126,3 +121,16 @@ def wrap(model, device):
 def unwrap(model):
     """The AgeModel inside a DistributedDataParallel."""
     return model.module if isinstance(model, torch.nn.parallel.DistributedDataParallel) else model
+
+
+def choose_device(name):
+    """torch.device for 'auto', 'cpu' or 'cuda'.
+
+    Raises:
+        ValueError: cuda asked for where there is none.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ValueError("--device cuda: no CUDA device found; use --device cpu")
+    return torch.device(name)

@@ -7,8 +7,6 @@ import sys
 import warnings
 from pathlib import Path
 
-import torch
-
 from defaults import known_keys
 
 CONFIG_KEY = re.compile(r"[A-Z]+\.[A-Z0-9_]+")
@@ -70,19 +68,6 @@ def data_words(args):
 def add_device_flag(parser):
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"),
                         help="where the network runs; auto: a GPU where there is one")
-
-
-def choose_device(name):
-    """torch.device for 'auto', 'cpu' or 'cuda'.
-
-    Raises:
-        ValueError: cuda asked for where there is none.
-    """
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name == "cuda" and not torch.cuda.is_available():
-        raise ValueError("--device cuda: no CUDA device found; use --device cpu")
-    return torch.device(name)
 
 
 def parse_with_overrides(parser, argv=None, which="for example TRAIN.LR 0.01"):

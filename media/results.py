@@ -1,15 +1,9 @@
-"""What is known about a face: an object, a line of results.csv, a line of results.jsonl."""
+"""What the demo found, a line a face: results.csv and results.jsonl."""
 
 import csv
 import json
-from dataclasses import dataclass, fields
 from pathlib import Path
 
-import numpy as np
-
-import metrics
-
-INTERVAL_SHARE = 0.8  # of the distribution that lies within low..high
 FACE_FIELDS = ("x1", "y1", "x2", "y2", "confidence", "roll_deg", "age", "median", "std", "low",
                "high")
 FIELDS = ("file", "face", *FACE_FIELDS, "status")
@@ -17,59 +11,6 @@ VIDEO_FIELDS = ("file", "frame", "time_s", *FIELDS[1:])
 DECIMALS = {"confidence": 4, "time_s": 3}  # of all other numbers 2
 OK, NO_FACE, NOT_DRAWN = "ok", "no face", "no annotated picture"
 RESULTS_NAME = "results.csv"
-
-
-@dataclass(frozen=True, eq=False)
-class Face:
-    """A face and its predicted age; `dict(face)` and `face["age"]` work too.
-
-    x1, y1, x2, y2: box in pixels of the upright photo, x2 and y2 exclusive; may overhang it.
-    confidence: the detector's, 0..1.
-    roll_deg: of the line between the eyes, positive when the image-right eye is lower.
-    age: the distribution's mean or, with TEST.DECODE median, its median, years.
-    median, std: of the distribution, years.
-    low, high: its central 80% interval, years.
-    probs: (K,) float32, the distribution over the age bins.
-    """
-
-    x1: float
-    y1: float
-    x2: float
-    y2: float
-    confidence: float
-    roll_deg: float
-    age: float
-    median: float
-    std: float
-    low: float
-    high: float
-    probs: np.ndarray
-
-    def keys(self):
-        return [field.name for field in fields(self)]
-
-    def __getitem__(self, name):
-        if name not in self.keys():
-            raise KeyError(name)
-        return getattr(self, name)
-
-
-def face_from_probs(bbox, confidence, roll_deg, probs, age_bins, decode="mean"):
-    """A Face from where it is and how its age is distributed.
-
-    Args:
-        bbox: (4,) xyxy pixels.
-        confidence, roll_deg: see Face.
-        probs: (K,), sums to 1.
-        age_bins: (K,) years.
-        decode: of metrics.DECODES, how the age is made of the distribution.
-    """
-    rows = np.asarray(probs, np.float32)[None]
-    low, high = metrics.central_interval(rows, age_bins, INTERVAL_SHARE)
-    numbers = (*bbox, confidence, roll_deg, metrics.DECODES[decode](rows, age_bins)[0],
-               metrics.distribution_median(rows, age_bins)[0],
-               metrics.distribution_std(rows, age_bins)[0], low[0], high[0])
-    return Face(*(float(number) for number in numbers), probs=rows[0])
 
 
 class ResultFiles:

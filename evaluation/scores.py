@@ -13,7 +13,8 @@ import numpy as np
 import pandas as pd
 
 import metrics
-from predictions import Predictions, face_keys
+from evaluation import bootstrap
+from evaluation.predictions import Predictions, face_keys
 
 METRICS = {  # key: (title, unit, decimals, what it is)
     "mae": ("MAE", "years", 2, "mean absolute error of pred_age"),
@@ -100,9 +101,9 @@ def score(exact, samples=1000, seed=0):
         return {key: unknown(NO_EXACT_AGES) for key in METRICS}
     values = contributions(exact)
     subjects = subject_codes(exact.faces)
-    sums, numbers = metrics.bootstrap_sums(values.to_numpy(), np.zeros(len(values), dtype=int), 1,
+    sums, numbers = bootstrap.bootstrap_sums(values.to_numpy(), np.zeros(len(values), dtype=int), 1,
                                            samples, subjects, seed)
-    replicates = metrics.pooled_means(sums, numbers, [0])
+    replicates = bootstrap.pooled_means(sums, numbers, [0])
     results = {}
     for column, key in enumerate(values):
         known = values[key].dropna()
@@ -145,7 +146,7 @@ def measured(value, replicates, units):
     """{"value", "low", "high"} from a value and its bootstrap samples over `units` units."""
     if units < LEAST_UNITS:
         return {"value": float(value), "low": None, "high": None, "why": TOO_FEW}
-    low, high = metrics.percentile_interval(replicates)
+    low, high = bootstrap.percentile_interval(replicates)
     return {"value": float(value), "low": float(low), "high": float(high)}
 
 
@@ -195,7 +196,7 @@ def _aurc(exact, uncertainty, samples, seed):
         return unknown("no predicted standard deviation is known (no columns pred_std or p0, ...)")
     sizes, subjects = _sizes(exact), subject_codes(exact.faces)
     return measured(metrics.aurc(sizes, uncertainty),
-                    metrics.bootstrap_aurc(sizes, uncertainty, samples, subjects, seed),
+                    bootstrap.bootstrap_aurc(sizes, uncertainty, samples, subjects, seed),
                     count_units(subjects, np.ones(len(sizes), dtype=bool)))
 
 
@@ -220,7 +221,7 @@ def score_groups(exact, samples=1000, seed=0):
             `mae_same_ages`, the MAE at the age bands' shares in the whole set, of the bands in
             which each group has LEAST_IN_BAND units and which hold LEAST_COMPARED of all faces.
             A family without its column is absent.
-        gaps: {family: {"mae", "bias", "mae_same_ages": see metrics.largest_gap}} where two or
+        gaps: {family: {"mae", "bias", "mae_same_ages": see bootstrap.largest_gap}} where two or
             more groups have LEAST_IMAGES faces of LEAST_UNITS persons; the last one with
             `bands`, and their `share_percent` of all faces.
     """
@@ -231,7 +232,7 @@ def score_groups(exact, samples=1000, seed=0):
     cells, cell_keys = _finest_cells(labels)
     values = np.column_stack([np.abs(errors), errors])
     subjects = subject_codes(exact.faces)
-    sums, numbers = metrics.bootstrap_sums(values, cells, len(cell_keys), samples, subjects, seed)
+    sums, numbers = bootstrap.bootstrap_sums(values, cells, len(cell_keys), samples, subjects, seed)
     cell_sums = np.stack([np.bincount(cells, v, len(cell_keys)) for v in values.T], axis=1)
     cell_counts = np.bincount(cells, minlength=len(cell_keys))
     table = _CellTable(cell_keys, cell_sums, cell_counts, sums, numbers, cells, subjects)
@@ -268,7 +269,7 @@ class _CellTable:
     def means(self, cells):
         """(2,) MAE and bias of a union of cells, and (R, 2) its bootstrap samples."""
         return (self.sums[cells].sum(axis=0) / self.counts[cells].sum(),
-                metrics.pooled_means(self.boot_sums, self.boot_numbers, cells))
+                bootstrap.pooled_means(self.boot_sums, self.boot_numbers, cells))
 
 
 def _group_labels(faces):
@@ -329,7 +330,7 @@ def _score_family(table, family):
 
 def _gap(groups):
     names = list(groups)
-    gap = metrics.largest_gap([value for value, _ in groups.values()],
+    gap = bootstrap.largest_gap([value for value, _ in groups.values()],
                               np.column_stack([replicates for _, replicates in groups.values()]))
     return gap | {"highest": names[gap["highest"]], "lowest": names[gap["lowest"]]}
 
@@ -445,7 +446,7 @@ def _rate(hits, chosen, subjects, side):
 
 def _share(hits, chosen, subjects):
     """A measured number: the percentage of hits among the chosen rows, with Wilson's interval."""
-    value, low, high = metrics.share_interval(hits[chosen],
+    value, low, high = bootstrap.share_interval(hits[chosen],
                                               None if subjects is None else subjects[chosen])
     return {"value": value, "low": low, "high": high}
 
@@ -501,11 +502,11 @@ def _score_partition(distances, names, subjects, samples, seed):
     codes = np.zeros(len(distances), dtype=int)
     for code, rows in enumerate(groups.values()):
         codes[rows] = code
-    sums, numbers = metrics.bootstrap_sums(distances[:, None], codes, len(groups), samples,
+    sums, numbers = bootstrap.bootstrap_sums(distances[:, None], codes, len(groups), samples,
                                            subjects, seed)
     scored = {}
     for code, name in enumerate(groups):
-        replicates = metrics.pooled_means(sums, numbers, [code])[:, 0]
+        replicates = bootstrap.pooled_means(sums, numbers, [code])[:, 0]
         own = codes == code
         scored[str(name)] = {"n": int(own.sum()),
                              "interval_accuracy": _share(distances == 0, own, subjects),
@@ -539,9 +540,9 @@ def compare(first, second, samples=1000, seed=0):
     photos, sides = photos[agreed], [[one.rows(agreed) for one in side] for side in sides]
     subjects = subject_codes(sides[0][0].faces)
     means = [sum(contributions(one) for one in side) / len(side) for side in sides]
-    sums, numbers = metrics.bootstrap_sums(np.hstack(means), np.zeros(len(photos), dtype=int), 1,
+    sums, numbers = bootstrap.bootstrap_sums(np.hstack(means), np.zeros(len(photos), dtype=int), 1,
                                            samples, subjects, seed)
-    replicates = metrics.pooled_means(sums, numbers, [0])
+    replicates = bootstrap.pooled_means(sums, numbers, [0])
     replicates = np.split(replicates, 2, axis=1)  # of the first and of the second
     differences = {}
     for column, key in enumerate(means[0]):
@@ -555,7 +556,7 @@ def compare(first, second, samples=1000, seed=0):
     uncertain = [[_uncertainty(one) for one in side] for side in sides]
     if all(one is not None for side in uncertain for one in side):
         areas = [[(metrics.aurc(_sizes(one), spread),
-                   metrics.bootstrap_aurc(_sizes(one), spread, samples, subjects, seed))
+                   bootstrap.bootstrap_aurc(_sizes(one), spread, samples, subjects, seed))
                   for one, spread in zip(*pair, strict=True)]
                  for pair in zip(sides, uncertain, strict=True)]
         differences["aurc"] = _difference(
@@ -588,7 +589,7 @@ def _difference(values, replicates, units):
     samples = replicates[1] - replicates[0]
     result = measured(values[1] - values[0], samples, units)
     known = result["low"] is not None
-    result["p_value"] = metrics.difference_p_value(samples) if known else None
+    result["p_value"] = bootstrap.difference_p_value(samples) if known else None
     result["significant"] = bool(known and (result["low"] > 0 or result["high"] < 0))
     return result
 

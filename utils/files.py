@@ -8,6 +8,7 @@ from uuid import uuid4
 
 CHUNK = 1 << 18  # bytes read at once
 
+
 @contextmanager
 def replaced(path):
     """Yield the name of a temporary file beside path, which takes its place at the end.

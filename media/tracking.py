@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
+from predictor import Face, face_from_probs
 from preprocess.face import iou
-from results import Face, face_from_probs
 
 FLOW_SIDE = 640  # pixels, the longer side of the picture in which motion is measured
 CORNERS = 40  # followed in a face

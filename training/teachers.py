@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from predictions import face_keys, read_predictions
+from evaluation.predictions import face_keys, read_predictions
 
 LEAST_MASS = 1e-3  # of a teacher's distribution within the student's age bins
 

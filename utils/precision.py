@@ -1,21 +1,15 @@
 """How a training step is computed fastest: mixed precision, memory order, memory kept."""
 
 import contextlib
-import copy
 import ctypes
 import sys
-import time
 
-import numpy as np
 import torch
 from torch.overrides import TorchFunctionMode
-
-from dataset import to_device
 
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16, "off": None}
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 LARGEST_KEPT = (2 ** 30, 2 ** 25)  # bytes of a block that is kept, the first that is accepted
-TRIAL_STEPS = 3  # timed training steps each way when TRAIN.AMP is auto on a CPU
 
 
 @contextlib.contextmanager
@@ -54,47 +48,6 @@ def arranged(model, amp):
     Pixels always come channels-last; half-precision convolutions want their kernels so too.
     """
     return model if amp == "off" else model.to(memory_format=torch.channels_last)
-
-
-def choose_amp(amp, deterministic, device, model, criterion, batch):
-    """Resolve TRAIN.AMP auto.
-
-    On a GPU bf16 where it has it (NVIDIA's from Ampere on), else fp16. On a CPU a few steps are
-    timed both ways, since what bf16 gains depends on the network and the CPU; with deterministic,
-    off.
-
-    Args:
-        amp: auto | bf16 | fp16 | off.
-        deterministic: whether the choice must not depend on a clock.
-        device, model, criterion: of the run; model and random state are left as they are.
-        batch: a training batch.
-    Returns:
-        bf16 | fp16 | off.
-    """
-    if amp != "auto":
-        return amp
-    if device.type == "cuda":
-        # Not is_bf16_supported(), which says yes where bf16 is emulated, slowly or in part.
-        return "bf16" if torch.cuda.get_device_capability(device) >= (8, 0) else "fp16"
-    if deterministic:
-        return "off"
-    with torch.random.fork_rng(devices=[]):
-        seconds = {name: _seconds_a_step(name, device, model, criterion, batch)
-                   for name in ("off", "bf16")}
-    return min(seconds, key=seconds.get)
-
-
-def _seconds_a_step(amp, device, model, criterion, batch):
-    trial = arranged(copy.deepcopy(model), amp).train()
-    batch = to_device(batch, device)
-    times = []
-    for _ in range(TRIAL_STEPS + 1):
-        started = time.perf_counter()
-        with autocast(device, amp):
-            logits = trial(batch["pixels"])
-        criterion(logits, batch)["loss"].mean().backward()
-        times.append(time.perf_counter() - started)
-    return float(np.median(times[1:]))  # the first pays for allocation
 
 
 def keep_freed_memory(device):

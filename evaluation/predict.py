@@ -4,17 +4,17 @@ from dataclasses import dataclass
 
 import numpy as np
 
-import distributed
 import metrics
+from batches import build_eval_loader
 from checkpoint import load_checkpoint
-from dataset import FaceDataset, OrderedBatches, build_loader
+from dataset import FaceDataset
 from defaults import FREE_OF_CHECKPOINT, age_bins, override_cfg
-from download import find_model
 from engine import predict, predict_both
-from files import file_sha256
+from evaluation.predictions import Predictions
 from lists import OPTIONAL, read_sources
 from model import restore_model
-from predictions import Predictions
+from utils.download import find_model
+from utils.files import file_sha256
 
 
 @dataclass
@@ -75,7 +75,7 @@ def predict_split(resume, sources, split, device, opts=(), protocol=None, cache_
 
     Args:
         resume: checkpoint, name or https URL, see download.find_model; None: the shipped model.
-        sources: of lists.pair_folders.
+        sources: list of Source, from lists.pair_folders().
         split: train, valid or test.
         device: torch.device.
         opts: flat KEY VALUE pairs over the checkpoint's config: TEST.*, FREE_OF_CHECKPOINT.
@@ -92,13 +92,10 @@ def predict_split(resume, sources, split, device, opts=(), protocol=None, cache_
     model, cfg = restore_model(checkpoint, device)
     cfg = override_cfg(cfg, opts, "TEST", *FREE_OF_CHECKPOINT)
     faces = read_sources(sources, split, cfg, protocol)
-    data = FaceDataset(faces, cfg, train=False, cache_dir=cache_dir)
-    loader = build_loader(data, OrderedBatches(
-        len(data), cfg.TEST.BATCH_SIZE, distributed.rank(), distributed.world_size()),
-        cfg.TEST.WORKERS, device)
+    loader = build_eval_loader(faces, cfg, device, cache_dir)
     if both and not cfg.TEST.TTA:
         plain, averaged = predict_both(model, loader, device, "testing")
         log_probs = {False: plain, True: averaged}
     else:
         log_probs = {cfg.TEST.TTA: predict(model, loader, device, cfg.TEST.TTA, "testing")}
-    return TestedSplit(str(path), checkpoint, cfg, data, log_probs)
+    return TestedSplit(str(path), checkpoint, cfg, loader.dataset, log_probs)

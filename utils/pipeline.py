@@ -1,5 +1,6 @@
 """Long streams of photos: work sent ahead to a pool, and batches of bounded size."""
 
+import os
 from collections import deque
 
 
@@ -43,3 +44,13 @@ def batches(items, pixels_of, most_pixels, most=None):
         total += pixels
     if batch:
         yield batch
+
+
+def available_cores():
+    """CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+
+
+def worker_count(asked):
+    """Processes or threads to start: at most one a core that this process may use."""
+    return min(asked, available_cores())

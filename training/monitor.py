@@ -11,7 +11,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from torch.utils.tensorboard import SummaryWriter
 
-from files import replaced
+from utils.files import replaced
 
 SHOWN_FACES = 8  # validation faces drawn with their distributions
 

@@ -14,8 +14,8 @@ import numpy as np
 import pandas as pd
 
 import metrics
-from files import replaced
 from lists import listed
+from utils.files import replaced
 
 TEXTS = ("gender", "race", "subject", "dataset")
 NUMBERS = ("age_std", "age_min", "age_max", "pred_std", "confidence")

@@ -12,103 +12,25 @@ from pathlib import Path
 import numpy as np
 import torch
 
-import distributed
 import metrics
 from checkpoint import current_commit, load_checkpoint, save_checkpoint
-from dataset import FaceDataset, OrderedBatches, ShuffledBatches, build_loader
-from defaults import age_bins, parse_cfg
+from defaults import age_bins
 from engine import EpochProgress, Trainer, predict
-from files import replaced
-from lists import count_faces, source_of
-from losses import DECODES, build_criterion, build_target, rare_age_weights
-from model import build_model, restore_model
-from monitor import SHOWN_FACES, Monitor, draw_distributions, draw_scatter
-from optim import averaged_model, build_optimizer, lr_factor
-from precision import arranged, choose_amp, keep_freed_memory
-from teachers import find_teachers, teacher_distributions
+from lists import count_faces, list_file
+from losses import build_target
+from training.monitor import SHOWN_FACES, Monitor, draw_distributions, draw_scatter
+from training.teachers import find_teachers
+from utils import distributed
+from utils.files import replaced
 
 AUGMENTED_SHOWN = 16  # faces in TensorBoard's picture of the augmentation
-
-
-def build_train_loader(faces, cfg, device, cache_dir=None):
-    """Loader of a table of faces, shuffled, augmented, this process's share."""
-    teacher = teacher_distributions(find_teachers(cfg.LOSS.TEACHER), faces, age_bins(cfg)) \
-        if cfg.LOSS.TEACHER else None  # before the crops are cut, which takes minutes
-    data = FaceDataset(faces, cfg, train=True, cache_dir=cache_dir)
-    if teacher is not None:
-        data.labels["teacher"] = teacher
-    batches = ShuffledBatches(len(data), cfg.TRAIN.BATCH_SIZE, cfg.TRAIN.SEED,
-                              distributed.rank(), distributed.world_size())
-    return build_loader(data, batches, cfg.TRAIN.WORKERS, device)
-
-
-def build_valid_loader(faces, cfg, device, cache_dir=None):
-    """Loader of a table of faces, in order, this process's share."""
-    data = FaceDataset(faces, cfg, train=False, cache_dir=cache_dir)
-    batches = OrderedBatches(len(data), cfg.TEST.BATCH_SIZE, distributed.rank(),
-                             distributed.world_size())
-    return build_loader(data, batches, cfg.TEST.WORKERS, device)
-
-
-def build_network(cfg, device, resumed=None):
-    """The network to train, on its device: a checkpoint's, or by the config."""
-    if resumed is not None:
-        return restore_model(resumed, device)[0]
-    with distributed.main_first():
-        return build_model(cfg).to(device)
-
-
-def build_trainer(cfg, device, model, loader, resumed=None):
-    """The network with its loss, optimiser and schedule.
-
-    Args:
-        cfg: the config.
-        device: torch.device of this process.
-        model: of build_network.
-        loader: of the training data, over ShuffledBatches.
-        resumed: checkpoint to continue, or None.
-    Returns:
-        engine.Trainer.
-    """
-    keep_freed_memory(device)
-    bins = torch.tensor(age_bins(cfg), device=device)
-    criterion = build_criterion(
-        cfg, bins, rare_age_weights(loader.dataset.labels, bins.cpu(), cfg)
-        if cfg.LOSS.RARE_AGE_POWER > 0 else None)
-    batch = loader.dataset.__getitems__(next(iter(loader.batch_sampler)))
-    if resumed is not None and resumed.get("device", device.type) == device.type and \
-            parse_cfg(resumed["cfg"]).TRAIN.AMP == cfg.TRAIN.AMP:
-        amp = resumed["amp"]
-    else:
-        amp = distributed.from_main(choose_amp(
-            cfg.TRAIN.AMP, cfg.TRAIN.DETERMINISTIC, device, model, criterion, batch))
-    model = arranged(model, amp)
-    optimizer = build_optimizer(model, cfg)
-    steps_per_epoch = len(loader.batch_sampler)
-    trainer = Trainer(
-        model=distributed.wrap(model, device),
-        criterion=criterion,
-        decode=lambda logits: DECODES[cfg.TEST.DECODE](logits, bins),
-        optimizer=optimizer,
-        scheduler=torch.optim.lr_scheduler.LambdaLR(
-            optimizer, lambda step: lr_factor(step, steps_per_epoch, cfg)),
-        device=device,
-        batch_faces=loader.batch_sampler.batch_size,
-        amp=amp,
-        clip_norm=cfg.TRAIN.CLIP_NORM,
-        ema=averaged_model(model, cfg.TRAIN.EMA_DECAY) if cfg.TRAIN.EMA_DECAY > 0 else None)
-    if resumed is not None:
-        progress = resumed["progress"] or {"steps": 0}
-        trainer.load_state_dict(
-            resumed, resumed["epochs_done"] * steps_per_epoch + progress["steps"])
-    return trainer
 
 
 @dataclass(frozen=True)
 class Job:
     """What a training works on and where, apart from its config.
 
-    sources: of lists.pair_folders.
+    sources: list of Source, from lists.pair_folders().
     device: torch.device of this process.
     folder: Path of the run's files.
     data_words: flags that name data and device, for the commands that are printed.
@@ -223,10 +145,9 @@ class Run:
         (self.folder / "config.yaml").write_text(cfg.dump(), encoding="utf-8")
         print(cfg.dump())
         for source in job.sources:
-            _, name, list_dir = source
             counts = [f"{count_faces(loader.dataset.faces, source)} {split}"
                       for split, loader in self.loaders.items()]
-            print(f"{name} ({source_of(list_dir, name, 'train', job.protocol)}): "
+            print(f"{source.dataset} ({list_file(source, 'train', job.protocol)}): "
                   f"{', '.join(counts)} faces")
         if cfg.LOSS.TEACHER:
             print(f"teachers: {', '.join(find_teachers(cfg.LOSS.TEACHER))}")
@@ -303,7 +224,7 @@ class Run:
         if is_best:
             self.best = {"metric": metric, "value": value, "epoch": self.epochs_done}
         improved = is_best
-        if any(name.startswith("megaage") for _, name, _ in self.job.sources):
+        if any(source.dataset.startswith("megaage") for source in self.job.sources):
             for name in ("ca3", "ca5", "ca7"):
                 if self.metrics[name] > self.best_ca.get(name, -1):
                     self.best_ca[name] = self.metrics[name]
@@ -341,7 +262,7 @@ class Run:
                 "epochs_done": self.epochs_done, "progress": progress, "amp": self.trainer.amp,
                 "device": self.trainer.device.type,
                 "best": self.best, "best_ca": self.best_ca, "metrics": self.metrics,
-                "datasets": [name for _, name, _ in self.job.sources],
+                "datasets": [source.dataset for source in self.job.sources],
                 "protocol": self.job.protocol,
                 "faces": self.faces_digest(), **self.trainer.state_dict()}
 

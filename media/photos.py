@@ -5,11 +5,9 @@ from pathlib import Path
 
 from PIL import Image
 
-from files import replaced
-from preprocess.face import load_photo
+from preprocess.face import IMAGE_ENDINGS, load_photo
+from utils.files import replaced
 
-IMAGE_ENDINGS = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff",
-                 ".gif")
 JPEG = {"quality": 92, "subsampling": 0}  # thin coloured lines stay sharp
 SAVE_OPTIONS = {".jpg": JPEG, ".jpeg": JPEG, ".jpe": JPEG, ".jfif": JPEG, ".webp": {"quality": 92}}
 

@@ -18,9 +18,10 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from PIL import Image
 
-import figures
 import metrics
-from evaluation import (
+from evaluation import figures
+from evaluation.predictions import write_predictions
+from evaluation.scores import (
     BANDS,
     COVERAGES,
     EPSILON_STD_FLOOR,
@@ -37,7 +38,6 @@ from evaluation import (
     seed_spread,
     subject_codes,
 )
-from predictions import write_predictions
 
 PACKAGES = ("torch", "torchvision", "timm", "pretrainedmodels", "facenet-pytorch", "openvino",
             "opencv-python", "numpy", "pandas", "pillow", "matplotlib")

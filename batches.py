@@ -1,0 +1,106 @@
+"""Faces in batches: which come together, who loads them, where they go."""
+
+import warnings
+
+import torch
+from torch.utils.data import DataLoader, Sampler
+
+from dataset import FaceDataset
+from utils import distributed
+from utils.pipeline import worker_count
+
+
+def to_device(batch, device):
+    """The batch's tensors on the device."""
+    return {name: values.to(device, non_blocking=True) for name, values in batch.items()}
+
+
+class ShuffledBatches(Sampler):
+    """Batches of (epoch, index), the same global batches however many processes share them.
+
+    Args:
+        count: faces in the data set.
+        batch_size: total over all processes; a short last batch is dropped, unless it is the
+            only one.
+        seed: of the order.
+        rank, world_size: this process and their number; each takes every world_size-th face of
+            a batch.
+
+    Set `epoch`, and `start` to skip batches already trained, before iterating.
+    """
+
+    def __init__(self, count, batch_size, seed, rank=0, world_size=1):
+        if min(count, batch_size) < world_size:
+            raise ValueError(f"a batch of {min(count, batch_size)} training faces cannot be shared "
+                             f"by {world_size} processes (TRAIN.BATCH_SIZE {batch_size}, "
+                             f"{count} faces)")
+        self.count, self.batch_size, self.seed = count, min(batch_size, count), seed
+        self.rank, self.world_size = rank, world_size
+        self.epoch, self.start = 0, 0
+
+    def __len__(self):
+        return self.count // self.batch_size - self.start
+
+    def __iter__(self):
+        generator = torch.Generator().manual_seed((self.seed << 20) + self.epoch)
+        order = torch.randperm(self.count, generator=generator).tolist()
+        for batch in range(self.start, self.count // self.batch_size):
+            indices = order[batch * self.batch_size:(batch + 1) * self.batch_size]
+            yield [(self.epoch, index) for index in indices[self.rank::self.world_size]]
+
+
+class OrderedBatches(Sampler):
+    """Every face once, in order; of several processes each takes every world_size-th face."""
+
+    def __init__(self, count, batch_size, rank=0, world_size=1):
+        if count < world_size:
+            raise ValueError(f"{count} faces cannot be shared by {world_size} processes")
+        self.indices = range(rank, count, world_size)
+        self.batch_size = batch_size
+
+    def __len__(self):
+        return -(-len(self.indices) // self.batch_size)
+
+    def __iter__(self):
+        for start in range(0, len(self.indices), self.batch_size):
+            yield [(0, index) for index in self.indices[start:start + self.batch_size]]
+
+
+def build_loader(dataset, batches, workers, device):
+    """DataLoader over whole batches.
+
+    Args:
+        dataset: FaceDataset.
+        batches: ShuffledBatches or OrderedBatches.
+        workers: loader processes asked for; at most one a core is started.
+        device: torch.device that the batches will go to.
+    """
+    workers = worker_count(workers)
+    return DataLoader(dataset, batch_sampler=batches, collate_fn=_as_it_is, num_workers=workers,
+                      pin_memory=device.type == "cuda", persistent_workers=workers > 0,
+                      worker_init_fn=_start_worker,
+                      # Its own: starting an epoch must not draw from the state that dropout has,
+                      # or a run resumed within an epoch would go on differently.
+                      generator=torch.Generator())
+
+
+def build_eval_loader(faces, cfg, device, cache_dir=None):
+    """Loader of a table of faces, in order, as they are, this process's share."""
+    data = FaceDataset(faces, cfg, train=False, cache_dir=cache_dir)
+    batches = OrderedBatches(len(data), cfg.TEST.BATCH_SIZE, distributed.rank(),
+                             distributed.world_size())
+    return build_loader(data, batches, cfg.TEST.WORKERS, device)
+
+
+def _as_it_is(batch):
+    return batch
+
+
+def _start_worker(_):
+    import signal
+
+    import cv2
+    cv2.setNumThreads(0)
+    for number in (signal.SIGINT, signal.SIGTERM):  # the main process handles them, and ends
+        signal.signal(number, signal.SIG_IGN)       # its workers itself
+    warnings.simplefilter("once")

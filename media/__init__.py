@@ -1,0 +1,1 @@
+"""Photos, clips and cameras: read, drawn on, written."""

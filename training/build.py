@@ -1,0 +1,127 @@
+"""The parts of a training run, made by the config: loaders, network, trainer, precision."""
+
+import copy
+import time
+
+import numpy as np
+import torch
+
+from batches import ShuffledBatches, build_loader, to_device
+from dataset import FaceDataset
+from defaults import age_bins, parse_cfg
+from engine import Trainer
+from losses import DECODES, build_criterion, rare_age_weights
+from model import build_model, restore_model
+from training.optim import averaged_model, build_optimizer, lr_factor
+from training.teachers import find_teachers, teacher_distributions
+from utils import distributed
+from utils.precision import arranged, autocast, keep_freed_memory
+
+TRIAL_STEPS = 3  # timed training steps each way when TRAIN.AMP is auto on a CPU
+
+
+def build_train_loader(faces, cfg, device, cache_dir=None):
+    """Loader of a table of faces, shuffled, augmented, this process's share."""
+    teacher = teacher_distributions(find_teachers(cfg.LOSS.TEACHER), faces, age_bins(cfg)) \
+        if cfg.LOSS.TEACHER else None  # before the crops are cut, which takes minutes
+    data = FaceDataset(faces, cfg, train=True, cache_dir=cache_dir)
+    if teacher is not None:
+        data.labels["teacher"] = teacher
+    batches = ShuffledBatches(len(data), cfg.TRAIN.BATCH_SIZE, cfg.TRAIN.SEED,
+                              distributed.rank(), distributed.world_size())
+    return build_loader(data, batches, cfg.TRAIN.WORKERS, device)
+
+
+def build_network(cfg, device, resumed=None):
+    """The network to train, on its device: a checkpoint's, or by the config."""
+    if resumed is not None:
+        return restore_model(resumed, device)[0]
+    with distributed.main_first():
+        return build_model(cfg).to(device)
+
+
+def build_trainer(cfg, device, model, loader, resumed=None):
+    """The network with its loss, optimiser and schedule.
+
+    Args:
+        cfg: the config.
+        device: torch.device of this process.
+        model: of build_network.
+        loader: of the training data, over ShuffledBatches.
+        resumed: checkpoint to continue, or None.
+    Returns:
+        engine.Trainer.
+    """
+    keep_freed_memory(device)
+    bins = torch.tensor(age_bins(cfg), device=device)
+    criterion = build_criterion(
+        cfg, bins, rare_age_weights(loader.dataset.labels, bins.cpu(), cfg)
+        if cfg.LOSS.RARE_AGE_POWER > 0 else None)
+    batch = loader.dataset.__getitems__(next(iter(loader.batch_sampler)))
+    if resumed is not None and resumed.get("device", device.type) == device.type and \
+            parse_cfg(resumed["cfg"]).TRAIN.AMP == cfg.TRAIN.AMP:
+        amp = resumed["amp"]
+    else:
+        amp = distributed.from_main(choose_amp(
+            cfg.TRAIN.AMP, cfg.TRAIN.DETERMINISTIC, device, model, criterion, batch))
+    model = arranged(model, amp)
+    optimizer = build_optimizer(model, cfg)
+    steps_per_epoch = len(loader.batch_sampler)
+    trainer = Trainer(
+        model=distributed.wrap(model, device),
+        criterion=criterion,
+        decode=lambda logits: DECODES[cfg.TEST.DECODE](logits, bins),
+        optimizer=optimizer,
+        scheduler=torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda step: lr_factor(step, steps_per_epoch, cfg)),
+        device=device,
+        batch_faces=loader.batch_sampler.batch_size,
+        amp=amp,
+        clip_norm=cfg.TRAIN.CLIP_NORM,
+        ema=averaged_model(model, cfg.TRAIN.EMA_DECAY) if cfg.TRAIN.EMA_DECAY > 0 else None)
+    if resumed is not None:
+        progress = resumed["progress"] or {"steps": 0}
+        trainer.load_state_dict(
+            resumed, resumed["epochs_done"] * steps_per_epoch + progress["steps"])
+    return trainer
+
+
+def choose_amp(amp, deterministic, device, model, criterion, batch):
+    """Resolve TRAIN.AMP auto.
+
+    On a GPU bf16 where it has it (NVIDIA's from Ampere on), else fp16. On a CPU a few steps are
+    timed both ways, since what bf16 gains depends on the network and the CPU; with deterministic,
+    off.
+
+    Args:
+        amp: auto | bf16 | fp16 | off.
+        deterministic: whether the choice must not depend on a clock.
+        device, model, criterion: of the run; model and random state are left as they are.
+        batch: a training batch.
+    Returns:
+        bf16 | fp16 | off.
+    """
+    if amp != "auto":
+        return amp
+    if device.type == "cuda":
+        # Not is_bf16_supported(), which says yes where bf16 is emulated, slowly or in part.
+        return "bf16" if torch.cuda.get_device_capability(device) >= (8, 0) else "fp16"
+    if deterministic:
+        return "off"
+    with torch.random.fork_rng(devices=[]):
+        seconds = {name: _seconds_a_step(name, device, model, criterion, batch)
+                   for name in ("off", "bf16")}
+    return min(seconds, key=seconds.get)
+
+
+def _seconds_a_step(amp, device, model, criterion, batch):
+    trial = arranged(copy.deepcopy(model), amp).train()
+    batch = to_device(batch, device)
+    times = []
+    for _ in range(TRIAL_STEPS + 1):
+        started = time.perf_counter()
+        with autocast(device, amp):
+            logits = trial(batch["pixels"])
+        criterion(logits, batch)["loss"].mean().backward()
+        times.append(time.perf_counter() - started)
+    return float(np.median(times[1:]))  # the first pays for allocation
