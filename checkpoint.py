@@ -1,19 +1,22 @@
 """Checkpoints: tensors and plain Python values in one file, read without running any code.
 
-What one holds (one written by training.release has the first four and `temperature`, as far as
-they are known):
+Keys of a checkpoint:
 
     version          of this format
     cfg              text, the config as YAML
-    model            {name: tensor}, of the unwrapped network; with TRAIN.EMA_DECAY the averaged one
-    commit, epochs_done, best {metric, value, epoch}, metrics {name: value of the last validation},
-    datasets [name]  what trained it, how far, and how good it was
+    model            {name: tensor} of the unwrapped network; with TRAIN.EMA_DECAY the averaged one
+    commit           of the code that trained it
+    epochs_done, best {metric, value, epoch}, metrics {name: value of the last validation}
+                     how long it was trained, and how good it is
+    datasets [name]  what it was trained on
     temperature      of the calibration; absent before `test.py --calibrate`
     run_name, protocol, best_ca, device, amp, faces (hash of the training list)
-                     which run it is, so that no other is continued with it
-    progress         of the epoch under way (engine.EpochProgress), None between two
+                     identify the run, so that no other one is continued with it
+    progress         of the epoch under way (engine.EpochProgress), None between two epochs
     optimizer, scheduler, scaler, ema, random_state
-                     engine.Trainer's state
+                     state of engine.Trainer
+
+training.release keeps the keys down to `temperature`.
 """
 
 import pickle
@@ -33,10 +36,10 @@ def save_checkpoint(path, checkpoint):
 
     Args:
         path: target file; its folder exists.
-        checkpoint: dict, see above, without `version`.
+        checkpoint: dict with the keys above, without `version`.
     """
     with replaced(path) as temporary, temporary.open("wb") as file:
-        # Into an open file: given a name, torch writes that into the file as well.
+        # Into an open file: if torch gets a name, it writes the name into the file as well.
         torch.save({"version": VERSION, **checkpoint}, file)
 
 
@@ -49,8 +52,8 @@ def load_checkpoint(path):
         dict, tensors on the CPU.
     Raises:
         FileNotFoundError: no such file.
-        ValueError: another kind of file, a truncated one, one that would run code when
-            unpickled, or a newer version.
+        ValueError: the file is of another kind, truncated, of a newer version, or would run code
+            when it is unpickled.
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"checkpoint '{path}' not found; train.py writes best.pth and "
@@ -73,7 +76,7 @@ def load_checkpoint(path):
 
 
 def current_commit():
-    """Short hash of the code's git commit, '+' appended where files differ; else 'unknown'."""
+    """Short hash of the code's git commit, with '+' if files differ from it; or 'unknown'."""
     def git(*words):
         return subprocess.run(["git", *words], cwd=Path(__file__).parent, check=True, text=True,
                               capture_output=True).stdout.strip()
