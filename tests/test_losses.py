@@ -1,6 +1,7 @@
 """Label distributions, losses and decodes, held against numbers worked out by hand."""
 
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from losses import (
     label_distribution,
     median_age,
     rare_age_weights,
+    target_builder,
 )
 
 BINS = torch.arange(101)
@@ -132,7 +134,8 @@ def test_an_age_nine_times_rarer_weighs_three_times_as_much():
     ages = torch.tensor([20.0] * 900 + [60.0] * 100)
     faces = {"age": ages, "age_min": ages, "age_max": ages,
              "age_std": torch.full_like(ages, math.nan)}
-    weights = rare_age_weights(faces, BINS, cfg)
+    target = target_builder(cfg)(faces, BINS)
+    weights = rare_age_weights(target.target_dist, 0.5)
     assert weights[60] / weights[20] == pytest.approx(3, rel=1e-4)
     criterion = build_criterion(cfg, BINS, weights)
     logits = torch.zeros(1000, 101)
@@ -189,16 +192,17 @@ def test_losses_stay_finite_for_extreme_logits():
 
 
 def test_vote_spread_and_votes_become_the_label():
-    cfg = load_cfg(None, ["LOSS.LABEL", "vote_std", "LOSS.STD_FLOOR", "1.5"])
-    target = label_distribution(labels(30.0, std=4.0), BINS, cfg)
+    by_spread = partial(label_distribution, age_bins=BINS, kind="vote_std", sigma=2.0,
+                        std_floor=1.5)
+    target = by_spread(labels(30.0, std=4.0))
     torch.testing.assert_close(target, gaussian_target(torch.tensor([30.0]), BINS, 4.0))
-    floored = label_distribution(labels(30.0, std=0.2), BINS, cfg)
+    floored = by_spread(labels(30.0, std=0.2))
     torch.testing.assert_close(floored, gaussian_target(torch.tensor([30.0]), BINS, 1.5))
-    unknown = label_distribution(labels(30.0), BINS, cfg)
+    unknown = by_spread(labels(30.0))
     torch.testing.assert_close(unknown, gaussian_target(torch.tensor([30.0]), BINS, 2.0))
     votes = torch.zeros(1, 101)
     votes[0, [28, 31]] = torch.tensor([1.0, 3.0])
-    cfg = load_cfg(None, ["LOSS.LABEL", "votes"])
-    assert label_distribution(labels(30.0, votes=votes), BINS, cfg)[0, 31].item() == 0.75
-    none = label_distribution(labels(30.0, votes=torch.zeros(1, 101)), BINS, cfg)
+    by_votes = partial(label_distribution, age_bins=BINS, kind="votes", sigma=2.0, std_floor=1.5)
+    assert by_votes(labels(30.0, votes=votes))[0, 31].item() == 0.75
+    none = by_votes(labels(30.0, votes=torch.zeros(1, 101)))
     torch.testing.assert_close(none, unknown)
