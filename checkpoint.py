@@ -19,8 +19,10 @@ Keys of a checkpoint:
 training.release keeps the keys down to `temperature`.
 """
 
+import os
 import pickle
 import subprocess
+import zipfile
 from pathlib import Path
 
 import torch
@@ -29,6 +31,8 @@ from utils.files import replaced
 
 VERSION = 1
 REQUIRED = ("version", "cfg", "model")
+WRAPPED = "module."  # what DataParallel puts before the names of weights
+LFS_POINTER = b"version https://git-lfs.github.com/spec"
 
 
 def save_checkpoint(path, checkpoint):
@@ -39,8 +43,15 @@ def save_checkpoint(path, checkpoint):
         checkpoint: dict with the keys above, without `version`.
     """
     with replaced(path) as temporary, temporary.open("wb") as file:
-        # Into an open file: if torch gets a name, it writes the name into the file as well.
-        torch.save({"version": VERSION, **checkpoint}, file)
+        try:
+            # Into an open file: if torch gets a name, it writes the name into the file as well.
+            torch.save({"version": VERSION, **checkpoint}, file)
+        except RuntimeError as error:  # torch's word for a write that failed
+            if isinstance(error.__context__, OSError):
+                raise error.__context__ from None
+            raise
+        file.flush()
+        os.fsync(file.fileno())  # a power cut must not leave an empty file under the new name
 
 
 def load_checkpoint(path):
@@ -58,6 +69,8 @@ def load_checkpoint(path):
     if not Path(path).is_file():
         raise FileNotFoundError(f"checkpoint '{path}' not found; train.py writes best.pth and "
                                 "last.pth into its --checkpoint folder")
+    _refuse_downloads(path)
+    _check_archive(path)
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
@@ -72,7 +85,37 @@ def load_checkpoint(path):
     if checkpoint["version"] > VERSION:
         raise ValueError(f"checkpoint '{path}' has version {checkpoint['version']}, this code "
                          f"reads up to {VERSION}; update the code")
+    weights = checkpoint["model"]
+    if all(name.startswith(WRAPPED) for name in weights):
+        checkpoint["model"] = {name.removeprefix(WRAPPED): tensor
+                               for name, tensor in weights.items()}
     return checkpoint
+
+
+def _refuse_downloads(path):
+    """Refuse what a failed download leaves in the place of a checkpoint."""
+    with Path(path).open("rb") as file:
+        start = file.read(200).lstrip().lower()
+    if start.startswith(LFS_POINTER):
+        raise ValueError(f"'{path}' is a pointer of Git LFS, not the checkpoint itself; fetch the "
+                         "file with: git lfs pull")
+    if start.startswith((b"<!doctype", b"<html", b"<?xml", b"<head")):
+        raise ValueError(f"'{path}' is a web page, not a checkpoint; download the file itself, "
+                         "not the page that shows it")
+
+
+def _check_archive(path):
+    """Refuse a checkpoint of which bytes have changed, by the checksums that its archive has."""
+    if not zipfile.is_zipfile(path):
+        return  # torch.load says what it is
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+    except Exception as error:  # of many kinds, by the byte that has changed
+        damaged = error
+    if damaged:
+        raise ValueError(f"checkpoint '{path}' is damaged ({damaged}): bytes have changed since "
+                         "it was written; copy or download it again")
 
 
 def current_commit():
