@@ -14,7 +14,7 @@ from filelock import FileLock
 from tqdm import tqdm
 
 from lists import listed
-from utils.files import cache_dir, writable_folder
+from utils.files import cache_dir, named_full_disk, size_text, writable_folder
 
 CACHE_VERSION = 1  # raise when the pixels of a crop change
 
@@ -101,14 +101,15 @@ def _build(crops, path, shape, workers):
     needed = (len(crops) - done) * face_bytes
     free = shutil.disk_usage(path.parent).free
     if needed > free:
-        raise OSError(f"the crops need {needed / 1e9:.1f} GB, '{path.parent}' has "
-                      f"{free / 1e9:.1f} GB free; name another folder with --cache_dir, or set "
+        raise OSError(f"the crops need {size_text(needed)}, '{path.parent}' has "
+                      f"{size_text(free)} free; name another folder with --cache_dir, or set "
                       "DATA.CACHE False")
     loader = torch.utils.data.DataLoader(_CropOrError(crops), batch_size=None, num_workers=workers,
                                          sampler=range(done, len(crops)),
                                          generator=torch.Generator())  # not the run's own
     problems = []
-    with open(partial, "r+b" if done else "wb") as file:  # noqa: PTH123
+    with named_full_disk(partial), \
+            open(partial, "r+b" if done else "wb") as file:  # noqa: PTH123
         file.seek(done * face_bytes)
         file.truncate()
         for pixels, problem in tqdm(loader, desc="cutting faces", total=len(crops), initial=done,

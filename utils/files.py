@@ -1,7 +1,9 @@
 """Files that are written whole or not at all, their checksums, folders that can be written to."""
 
+import errno
 import hashlib
 import os
+import shutil
 from contextlib import contextmanager
 from pathlib import Path
 from uuid import uuid4
@@ -18,10 +20,39 @@ def replaced(path):
     path = Path(path)
     temporary = path.with_name(f".{uuid4().hex}.tmp")  # path's name may have the longest length
     try:
-        yield temporary
-        temporary.replace(path)
+        with named_full_disk(path):
+            yield temporary
+            temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def named_full_disk(path):
+    """Turn the error of a full disk into one that names the path and the free space."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, getattr(errno, "EDQUOT", None)):
+            raise
+        raise OSError(f"no space left to write '{path}': {free_space(path)} are free there; make "
+                      "room and start again") from error
+
+
+def free_space(path):
+    """Free space on the disk of a file or folder that may not exist yet, as text."""
+    place = Path(path).absolute()
+    while not place.exists():
+        place = place.parent
+    return size_text(shutil.disk_usage(place).free)
+
+
+def size_text(count):
+    """A number of bytes in the unit that suits it, such as 1.2 GB."""
+    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if count >= size:
+            return f"{count / size:.1f} {unit}"
+    return f"{count} bytes"
 
 
 def check_folder(path, flag):
