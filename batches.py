@@ -101,6 +101,7 @@ def _start_worker(_):
 
     import cv2
     cv2.setNumThreads(0)
-    for number in (signal.SIGINT, signal.SIGTERM):  # the main process handles them and ends
-        signal.signal(number, signal.SIG_IGN)       # its workers
+    for name in ("SIGINT", "SIGTERM", "SIGHUP"):  # the main process handles them and ends
+        if hasattr(signal, name):                 # its workers
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
     warnings.simplefilter("once")

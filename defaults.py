@@ -77,6 +77,7 @@ _C.TRAIN.AGE_STDDEV = 2.0  # years, sigma of the label distribution and of inter
 _C.TRAIN.CLIP_NORM = 0.0  # maximum norm of the gradient; 0 turns clipping off
 _C.TRAIN.EMA_DECAY = 0.0  # decay per step of averaged weights, which are validated; 0: off
 _C.TRAIN.AMP = "auto"  # mixed precision with channels_last; auto: by the device
+_C.TRAIN.SAVE_MINUTES = 10.0  # between two savings of last.pth within an epoch; 0: at its end only
 _C.TRAIN.SEED = 0
 _C.TRAIN.DETERMINISTIC = False  # bitwise repeatable; slower on a GPU; not for alexnet and vgg*
 
@@ -116,7 +117,7 @@ RANGES = {
     "TRAIN.WARMUP_EPOCHS": NOT_NEGATIVE, "TRAIN.MOMENTUM": NOT_NEGATIVE,
     "TRAIN.WEIGHT_DECAY": NOT_NEGATIVE, "TRAIN.BATCH_SIZE": POSITIVE, "TRAIN.EPOCHS": POSITIVE,
     "TRAIN.AGE_STDDEV": POSITIVE, "TRAIN.CLIP_NORM": NOT_NEGATIVE, "TRAIN.EMA_DECAY": SHARE,
-    "TRAIN.SEED": NOT_NEGATIVE,
+    "TRAIN.SAVE_MINUTES": NOT_NEGATIVE, "TRAIN.SEED": NOT_NEGATIVE,
     "TEST.WORKERS": NOT_NEGATIVE, "TEST.BATCH_SIZE": POSITIVE,
 }
 

@@ -17,14 +17,19 @@ from engine import train_one_epoch
 from evaluation.predict import predict_split
 from lists import SPLITS, read_sources, splits_of, warn_of_stale_lists
 from training.build import build_network, build_train_loader, build_trainer
+from training.folder import RunFolder
 from training.run import Run
 from utils import distributed
 
 PROTOCOL_SCORES = {"interval_accuracy": "in the right interval, %",
                    "interval_distance": "distance to the interval, years", "mae": "test mae"}
 # May change when a command over several protocols is started again.
-FREE_OF_RESTART = ("TRAIN.EPOCHS", "TRAIN.WORKERS", "TEST.WORKERS", "TEST.BATCH_SIZE",
-                   "DATA.CACHE")
+FREE_OF_RESTART = ("TRAIN.EPOCHS", "TRAIN.WORKERS", "TRAIN.SAVE_MINUTES", "TEST.WORKERS",
+                   "TEST.BATCH_SIZE", "DATA.CACHE")
+
+# Ctrl-C, a job scheduler, a terminal that is closed (which Windows does not tell).
+STOP_SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP")
+                if hasattr(signal, name)]
 
 
 def train(job, cfg):
@@ -36,6 +41,23 @@ def train(job, cfg):
     Returns:
         Exit code: 0 after the last epoch, 130 after an interruption.
     """
+    with RunFolder(job.folder).locked():
+        run = _prepare(job, cfg)
+        complete = _run_epochs(run)
+        run.close()
+    if not complete:
+        return 130
+    if distributed.is_main() and run.best:
+        words = ["--resume", job.folder / "best.pth"]
+        if not all("test" in splits_of(source, job.protocol) for source in job.sources):
+            words += ["--split", "valid"]
+        print(f"done: best {run.best['metric']} {run.best['value']:.2f} in epoch "
+              f"{run.best['epoch']:02d}\ntest it with: {job.command('test.py', *words)}")
+    return 0
+
+
+def _prepare(job, cfg):
+    """The Run of a job, new or continued, with its data, network and optimiser."""
     resumed = load_checkpoint(job.resume) if job.resume else None
     if resumed is not None:
         _check_can_continue(job, cfg, resumed)
@@ -54,26 +76,28 @@ def train(job, cfg):
         run.restore(resumed)
     if distributed.is_main():
         run.start()
-    batches = loaders["train"].batch_sampler
+    return run
+
+
+def _run_epochs(run):
+    """Train epoch after epoch; False if an interruption came before the end."""
+    cfg, device, loader = run.cfg, run.job.device, run.loaders["train"]
+    batches = loader.batch_sampler
     with stop_on_interrupt() as should_stop:
         while run.epochs_done < cfg.TRAIN.EPOCHS:
             batches.epoch, batches.start = run.epochs_done, run.progress.steps
-            complete = train_one_epoch(trainer, loaders["train"], run.progress, should_stop,
-                                       f"epoch {run.epochs_done + 1:02d}")
-            if complete:
+            is_complete = train_one_epoch(
+                run.trainer, loader, run.progress, lambda: should_stop() or run.is_save_due(),
+                f"epoch {run.epochs_done + 1:02d}")
+            if is_complete:
                 run.finish_epoch()
-            is_over = run.epochs_done == cfg.TRAIN.EPOCHS and not job.is_part
-            if not complete or (distributed.any_true(should_stop(), job.device) and not is_over):
+            is_over = run.epochs_done == cfg.TRAIN.EPOCHS and not run.job.is_part
+            if distributed.any_true(should_stop(), device) and not is_over:
                 run.interrupt()
-                return 130
-    run.close()
-    if distributed.is_main() and run.best:
-        words = ["--resume", job.folder / "best.pth"]
-        if not all("test" in splits_of(source, job.protocol) for source in job.sources):
-            words += ["--split", "valid"]
-        print(f"done: best {run.best['metric']} {run.best['value']:.2f} in epoch "
-              f"{run.best['epoch']:02d}\ntest it with: {job.command('test.py', *words)}")
-    return 0
+                return False
+            if not is_complete:
+                run.save_last(run.progress.gather())
+    return True
 
 
 def train_protocols(job, cfg, protocols):
@@ -194,7 +218,7 @@ def _fix_seeds(cfg):
 
 @contextmanager
 def stop_on_interrupt():
-    """Yield a function () -> bool: whether Ctrl-C or a termination signal asked the run to stop.
+    """Yield a function () -> bool: whether Ctrl-C or another signal asked the run to stop.
 
     The training step under way is finished first, so that the saved state is complete. A second
     Ctrl-C ends the process at once.
@@ -206,7 +230,8 @@ def stop_on_interrupt():
             raise KeyboardInterrupt
         asked.append(number)
 
-    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.signal(number, handle) for number in STOP_SIGNALS
+              if signal.getsignal(number) != signal.SIG_IGN}  # nohup ignores SIGHUP
     try:
         yield lambda: bool(asked)
     finally:

@@ -1,10 +1,13 @@
 """Which files a run keeps in its folder, and when one replaces another."""
 
 import shutil
+from contextlib import nullcontext
 from pathlib import Path
 
 from checkpoint import load_checkpoint, save_checkpoint
+from utils import distributed
 from utils.files import replaced
+from utils.locks import only_writer
 
 
 class RunFolder:
@@ -17,16 +20,25 @@ class RunFolder:
     earlier-N/  the files of a run that used this folder before
 
     Args:
-        path: of the folder, created with the first file.
+        path: of the folder.
     """
 
     def __init__(self, path):
         self.path = Path(path)
         self.last, self.best = self.path / "last.pth", self.path / "best.pth"
 
-    def begin(self, cfg):
-        """Create the folder and write the config into it."""
-        self.path.mkdir(parents=True, exist_ok=True)
+    def locked(self):
+        """Context in which no other run can use the folder; it creates the folder.
+
+        Raises:
+            ValueError: another process trains there; names that process.
+        """
+        if not distributed.is_main():
+            return nullcontext()
+        return only_writer(self.path, "name another folder with --checkpoint")
+
+    def write_config(self, cfg):
+        """Write config.yaml."""
         (self.path / "config.yaml").write_text(cfg.dump(), encoding="utf-8")
 
     def set_aside_earlier_run(self):
@@ -46,7 +58,6 @@ class RunFolder:
 
     def save_last(self, checkpoint):
         """Write last.pth."""
-        self.path.mkdir(parents=True, exist_ok=True)
         save_checkpoint(self.last, checkpoint)
 
     def keep_epoch(self, epoch, loss, value):
@@ -82,7 +93,6 @@ class RunFolder:
             if (found.get("run_name"), found.get("epochs_done"), found.get("progress")) == (
                     run_name, epoch, None):
                 if candidate != self.best:
-                    self.path.mkdir(parents=True, exist_ok=True)
                     _copy(candidate, self.best)
                 return True
         return False

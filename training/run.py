@@ -2,6 +2,7 @@
 
 import hashlib
 import shlex
+import time
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
@@ -92,6 +93,7 @@ class Run:
 
     def __post_init__(self):
         self.files = RunFolder(self.job.folder)
+        self.saved_at = time.monotonic()
 
     def restore(self, checkpoint):
         """Continue from the checkpoint of job.resume, also in the middle of an epoch.
@@ -125,12 +127,12 @@ class Run:
         return hashlib.sha256(names.encode("utf-8", "surrogatepass")).hexdigest()
 
     def start(self):
-        """Create the folder, print what is trained on what, open TensorBoard."""
+        """Print what is trained on what, write the config, open TensorBoard."""
         job, cfg = self.job, self.cfg
         if job.resume is None:
             self.name = f"{job.folder.name}-{datetime.now():%Y%m%d-%H%M%S}"
             self.files.set_aside_earlier_run()
-        self.files.begin(cfg)
+        self.files.write_config(cfg)
         print(cfg.dump())
         for source in job.sources:
             counts = [f"{count_faces(loader.dataset.faces, source)} {split}"
@@ -245,6 +247,11 @@ class Run:
         self.best_ca = self.best_ca | better
         return is_best, is_best or bool(better)
 
+    def is_save_due(self):
+        """Whether TRAIN.SAVE_MINUTES have passed since last.pth was written."""
+        minutes = self.cfg.TRAIN.SAVE_MINUTES
+        return 0 < minutes <= (time.monotonic() - self.saved_at) / 60
+
     def save_last(self, progress):
         """Write last.pth, unless the weights are not finite: then the earlier one stays.
 
@@ -263,6 +270,7 @@ class Run:
             "datasets": [source.dataset for source in self.job.sources],
             "protocol": self.job.protocol,
             "faces": self.faces_digest(), **self.trainer.state_dict()}
+        self.saved_at = time.monotonic()
         if not distributed.is_main():
             return False
         if not self.trainer.is_finite():
