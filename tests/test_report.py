@@ -273,12 +273,12 @@ def test_few_faces_all_missed_are_not_called_noise(tmp_path, table):
 def test_a_cutoff_of_rounded_scores_keeps_its_promise(digits):
     rng = np.random.default_rng(0)
     for _ in range(300):
-        scores = rng.integers(-50, 1000, 60) / 10 ** digits  # of tables with as many decimals
+        surplus = rng.integers(-50, 1000, 60) / 10 ** digits  # of tables with as many decimals
         is_adult = rng.random(60) < 0.5
-        found = scores._cost_of_safety(is_adult, scores, 5, digits)
+        found = scores._cost_of_safety(is_adult, surplus, 5, digits)
         shown = float(f"{found['cutoff']:.{digits}f}")
-        assert (scores[~is_adult] >= shown).mean() <= 0.05
-        assert found["adults_refused"] == pytest.approx(100 * (scores[is_adult] < shown).mean())
+        assert (surplus[~is_adult] >= shown).mean() <= 0.05
+        assert found["adults_refused"] == pytest.approx(100 * (surplus[is_adult] < shown).mean())
 
 
 def test_all_ranges_right_is_no_certainty(table):
