@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from defaults import CHOICES, age_bins, known_keys, load_cfg, override_cfg, parse_cfg
-from losses import DECODES, LOSSES
+from losses import LOSSES
+from metrics import DECODES
 from utils.cli import parse_with_overrides
 
 ROOT = Path(__file__).parent.parent

@@ -184,7 +184,8 @@ class Run:
                 f"{self.epochs_done + 1}: the training has diverged; choose a lower TRAIN.LR than "
                 f"{self.cfg.TRAIN.LR:g}, or clip gradients with TRAIN.CLIP_NORM 1"
                 + (f", from --resume {self.folder / 'best.pth'}" if self.best else ""))
-        pred_ages = trainer.decode(log_probs)
+        pred_ages = metrics.DECODES[self.cfg.TEST.DECODE](
+            metrics.calibrated_probs(log_probs), age_bins(self.cfg))
         faces = len(progress["index"])
         train_labels = {name: values[progress["index"]] for name, values in
                         self.loaders["train"].dataset.labels.items()}
@@ -274,11 +275,11 @@ class Run:
         bins = torch.tensor(age_bins(self.cfg))
         if exact.any():
             self.monitor.figure("predicted_against_true", draw_scatter(
-                valid.labels["age"][exact].numpy(), pred_ages[exact].numpy()), self.epochs_done)
+                valid.labels["age"][exact].numpy(), pred_ages[exact.numpy()]), self.epochs_done)
         self.monitor.figure("distributions", draw_distributions(
             np.stack([valid.face(index) for index in shown]),
             build_target(labels, bins, self.cfg).target_dist.numpy(),
-            log_probs[shown].exp().numpy(), bins.numpy(), pred_ages[shown].numpy()),
+            log_probs[shown].exp().numpy(), bins.numpy(), pred_ages[shown]),
             self.epochs_done)
 
     def close(self):
