@@ -10,6 +10,7 @@ from torch.optim.swa_utils import AveragedModel
 from tqdm import tqdm
 
 from batches import to_device
+from losses import expected_age
 from utils import distributed
 from utils.precision import autocast, keep_freed_memory
 
@@ -68,41 +69,17 @@ def predict(model, loader, device, tta=False, description="predicting"):
     Returns:
         (N, K) float32 log-probabilities on the CPU, in the data set's order.
     """
-    return _predict(lambda pixels: [log_probs_of(model, pixels, tta)], model, loader, device,
-                    description)[0]
-
-
-def predict_both(model, loader, device, description="predicting"):
-    """Two tables like that of predict: without and with the average with the mirror image."""
-    @torch.inference_mode()
-    def both(pixels):
-        log_probs = _log_probs(model, pixels)
-        return log_probs, _with_mirrored(log_probs, model, pixels)
-
-    return _predict(both, model, loader, device, description)
-
-
-def _predict(views_of, model, loader, device, description):
-    """Apply views_of, from (B, ...) pixels to a list of (B, K) tensors, to all batches.
-
-    Returns a list of (N, K) tensors.
-    """
     keep_freed_memory(device)
     model.eval()
-    views, index = [], []
+    log_probs, index = [], []
     for batch in tqdm(loader, desc=description, leave=False, unit="batch",
                       disable=None if distributed.is_main() else True):
         pixels = batch["pixels"].to(device, non_blocking=True)
-        views.append([log_probs.cpu() for log_probs in views_of(pixels)])
+        log_probs.append(log_probs_of(model, pixels, tta).cpu())
         index.append(batch["index"])
-    places = distributed.concatenate(torch.cat(index))
-    return [_in_order(places, distributed.concatenate(torch.cat(parts)))
-            for parts in zip(*views, strict=True)]
-
-
-def _in_order(places, rows):
+    rows = distributed.concatenate(torch.cat(log_probs))
     ordered = torch.empty_like(rows)
-    ordered[places] = rows
+    ordered[distributed.concatenate(torch.cat(index))] = rows
     return ordered
 
 
@@ -117,16 +94,11 @@ def log_probs_of(model, pixels, tta=False):
     Returns:
         (B, K) float32.
     """
-    log_probs = _log_probs(model, pixels)
-    return _with_mirrored(log_probs, model, pixels) if tta else log_probs
-
-
-def _log_probs(model, pixels):
-    return model(pixels).float().log_softmax(dim=1)
-
-
-def _with_mirrored(log_probs, model, pixels):
-    return torch.logaddexp(log_probs, _log_probs(model, pixels.flip(-1))) - math.log(2)
+    log_probs = model(pixels).float().log_softmax(dim=1)
+    if not tta:
+        return log_probs
+    mirrored = model(pixels.flip(-1)).float().log_softmax(dim=1)
+    return torch.logaddexp(log_probs, mirrored) - math.log(2)
 
 
 @dataclass
@@ -171,7 +143,7 @@ class Trainer:
     Args:
         model: AgeModel, in DistributedDataParallel if there are several processes.
         criterion: function from losses.build_criterion().
-        decode: function (logits (B, K)) -> (B,) years, for the training metrics.
+        age_bins: (K,) tensor of years on the device, for the training metrics.
         optimizer, scheduler: both take a step each batch.
         device: torch.device of the model.
         batch_faces: faces of a step, over all processes.
@@ -182,7 +154,7 @@ class Trainer:
 
     model: torch.nn.Module
     criterion: Callable
-    decode: Callable
+    age_bins: torch.Tensor
     optimizer: torch.optim.Optimizer
     scheduler: torch.optim.lr_scheduler.LRScheduler
     device: torch.device
@@ -218,7 +190,8 @@ class Trainer:
         if self.ema is not None:
             self.ema.update_parameters(distributed.unwrap(self.model))
         with torch.no_grad():
-            return {name: part.detach() for name, part in parts.items()}, self.decode(logits)
+            return ({name: part.detach() for name, part in parts.items()},
+                    expected_age(logits, self.age_bins))
 
     def evaluated_model(self):
         """The model that is validated and saved: the averaged one if TRAIN.EMA_DECAY is on."""

@@ -3,8 +3,8 @@
 A label is an age, an age with the spread of its votes, a histogram of votes, or an interval of
 whole years; faces of all four kinds train together. A loss is a function
 `(log_probs, target, age_bins) -> {part: (B,) values}`. To add one, write the function, add it to
-LOSSES, and add its name to defaults.CHOICES. DECODES and metrics.DECODES hold the ways to make an
-age of a distribution.
+LOSSES, and add its name to defaults.CHOICES. The losses use expected_age; metrics.DECODES holds the
+ways to turn a distribution into the age that is reported.
 """
 
 from dataclasses import dataclass
@@ -244,23 +244,3 @@ def expected_age(logits, age_bins):
         raise ValueError(f"{logits.shape[1]} logits for {len(age_bins)} age bins")
     probs = logits.float().softmax(dim=1)  # (B, K); fp16 steps are 0.06 years near 100
     return probs @ age_bins.to(probs)  # (B,)
-
-
-def median_age(logits, age_bins):
-    """Median of the predicted age distribution, which minimises the expected absolute error.
-
-    A bin `a` spreads its probability evenly over [a - 0.5, a + 0.5).
-
-    Args, Returns, Raises: as expected_age; within half a bin of the ends.
-    """
-    if logits.shape[1] != len(age_bins):
-        raise ValueError(f"{logits.shape[1]} logits for {len(age_bins)} age bins")
-    probs = logits.double().softmax(dim=1)
-    upto = probs.cumsum(dim=1)  # (B, K), mass up to each bin's upper edge
-    middle = (upto < 0.5).sum(dim=1, keepdim=True).clamp(max=len(age_bins) - 1)  # (B, 1)
-    mass = probs.gather(1, middle)
-    share = (0.5 - (upto.gather(1, middle) - mass)) / mass  # of the middle bin, 0..1
-    return (age_bins.to(probs)[middle] - 0.5 + share).squeeze(1).float()
-
-
-DECODES = {"mean": expected_age, "median": median_age}

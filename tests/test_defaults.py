@@ -17,7 +17,8 @@ from defaults import (
     parse_cfg,
     value_of,
 )
-from losses import DECODES, LOSSES
+from losses import LOSSES
+from metrics import DECODES
 from model import list_archs
 from utils.cli import parse_with_overrides
 

@@ -10,7 +10,7 @@ from batches import ShuffledBatches, build_loader, to_device
 from dataset import FaceDataset
 from defaults import age_bins, parse_cfg
 from engine import Trainer
-from losses import DECODES, build_criterion, rare_age_weights, target_builder
+from losses import build_criterion, rare_age_weights, target_builder
 from model import build_model, restore_model
 from training.optim import averaged_model, build_optimizer, build_scheduler
 from training.teachers import find_teachers, teacher_distributions
@@ -72,7 +72,7 @@ def build_trainer(cfg, device, model, loader, resumed=None):
     trainer = Trainer(
         model=distributed.wrap(model, device),
         criterion=criterion,
-        decode=lambda logits: DECODES[cfg.TEST.DECODE](logits, bins),
+        age_bins=bins,
         optimizer=optimizer,
         scheduler=build_scheduler(optimizer, steps_per_epoch, cfg),
         device=device,

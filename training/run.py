@@ -182,7 +182,7 @@ class Run:
 
         Returns:
             log_probs: (N, K) float32.
-            pred_ages: (N,) years.
+            pred_ages: (N,) array, years.
             losses: {"loss", part: (N,) values}.
         Raises:
             ValueError: the loss is not finite; last.pth is the best epoch's again.
@@ -200,7 +200,9 @@ class Run:
                 f"training has diverged; choose a lower TRAIN.LR than {self.cfg.TRAIN.LR:g}, or "
                 "clip gradients with TRAIN.CLIP_NORM 1"
                 + (f", from --resume {self.files.best}" if self.best else ""))
-        return log_probs, trainer.decode(log_probs), losses
+        pred_ages = metrics.DECODES[self.cfg.TEST.DECODE](
+            metrics.calibrated_probs(log_probs), age_bins(self.cfg))
+        return log_probs, pred_ages, losses
 
     def record(self, progress, pred_ages, losses):
         """The figures of the epoch under way, a line of log.jsonl.

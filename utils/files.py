@@ -55,6 +55,28 @@ def size_text(count):
     return f"{count} bytes"
 
 
+def refuse_overwriting(written, read, flag):
+    """Refuse to write over a file that is also read.
+
+    Args:
+        written: paths that are about to be written.
+        read: paths of the files that are read.
+        flag: chooses where `written` lies, for the message.
+    Raises:
+        ValueError: names the first such file.
+    """
+    inputs = {_identity(path) for path in read if Path(path).exists()}
+    for path in written:
+        if Path(path).exists() and _identity(path) in inputs:
+            raise ValueError(f"'{path}' would be overwritten; choose another {flag}")
+
+
+def _identity(path):
+    """Equal for two names of one file, also through a link."""
+    found = Path(path).stat()
+    return found.st_dev, found.st_ino
+
+
 def check_folder(path, flag):
     """Refuse early a folder that cannot be made or written to, without making it.
 
