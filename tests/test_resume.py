@@ -24,6 +24,7 @@ from scripts import (
 
 import engine
 from training import course
+from training.folder import RunFolder
 
 
 @pytest.fixture(scope="module")
@@ -86,6 +87,40 @@ def test_ctrl_c_in_the_middle_of_an_epoch_loses_nothing(folder, tmp_path):
     train(folder, broken, "--resume", broken / "last.pth")
     torch.testing.assert_close(weights(whole / "last.pth")["model"],
                                weights(broken / "last.pth")["model"], rtol=0, atol=0)
+
+
+def test_a_run_saved_within_its_epochs_equals_an_undisturbed_one(folder, tmp_path):
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    train(folder, whole, *STEADY, "TRAIN.EPOCHS", "2")
+    saved = []
+
+    def note(files, checkpoint, save=RunFolder.save_last):
+        save(files, checkpoint)
+        saved.append((checkpoint["epochs_done"], checkpoint["progress"] or {}))
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(RunFolder, "save_last", note)
+        train(folder, parts, *STEADY, "TRAIN.EPOCHS", "2", "TRAIN.SAVE_MINUTES", "1e-9")
+    # Each of the two epochs: after its first step, before and after its validation.
+    assert [(epochs, progress.get("steps")) for epochs, progress in saved] == [
+        (0, 1), (0, 2), (1, None), (1, 1), (1, 2), (2, None)]
+    mine, theirs = weights(whole / "last.pth"), weights(parts / "last.pth")
+    for part in ("model", "ema", "optimizer", "scheduler", "random_state"):
+        torch.testing.assert_close(mine[part], theirs[part], rtol=0, atol=0)
+
+
+def test_a_closed_terminal_saves_and_nohup_goes_on(folder, tmp_path):
+    run = tmp_path / "run"
+    process = start_training(folder, run, *TINY, "TRAIN.EPOCHS", "1000")
+    interrupt_after(process, run, 1, lambda process: process.send_signal(signal.SIGHUP))
+    assert process.returncode == 130
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with course.stop_on_interrupt() as should_stop:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert not should_stop()
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_a_termination_of_all_processes_loses_nothing(folder, tmp_path):

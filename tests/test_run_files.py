@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from faces import TINY
-from scripts import draw_ages, read_log, train, weights
+from scripts import draw_ages, interrupt_after, read_log, refusal, start_training, train, weights
 
 from batches import build_eval_loader
 from defaults import load_cfg
@@ -70,3 +70,32 @@ def test_an_epoch_that_is_better_in_one_ca_only_is_an_improvement(folder, tmp_pa
     assert run.note_best() == (False, True)
     assert run.best_ca["ca3"] == 41
     assert run.note_best() == (False, False)
+
+
+def test_a_second_run_in_a_folder_ends_at_its_start(folder, tmp_path):
+    run, words = tmp_path / "run", [*TINY, "TRAIN.EPOCHS", "1000"]
+    first = start_training(folder, run, *words)
+    second = []
+
+    def start_second(process):
+        second.append(refusal(train(folder, run, *TINY, "TRAIN.SEED", "1", check=False)))
+        process.kill()
+
+    interrupt_after(first, run, 1, start_second)
+    assert f"process {first.pid} on " in second[0] and "--checkpoint" in second[0]
+    assert not list(run.glob("earlier-*"))
+    assert [record["epoch"] for record in read_log(run)][:2] == [1, 2]
+    # The lock of the killed process does not block.
+    train(folder, run, "--resume", run / "last.pth", "TRAIN.EPOCHS", "1")
+    assert not (run / ".lock.owner").exists()
+
+
+@pytest.mark.parametrize("flag", ["--checkpoint", "--tensorboard", "--cache_dir"])
+def test_a_full_disk_ends_the_run_in_one_line(folder, tmp_path, small_disk, flag):
+    (small_disk / "other").write_bytes(bytes(2_090_000))
+    done = train(folder, tmp_path / "run", *TINY, "TRAIN.EPOCHS", "1", flag, small_disk / "mine",
+                 "--tensorboard" if flag != "--tensorboard" else "--checkpoint", tmp_path / "log",
+                 check=False)
+    line = refusal(done)
+    assert str(small_disk) in line and ("no space left" in line or "crops need" in line)
+    assert "0.0 GB" not in line

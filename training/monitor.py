@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from metrics import is_interval
-from utils.files import replaced
+from utils.files import named_full_disk, replaced
 
 SHOWN_FACES = 8  # validation faces drawn with their distributions
 AUGMENTED_SHOWN = 16  # training faces in the picture of the augmentation
@@ -31,11 +31,13 @@ class Monitor:
         self.log = Path(folder, "log.jsonl")
         _drop_lines_from(self.log, first_epoch)
         self.writers = {}
+        self.tensorboard = tensorboard
         if tensorboard:
             from torch.utils.tensorboard import SummaryWriter
-            self.writers = {part: SummaryWriter(str(Path(tensorboard, name, part)),
-                                                purge_step=first_epoch)
-                            for part in ("train", "valid")}
+            with named_full_disk(tensorboard):
+                self.writers = {part: SummaryWriter(str(Path(tensorboard, name, part)),
+                                                    purge_step=first_epoch)
+                                for part in ("train", "valid")}
 
     def epoch(self, record, is_best):
         """Print the epoch's line, append it to log.jsonl, draw the curves.
@@ -46,22 +48,25 @@ class Monitor:
             is_best: marks the line.
         """
         print(_epoch_line(record, is_best), flush=True)
-        with self.log.open("a", encoding="utf-8") as file:
+        with named_full_disk(self.log), self.log.open("a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
         for part, writer in self.writers.items():
-            for name, value in record[part].items():
-                writer.add_scalar(name, value, record["epoch"])
-            if part == "train":
-                writer.add_scalar("lr", record["lr"], record["epoch"])
-                writer.add_scalar("images_per_s", record["images_per_s"], record["epoch"])
-            writer.flush()
+            with named_full_disk(self.tensorboard):
+                for name, value in record[part].items():
+                    writer.add_scalar(name, value, record["epoch"])
+                if part == "train":
+                    writer.add_scalar("lr", record["lr"], record["epoch"])
+                    writer.add_scalar("images_per_s", record["images_per_s"], record["epoch"])
+                writer.flush()
 
     def augmented_faces(self, data):
         """Show what the network trains on: some faces of a FaceDataset in a grid."""
         if self.writers:
             faces = np.stack([data.face(index) for index in spread(len(data), AUGMENTED_SHOWN)])
-            self.writers["train"].add_image("augmented_faces", face_grid(faces), 0,
-                                            dataformats="HWC")
+            with named_full_disk(self.tensorboard):
+                self.writers["train"].add_image("augmented_faces", face_grid(faces), 0,
+                                                dataformats="HWC")
+                self.writers["train"].flush()
 
     def validation(self, epoch, data, log_probs, pred_ages, target_of, age_bins):
         """Show predicted against true ages, and some faces beside their distributions.
@@ -70,7 +75,7 @@ class Monitor:
             epoch: number of the epoch.
             data: FaceDataset of the N validation faces.
             log_probs: (N, K) predicted log-probabilities.
-            pred_ages: (N,) years.
+            pred_ages: (N,) array, years.
             target_of: function (labels, (K,) bins) -> losses.Target.
             age_bins: (K,) years.
         """
@@ -79,17 +84,18 @@ class Monitor:
         exact = ~is_interval(data.labels)
         if exact.any():
             self._figure("predicted_against_true", draw_scatter(
-                data.labels["age"][exact].numpy(), pred_ages[exact].numpy()), epoch)
+                data.labels["age"][exact].numpy(), pred_ages[exact.numpy()]), epoch)
         shown = spread(len(data), SHOWN_FACES)
         labels = {name: values[shown] for name, values in data.labels.items()}
         target = target_of(labels, labels["age"].new_tensor(age_bins))
         self._figure("distributions", draw_distributions(
             np.stack([data.face(index) for index in shown]), target.target_dist.numpy(),
-            log_probs[shown].exp().numpy(), age_bins, pred_ages[shown].numpy()), epoch)
+            log_probs[shown].exp().numpy(), age_bins, pred_ages[shown]), epoch)
 
     def _figure(self, name, figure, epoch):
-        self.writers["valid"].add_figure(name, figure, epoch)
-        self.writers["valid"].flush()
+        with named_full_disk(self.tensorboard):
+            self.writers["valid"].add_figure(name, figure, epoch)
+            self.writers["valid"].flush()
 
     def close(self):
         for writer in self.writers.values():
