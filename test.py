@@ -137,6 +137,8 @@ def measure(args, models):
     first = next(iter(tested.values()))[0]
     for source, path in zip(sources, lists, strict=True):
         print(f"{source.dataset} ({path}): {count_faces(first.data.faces, source)} {split} faces")
+    if first.data.note:
+        print(first.data.note)
     if args.calibrate:
         first = calibrated(first)
         tested = {name: [first] for name in tested}
