@@ -18,9 +18,11 @@ from lists import (
     list_file,
     pair_folders,
     parse_votes,
+    read_csv,
     read_faces,
     warn_of_stale_lists,
 )
+from utils.tables import read_rows
 
 CFG = load_cfg()
 
@@ -265,6 +267,32 @@ def test_a_file_that_is_no_list_is_refused(tmp_path, content):
         read(tmp_path, "drawn", "train", CFG)
     assert "drawn_train_align.csv" in str(raised.value)
     assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("separator", [",", ";", "\t"])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_tables_as_spreadsheets_write_them_are_read(tmp_path, separator, encoding):
+    lines = [["photo", " age", "note"], ["Zoë, 1.jpg" if separator != "," else '"Zoë, 1.jpg"', "3"],
+             [], ["b.jpg", "4", "of two", "beyond the header"]]
+    path = tmp_path / "table.csv"
+    path.write_text("\r\n".join(map(separator.join, lines)), encoding=encoding)
+    assert list(read_rows(path, ["age", "photo"])) == [
+        {"photo": "Zoë, 1.jpg", "age": "3", "note": ""},
+        {"photo": "b.jpg", "age": "4", "note": "of two"}]
+    assert read_csv(path, ["photo"])["age"].tolist() == ["3", "4"]
+
+
+@pytest.mark.parametrize(("content", "message"), [
+    (b"photo;years\na.jpg;3\n", "column age missing; it has photo, years. Commas, semicolons"),
+    (b"", "no header"),
+    ("photo,age\nZo\xeb.jpg,3\n".encode("latin-1"), "not a CSV file in UTF-8"),
+    ("photo,age\na.jpg,3\n".encode("utf-16")[:-1], "not a CSV file in UTF-8")])
+def test_what_is_not_a_table_is_refused(tmp_path, content, message):
+    (tmp_path / "table.csv").write_bytes(content)
+    with pytest.raises(ValueError, match=message):
+        read_csv(tmp_path / "table.csv", ["photo", "age"])
+    with pytest.raises(FileNotFoundError, match="list '.*gone.csv' not found"):
+        read_csv(tmp_path / "gone.csv", [])
 
 
 def test_folders_and_names_are_paired(tmp_path):
