@@ -284,13 +284,12 @@ def _read_align(path):
 
 def _read_appa_real(path, split, label):
     """APPA-REAL's released face crops, which have no box, with the labels of gt_avg_SPLIT.csv."""
-    records = list(appa_real_rows(path.parent, split, label))
-    bad = [f"{row.photo} {row.reason}" for row in records if isinstance(row, Skipped)]
-    if bad and len(bad) == len(records):
+    rows = [{"photo": row.photo, "age": ""} if isinstance(row, Skipped) else row
+            for row in appa_real_rows(path.parent, split, label)]
+    if rows and all(row["age"] == "" for row in rows):
         raise ValueError(f"{path}: the column {APPA_REAL_LABELS[label]} is empty; choose the other "
                          "label with DATA.APPA_REAL_LABEL apparent|real")
-    _refuse(bad, len(records), f"{path}: age is not a number")
-    table = pd.DataFrame(records, columns=["photo", "age", "age_std", "votes"])
+    table = pd.DataFrame(rows, columns=["photo", "age", "age_std", "votes"])
     return _typed(table.fillna("").astype(str), path)
 
 
@@ -363,7 +362,7 @@ def _check_rows(faces, cfg):
     name = faces["dataset"].iloc[0]
     first, last = cfg.DATA.AGE_MIN, cfg.DATA.AGE_MAX
     age, age_min, age_max = faces["age"], faces["age_min"], faces["age_max"]
-    _refuse_rows(faces, age.isna(), f"{name}: age is missing", ["photo", "age"])
+    _refuse_rows(faces, age.isna(), f"{name}: age is missing or not a number", ["photo", "age"])
     # The middle of an interval such as "more than 70" may be above the last bin.
     overlaps = (age_min < age_max) & (age_min <= last) & (age_max >= first)
     _refuse_rows(faces, ~age.between(first, last) & ~overlaps, f"{name}: age outside the bins "
@@ -381,14 +380,10 @@ def _check_rows(faces, cfg):
 
 def _refuse_rows(table, is_bad, problem, columns):
     """Raise a ValueError that shows the given columns of the bad rows, if there are any."""
-    rows = table.loc[is_bad, columns].itertuples(index=False)
-    _refuse([" ".join(map(str, row)) for row in rows], len(table), problem)
-
-
-def _refuse(bad, count, problem):
-    """Raise a ValueError that shows the bad rows (texts), of `count` rows, if there are any."""
+    bad = [" ".join(map(str, row))
+           for row in table.loc[is_bad, columns].itertuples(index=False)]
     if bad:
-        raise ValueError(f"{problem}: {len(bad)} of {count} rows: {listed(bad)}")
+        raise ValueError(f"{problem}: {len(bad)} of {len(table)} rows: {listed(bad)}")
 
 
 def listed(problems):
