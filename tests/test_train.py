@@ -519,14 +519,15 @@ def test_tta_is_the_mean_of_the_image_and_its_mirror(folder, trained, tmp_path):
     from checkpoint import load_checkpoint
     from dataset import FaceDataset
     from defaults import load_cfg
-    from lists import read_faces
+    from lists import Source, read_faces
     from model import restore_model
     words = ["--data_dir", folder, "--resume", trained, "--cache_dir", tmp_path / "cache"]
     script("test.py", *words, "--output", tmp_path / "tta.csv", "TEST.TTA", "True")
     table = pd.read_csv(tmp_path / "tta.csv")
     model, _ = restore_model(load_checkpoint(trained))
     cfg = load_cfg(None, TINY)
-    data = FaceDataset(read_faces(folder, "drawn", "test", cfg), cfg, False, tmp_path / "cache")
+    faces = read_faces(Source(folder, "drawn", folder), "test", cfg)
+    data = FaceDataset(faces, cfg, False, tmp_path / "cache")
     pixels = data.__getitems__([(0, i) for i in range(8)])["pixels"]
     with torch.no_grad():
         probs = (model(pixels).softmax(1) + model(pixels.flip(-1)).softmax(1)) / 2

@@ -79,3 +79,8 @@ def file_sha256(path):
         while chunk := file.read(CHUNK):
             digest.update(chunk)
     return digest.hexdigest()
+
+
+def is_current(target, source):
+    """Whether `target` exists and is not older than `source`, the file it is made from."""
+    return target.is_file() and target.stat().st_mtime >= source.stat().st_mtime
