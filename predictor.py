@@ -61,7 +61,7 @@ class AgeEstimator:
         model, cfg = restore_model(checkpoint, self.device)
         self.cfg = override_cfg(cfg, opts, "TEST")
         self.age_bins = age_bins(self.cfg)
-        self.temperature = checkpoint.get("temperature", 1.0)
+        self.temperature = checkpoint.get("temperature")
         self.min_confidence = min_confidence
         self.model = fast_model(model, cfg.MODEL.IMG_SIZE, self.device)
         self.detector = FaceDetector(self.device, min_face, min_face_ratio)
@@ -154,8 +154,7 @@ class AgeEstimator:
         for start in range(0, len(crops), self.cfg.TEST.BATCH_SIZE):
             pixels = to_pixels(np.stack(crops[start:start + self.cfg.TEST.BATCH_SIZE]))
             log_probs = log_probs_of(self.model, pixels.to(self.device), self.cfg.TEST.TTA)
-            rows.append(metrics.apply_temperature(log_probs.exp().cpu().numpy(),
-                                                  self.temperature))
+            rows.append(metrics.calibrated_probs(log_probs.cpu().numpy(), self.temperature))
         return np.concatenate(rows) if rows else ()
 
 
