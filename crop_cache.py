@@ -11,9 +11,8 @@ from filelock import FileLock
 from tqdm import tqdm
 
 from lists import listed
+from preprocess.face import crop_fingerprint
 from utils.files import cache_dir, writable_folder
-
-CACHE_VERSION = 1  # raise when the pixels of a crop change
 
 
 def default_cache_dir():
@@ -81,7 +80,7 @@ class MappedCrops:
 
 def _key(crops):
     """Hash of everything the pixels depend on: photos as files, boxes, angles, settings."""
-    digest = hashlib.sha256(repr((CACHE_VERSION, crops.margin, crops.size)).encode())
+    digest = hashlib.sha256(repr((crop_fingerprint(), crops.margin, crops.size)).encode())
     for array in (crops.roll_degs, crops.bboxes):
         digest.update(array.tobytes())
     for index in range(len(crops)):
