@@ -18,7 +18,6 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-import torch
 
 from preprocess.detector import FaceDetector, detection_batches
 from preprocess.face import BOX_DECIMALS, ROLL_DECIMALS, as_listed, load_photo
@@ -46,7 +45,6 @@ def start_worker(data_dir, settings):
     global worker
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the main process's to handle
     threading.Thread(target=end_with_parent, daemon=True).start()
-    torch.set_num_threads(1)
     cv2.setNumThreads(1)
     worker = partial(align_rows, FaceDetector(**settings, threads=1), Path(data_dir))
 
