@@ -14,9 +14,8 @@ from filelock import FileLock
 from tqdm import tqdm
 
 from lists import listed
+from preprocess.face import crop_fingerprint
 from utils.files import cache_dir, named_full_disk, size_text, writable_folder
-
-CACHE_VERSION = 1  # raise when the pixels of a crop change
 
 
 def default_cache_dir():
@@ -84,7 +83,7 @@ class MappedCrops:
 
 def _key(crops):
     """Hash of everything that the pixels depend on: photo files, boxes, angles, settings."""
-    digest = hashlib.sha256(repr((CACHE_VERSION, crops.margin, crops.size)).encode())
+    digest = hashlib.sha256(repr((crop_fingerprint(), crops.margin, crops.size)).encode())
     for array in (crops.roll_degs, crops.bboxes):
         digest.update(array.tobytes())
     for index in range(len(crops)):

@@ -18,7 +18,7 @@ from batches import OrderedBatches, ShuffledBatches, build_loader
 from crop_cache import cached_crops
 from dataset import FaceCrops, FaceDataset, to_pixels
 from defaults import load_cfg
-from lists import read_faces
+from lists import Source, read_faces
 from preprocess.detector import FaceDetector
 from preprocess.face import as_listed, crop_face, load_photo, resize_face, upright_size
 
@@ -40,7 +40,7 @@ def folder(tmp_path):
 
 def dataset(folder, tmp_path, *opts, train=False):
     cfg = cfg_of(*opts)
-    faces = read_faces(folder, "drawn", "train", cfg)
+    faces = read_faces(Source(folder, "drawn", folder), "train", cfg)
     return FaceDataset(faces, cfg, train, tmp_path / "cache")
 
 
@@ -80,7 +80,8 @@ def test_faces_without_a_box_are_cut_as_if_they_were_aligned(tmp_path, cache):
         "file_name,num_ratings,apparent_age_avg,apparent_age_std,real_age\n0.jpg,,40,4,\n"
         "1.jpg,,30,4,\n")
     cfg = cfg_of("DATA.CACHE", cache)
-    data = FaceDataset(read_faces(raw, "appa_real", "valid", cfg), cfg, False, tmp_path / "cache")
+    faces = read_faces(Source(raw, "appa_real", raw), "valid", cfg)
+    data = FaceDataset(faces, cfg, False, tmp_path / "cache")
     assert data.note.startswith("2 faces have no box in their list") and ", 1 of them" in data.note
     photo = load_photo(ASTRONAUT)
     [[face]] = FaceDetector().align([photo])
@@ -90,7 +91,7 @@ def test_faces_without_a_box_are_cut_as_if_they_were_aligned(tmp_path, cache):
     drawn = load_photo(raw / "valid" / "1.jpg_face.jpg")  # in which there is no face: its middle
     np.testing.assert_array_equal(data.face(1),
                                   resize_face(crop_face(drawn, (16, 16, 80, 80), 0, 0), 32))
-    again = FaceDataset(read_faces(raw, "appa_real", "valid", cfg), cfg, False, tmp_path / "cache")
+    again = FaceDataset(faces, cfg, False, tmp_path / "cache")
     pd.testing.assert_frame_equal(again.faces, data.faces)
     assert len(list(tmp_path.glob("cache/*.boxes.csv"))) == (cache == "True")
 
@@ -119,7 +120,7 @@ def test_making_the_cache_leaves_the_random_state_alone(folder, tmp_path):
 
 def test_an_interrupted_cache_goes_on_where_it_stopped(folder, tmp_path):
     cfg = cfg_of()
-    faces = read_faces(folder, "drawn", "train", cfg)
+    faces = read_faces(Source(folder, "drawn", folder), "train", cfg)
     cached_crops(FaceCrops(faces, 0.0, 32), tmp_path / "cache", 0)
     (made,) = (tmp_path / "cache").glob("*.u8")
     face_bytes = 32 * 32 * 3

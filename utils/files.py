@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, their checksums, folders that can be written to."""
+"""Writing a file whole or not at all, checksums, folders that can be written to."""
 
 import errno
 import hashlib
@@ -13,12 +13,13 @@ CHUNK = 1 << 18  # bytes read at once
 
 @contextmanager
 def replaced(path):
-    """Yield the name of a temporary file beside path, which takes its place at the end.
+    """Yield the path of a temporary file; at the end it is renamed to path.
 
-    After an error, or an interruption, path is as it was.
+    An error or an interruption leaves path as it was.
     """
     path = Path(path)
-    temporary = path.with_name(f".{uuid4().hex}.tmp")  # path's name may have the longest length
+    # Not made from the name of path, which may have the maximum length already.
+    temporary = path.with_name(f".{uuid4().hex}.tmp")
     try:
         with named_full_disk(path):
             yield temporary
@@ -78,26 +79,32 @@ def _identity(path):
 
 
 def check_folder(path, flag):
-    """Refuse early a folder that cannot be made or written to, without making it.
+    """Check early that a folder can be made and written to, without making it.
 
+    Args:
+        path: folder; it need not exist.
+        flag: the flag that names it, for the message.
     Raises:
-        OSError: see writable_folder.
+        OSError: as writable_folder().
     """
     place = Path(path)
     while not (place.exists() or place.is_symlink() or place == place.parent):
         place = place.parent
     if not place.is_dir():
-        raise NotADirectoryError(f"{flag} '{path}': '{place}' is no folder; name another")
+        raise NotADirectoryError(f"{flag} '{path}': '{place}' is no folder; name another one")
     if not os.access(place, os.W_OK):
         raise PermissionError(f"folder '{path}' cannot be written to; choose another one with "
                               f"{flag}")
 
 
 def writable_folder(path, flag="--list_dir"):
-    """The folder, created where it is missing.
+    """The folder as a Path; it is made if it is missing.
 
+    Args:
+        path: folder.
+        flag: the flag that names it, for the message.
     Raises:
-        OSError: it is a file, or cannot be written to; names the flag that chooses another.
+        OSError: the path is a file, or the folder cannot be written to.
     """
     path = Path(path)
     if path.is_file():
@@ -106,7 +113,7 @@ def writable_folder(path, flag="--list_dir"):
     try:
         path.mkdir(parents=True, exist_ok=True)
         probe.touch()
-        probe.unlink(missing_ok=True)  # another process's probe has the same name
+        probe.unlink(missing_ok=True)  # another process may have deleted it
     except OSError as error:
         raise OSError(f"folder '{path}' cannot be written to ({error.strerror}); choose another "
                       f"one with {flag}") from error
@@ -114,14 +121,19 @@ def writable_folder(path, flag="--list_dir"):
 
 
 def cache_dir():
-    """The user's cache of models and crops: age-estimation-ldl in $XDG_CACHE_HOME or ~/.cache."""
+    """Folder of cached models and crops: age-estimation-ldl in $XDG_CACHE_HOME or ~/.cache."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "age-estimation-ldl"
 
 
 def file_sha256(path):
-    """Checksum of a file, 64 hexadecimal digits."""
+    """The SHA-256 checksum of a file, 64 hexadecimal digits."""
     digest = hashlib.sha256()
     with Path(path).open("rb") as file:
         while chunk := file.read(CHUNK):
             digest.update(chunk)
     return digest.hexdigest()
+
+
+def is_current(target, source):
+    """Whether `target` exists and is not older than `source`, the file it is made from."""
+    return target.is_file() and target.stat().st_mtime >= source.stat().st_mtime
