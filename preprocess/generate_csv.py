@@ -20,6 +20,7 @@ from tqdm import tqdm
 from preprocess.columns import COLUMNS, LOCATION, SPLITS
 from preprocess.face import upright_size
 from preprocess.readers import DATASETS, MISSING, DataSet, Options, Skipped, table_reader
+from preprocess.splits import fill_empty_splits
 from utils.cli import HelpFormatter, run_main
 from utils.files import replaced, writable_folder
 
@@ -72,6 +73,7 @@ def main():
         reasons = Counter(reason for _, reason in skipped).most_common(1)
         raise ValueError(f"no usable photo of {args.dataset} in '{data_dir}': {len(skipped)} "
                          f"skipped, most often because: {reasons[0][0] if reasons else 'none'}")
+    filled = fill_empty_splits(rows)
     if args.train_on_test:
         train_on_test(rows, list_dir, args.dataset)
     write_lists(rows, list_dir, args.dataset)
@@ -79,7 +81,7 @@ def main():
     for name, splits in protocols.items():
         write_csv(list_dir / f"{args.dataset}_split_{name}.csv", ["photo", "split"],
                   splits.items())
-    report(args.dataset, list_dir, rows, skipped, clipped, protocols)
+    report(args.dataset, list_dir, rows, skipped, clipped, filled, protocols)
 
 
 def choose_dataset(args):
@@ -120,6 +122,8 @@ def sort_records(records, data_dir, max_age, drop_older):
         size = checked[photo]
         if photo != printable(photo):
             skipped.append(Skipped(printable(photo), "file name is not UTF-8"))
+        elif "\\" in photo:
+            skipped.append(Skipped(photo, "file name has a backslash"))
         elif isinstance(size, str):
             skipped.append(Skipped(photo, size))
         elif record["age"] < 0:
@@ -198,10 +202,16 @@ def write_csv(path, header, rows):
                          for row in rows)
 
 
-def report(name, list_dir, rows, skipped, clipped, protocols):
+def report(name, list_dir, rows, skipped, clipped, filled, protocols):
     counts = Counter(row["split"] for row in rows)
     print(f"{name}: " + ", ".join(f"{counts[split]:,} {split}" for split in SPLITS
                                   if counts[split]) + f" -> {list_dir}")
+    if filled:
+        print(f"few photos: the hash left {' and '.join(filled)} empty; each got one photo, and "
+              "all others of the same person")
+    if not counts["valid"]:
+        print("no valid list, which training and calibration need: add photos (of other persons), "
+              "or choose with a column split in --table")
     ages = [row["age"] for row in rows]
     print(f"ages {min(ages):g} to {max(ages):g} years"
           + (f"; {clipped} older than the last bin were clipped to it" if clipped else ""))
