@@ -22,9 +22,10 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from preprocess.columns import ALIGNED, LOCATION, SPLITS
+from preprocess.columns import ALIGNED, LOCATION, SPLITS, age_label, clean_path
 from preprocess.face import load_photo
 from preprocess.readers import MISSING, UNREADABLE
+from preprocess.repeats import describe_repeats
 from preprocess.shards import CHUNK, Shards, chunks
 from utils.cli import HelpFormatter, add_device_flag, run_main
 from utils.files import file_sha256, is_current, replaced, writable_folder
@@ -149,10 +150,16 @@ def align_list(list_path, work):
         print(f"{target.name} was finished by another process")
 
 
+def read_list(list_path):
+    """Yield the rows of a list as dicts of text."""
+    for row in read_rows(list_path, ["photo", "age"]):
+        yield row | {"photo": clean_path(row["photo"])}
+
+
 def _count_rows(list_path, data_dir):
     """Number of rows of a list; raises FileNotFoundError if none of its photos exists."""
     count, found = 0, False
-    for row in read_rows(list_path, ["photo", "age"]):
+    for row in read_list(list_path):
         found = found or (row["photo"] and Path(data_dir, row["photo"]).is_file())
         count += 1
     if count and not found:
@@ -165,7 +172,7 @@ def _count_rows(list_path, data_dir):
 def fill_shards(shards, list_path, row_count, work):
     """Align the chunks of this process that are not done yet."""
     def my_chunks(is_wanted):
-        return ((number, rows) for number, rows in chunks(read_rows(list_path, ["photo", "age"]))
+        return ((number, rows) for number, rows in chunks(read_list(list_path))
                 if number % work.world_size == work.rank and is_wanted(number))
 
     forget_outdated(shards, my_chunks(shards.is_done), work)
@@ -218,7 +225,7 @@ def is_readable_now(data_dir, row, reason):
 def write_results(shards, list_path):
     """Write the aligned list and the list of rejected rows from the results of all processes."""
     dataset, split = list_path.stem.rsplit("_", 1)
-    reasons, faces = Counter(), 0
+    reasons, faces = Counter(), []
     rejected_path = list_path.with_name(f"{dataset}_rejected.csv")
     with replaced(shards.target) as target, replaced(rejected_path) as rejected_target, \
             target.open("w", encoding="utf-8", newline="") as file, \
@@ -227,7 +234,7 @@ def write_results(shards, list_path):
         rejected.writerow(["photo", "split", "reason"])
         rejected.writerows(rejected_elsewhere(rejected_path, split, list_path, dataset))
         aligned = None
-        for row, (reason, *values) in shards.merge(read_rows(list_path, ["photo", "age"])):
+        for row, (reason, *values) in shards.merge(read_list(list_path)):
             row = {name: text for name, text in row.items() if name not in (*ALIGNED, *LOCATION)}
             if aligned is None:
                 aligned = csv.writer(file, lineterminator="\n")
@@ -236,13 +243,17 @@ def write_results(shards, list_path):
                 reasons[reason] += 1
                 rejected.writerow([row["photo"], split, reason])
             else:
-                faces += 1
+                faces.append(((row["photo"], *values[:-1]), age_label(row)))
                 aligned.writerow([*row.values(), *values])
     shards.remove_all()
-    total = faces + sum(reasons.values())
-    print(f"{shards.target.name}: {faces:,} faces of {total:,} photos, "
+    total = len(faces) + sum(reasons.values())
+    print(f"{shards.target.name}: {len(faces):,} faces of {total:,} photos, "
           f"{sum(reasons.values())} rejected ({sum(reasons.values()) / max(total, 1):.2%})"
           + "".join(f"; {count} {reason}" for reason, count in reasons.most_common()))
+    repeats = describe_repeats(faces)
+    if repeats:
+        print(f"{list_path.name}: {repeats}. A row without face_x1, face_y1, face_x2 and face_y2 "
+              "is about the largest face of its photo")
 
 
 def rejected_elsewhere(path, split, list_path, dataset):

@@ -15,6 +15,7 @@ from PIL import Image
 from skimage.data import astronaut
 
 from preprocess import face_align, show
+from preprocess.columns import age_label
 from preprocess.detector import FaceDetector
 from preprocess.face import EXIF_ORIENTATION, load_photo
 from preprocess.face_align import Work, align_list
@@ -114,6 +115,19 @@ def test_columns_rejections_and_odd_rows(tmp_path, work):
                         "broken.jpg": ("train", "unreadable image"),
                         "gone.jpg": ("train", "file missing")}
     assert not list(tmp_path.glob("*.part*"))
+
+
+def test_rows_about_the_same_face_are_told(tmp_path, work, capsys):
+    names = ["upright.png", ".\\upright.png", "photo 3, é.png", "photo 3, é.png"]
+    ages = (30, 5, 7, 7)
+    write_rows(tmp_path / "mine_train.csv", [{"photo": name, "age": age}
+                                             for name, age in zip(names, ages, strict=True)])
+    aligned = list(read_rows(align(tmp_path / "mine_train.csv", work), []))
+    assert [row["photo"] for row in aligned] == [names[0], names[0], *names[2:]]
+    told = capsys.readouterr().out
+    assert "1 faces have more than one age: upright.png 30 and 5; " in told
+    assert "1 faces occur more than once with the same age: photo 3, é.png." in told
+    assert "face_x1" in told
 
 
 def test_exif_orientation_is_applied(tmp_path, work):
@@ -390,7 +404,7 @@ def test_the_sheet_shows_intervals_when_no_age_is_known(photos, tmp_path, work, 
     rows = [row | {"age": "", "age_min": "3", "age_max": "9"} for row in many_rows(2, one_in=1)]
     write_rows(tmp_path / "mine_train.csv", rows)
     aligned = list(read_rows(align(tmp_path / "mine_train.csv", work), []))
-    assert show.age_label(aligned[0]) == "3-9" and show.age_label({"age": "31.0"}) == "31"
+    assert age_label(aligned[0]) == "3-9" and age_label({"age": "31.0"}) == "31"
     monkeypatch.setattr(sys, "argv", ["show", "--data_dir", str(photos), "--dataset", "mine",
                                       "--list_dir", str(tmp_path)])
     show.main()
