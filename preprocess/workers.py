@@ -18,7 +18,6 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-import torch
 
 from preprocess.columns import LOCATION
 from preprocess.detector import FaceDetector, detection_batches
@@ -53,7 +52,6 @@ def start_worker(data_dir, settings):
     global worker
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the main process handles Ctrl-C
     threading.Thread(target=end_with_parent, daemon=True).start()
-    torch.set_num_threads(1)
     cv2.setNumThreads(1)
     worker = partial(align_rows, FaceDetector(**settings, threads=1), Path(data_dir))
 

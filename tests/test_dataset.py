@@ -45,12 +45,12 @@ def test_cached_and_uncached_validation_pixels_are_equal(folder, tmp_path):
     cached = dataset(folder, tmp_path, "DATA.MARGIN", "0.3")
     uncached = dataset(folder, tmp_path, "DATA.MARGIN", "0.3", "DATA.CACHE", "False")
     keys = [(0, i) for i in range(len(AGES))]
-    torch.testing.assert_close(cached.__getitems__(keys)["pixels"],
-                               uncached.__getitems__(keys)["pixels"], rtol=0, atol=0)
+    torch.testing.assert_close(cached.batch(keys)["pixels"],
+                               uncached.batch(keys)["pixels"], rtol=0, atol=0)
 
 
 def test_the_pixels_are_those_of_rotating_cropping_and_resizing(folder, tmp_path):
-    pixels = dataset(folder, tmp_path, "DATA.MARGIN", "0.1").__getitems__([(0, 2)])["pixels"]
+    pixels = dataset(folder, tmp_path, "DATA.MARGIN", "0.1").batch([(0, 2)])["pixels"]
     photo = load_photo(folder / "drawn_2.png")
     turned = photo.rotate(3.5, expand=True, resample=Image.Resampling.BICUBIC)
     crop = turned.crop((20.2 - 6.02, 18 - 6.4, 80.4 + 6.02, 82 + 6.4))
