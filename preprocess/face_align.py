@@ -78,27 +78,14 @@ def parse_args():
 def main():
     args = parse_args()
     data_dir, list_dir = Path(args.data_dir), Path(args.list_dir or args.data_dir)
-    if not data_dir.is_dir():
-        raise FileNotFoundError(f"folder '{data_dir}' not found; --data_dir is the folder of the "
-                                "photos")
-    lists = [path for split in SPLITS
-             if (path := list_dir / f"{args.dataset}_{split}.csv").is_file()]
-    if not lists:
-        raise FileNotFoundError(f"no list {args.dataset}_train.csv, {args.dataset}_valid.csv or "
-                                f"{args.dataset}_test.csv in '{list_dir}'; write them with "
-                                "python -m preprocess.generate_csv, or by hand with the columns "
-                                "photo and age")
+    lists = find_lists(data_dir, list_dir, args.dataset)
     writable_folder(list_dir)
     rank, world_size, local_size = (int(os.environ.get(name, default)) for name, default in (
         ("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_WORLD_SIZE", 1)))
     workers = max(1, available_cores() // local_size) if args.workers is None else args.workers
     if workers < 1:
         raise ValueError(f"--workers must be at least 1, got {workers}")
-    align_lists(lists, data_dir, args, workers, rank, world_size)
 
-
-def align_lists(lists, data_dir, args, workers, rank, world_size):
-    """Align every list with worker processes, or this process's share of the lists."""
     from preprocess.detector import FaceDetector  # imported here: torch takes longer than -h may
     from preprocess.workers import worker_pool
 
@@ -111,6 +98,24 @@ def align_lists(lists, data_dir, args, workers, rank, world_size):
                     rank=rank, world_size=world_size)
         for path in lists:
             align_list(path, work)
+
+
+def find_lists(data_dir, list_dir, dataset):
+    """Paths of the lists of a data set, one for each split that has one.
+
+    Raises:
+        FileNotFoundError: there is no list, or no folder of photos.
+    """
+    if not data_dir.is_dir():
+        raise FileNotFoundError(f"folder '{data_dir}' not found; --data_dir is the folder of the "
+                                "photos")
+    lists = [path for split in SPLITS if (path := list_dir / f"{dataset}_{split}.csv").is_file()]
+    if not lists:
+        raise FileNotFoundError(f"no list {dataset}_train.csv, {dataset}_valid.csv or "
+                                f"{dataset}_test.csv in '{list_dir}'; write them with "
+                                "python -m preprocess.generate_csv, or by hand with the columns "
+                                "photo and age")
+    return lists
 
 
 def device_of_process(name):

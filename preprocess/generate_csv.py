@@ -22,7 +22,7 @@ from preprocess.face import upright_size
 from preprocess.readers import DATASETS, MISSING, DataSet, Options, Skipped, table_reader
 from preprocess.splits import fill_empty_splits
 from utils.cli import HelpFormatter, run_main
-from utils.files import replaced, writable_folder
+from utils.files import refuse_overwriting, replaced, writable_folder
 
 
 def parse_args():
@@ -62,10 +62,9 @@ def main():
         raise FileNotFoundError(f"folder '{data_dir}' not found; --data_dir is the folder of the "
                                 "photos")
     list_dir = writable_folder(args.list_dir or data_dir)
-    for path in (list_dir / f"{args.dataset}_{part}.csv" for part in (*SPLITS, "skipped")):
-        if args.table and path.resolve() == Path(args.table).resolve():
-            raise ValueError(f"--table '{args.table}' would be overwritten; rename it, or choose "
-                             "another --list_dir")
+    if args.table:
+        written = [list_dir / f"{args.dataset}_{part}.csv" for part in (*SPLITS, "skipped")]
+        refuse_overwriting(written, [args.table], "--list_dir, or rename the table")
     options = Options(args.appa_real_label, args.min_face_score, args.max_second_face_score)
     rows, skipped, clipped = sort_records(dataset.read(data_dir, options), data_dir,
                                           options.max_age, args.drop_older)
