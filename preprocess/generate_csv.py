@@ -3,10 +3,9 @@
     python -m preprocess.generate_csv --dataset utkface --data_dir DIR
     python -m preprocess.generate_csv --dataset my_photos --data_dir DIR --table ages.csv
 
-Each list has the columns photo and age and what else the data set knows (preprocess/columns.py
-documents all columns). NAME_split_PROTOCOL.csv, with the columns photo and split, holds a
-published alternative to the split. NAME_skipped.csv holds the photos that cannot be used, with
-the reason.
+Each list has the columns photo and age and what else the data set knows.
+NAME_split_PROTOCOL.csv, with the columns photo and split, holds a published alternative to the
+split. NAME_skipped.csv holds the photos that cannot be used, with the reason.
 """
 
 import argparse
@@ -27,7 +26,9 @@ from utils.files import refuse_overwriting, replaced, writable_folder
 
 def parse_args():
     parser = argparse.ArgumentParser(prog="python -m preprocess.generate_csv",
-                                     description=__doc__, formatter_class=HelpFormatter)
+                                     description=__doc__, formatter_class=HelpFormatter,
+                                     epilog="\n".join(["columns of a list or of --table:"] + [
+                                         f"  {name:<9} {text}" for name, text in COLUMNS.items()]))
     parser.add_argument("--dataset", required=True, metavar="NAME",
                         help=f"one of {', '.join(sorted(DATASETS))}, or with --table any other")
     parser.add_argument("--data_dir", required=True, metavar="DIR",

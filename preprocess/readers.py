@@ -5,9 +5,8 @@ photos that cannot be used. A row is a dict with `photo`, `age`, `split` (train,
 and any other of the COLUMNS that the data set knows. splits.by_hash gives the split if there is
 no official one. To add a data set, write a reader and add a line to DATASETS.
 
-The readers of APPA-REAL, FairFace and UTKFace were checked against the released files, the others
-against their published descriptions. A reader that does not find its files raises an error that
-names them.
+The readers of APPA-REAL, FairFace and UTKFace were checked against released files. A reader that
+does not find its files raises an error that names them.
 """
 
 import math
@@ -102,7 +101,7 @@ def appa_real_rows(label_dir, split, label, data_dir=None):
     table_path = Path(label_dir, f"gt_avg_{split}.csv")
     for record in read_rows(table_path, ["file_name", "apparent_age_std", column]):
         name, age = record["file_name"], record[column]
-        photo = f"{split}/{name}_face.jpg"  # shows the person with the label, of several
+        photo = f"{split}/{name}_face.jpg"  # if there are several faces, the labelled one
         if data_dir and not Path(data_dir, photo).is_file():
             whole = f"{split}/{name}"
             photo = whole if Path(data_dir, whole).is_file() else photo
@@ -289,7 +288,7 @@ def _load_mat(path, name):
     try:
         struct = loadmat(path, squeeze_me=True)[name]
         faces = {key: np.atleast_1d(struct[key].item()) for key in struct.dtype.names}
-    except Exception as error:  # the package raises anything at all on broken files
+    except Exception as error:  # on broken files loadmat raises errors of any class
         raise ValueError(f"'{path}': expected a struct '{name}': {error}") from error
     needed = {"full_path", "dob", "photo_taken", "gender", "face_score", "second_face_score",
               "face_location"}
