@@ -24,6 +24,8 @@ from preprocess.workers import align_rows
 from utils.cli import run_main
 from utils.tables import read_rows
 
+KILLS = 100  # of the slow test
+
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory):
@@ -271,12 +273,16 @@ def test_a_list_that_another_run_has_finished_ends_quietly(photos, detector, tmp
     assert len(list(read_rows(aligned, []))) == CHUNK // 4 and not list(tmp_path.glob("*.part*"))
 
 
+def start_script(photos, list_dir):
+    return subprocess.Popen([sys.executable, "-m", "preprocess.face_align", "--dataset", "mine",
+                             "--data_dir", str(photos), "--list_dir", str(list_dir), "--workers",
+                             "1"], stderr=subprocess.PIPE, text=True, start_new_session=True)
+
+
 def start_alignment(photos, list_dir, chunk_count):
     """Start the script on a long list, and wait until more than `chunk_count` chunks are done."""
     write_rows(list_dir / "mine_train.csv", many_rows(40 * CHUNK))
-    run = subprocess.Popen([sys.executable, "-m", "preprocess.face_align", "--dataset", "mine",
-                            "--data_dir", str(photos), "--list_dir", str(list_dir), "--workers",
-                            "1"], stderr=subprocess.PIPE, text=True, start_new_session=True)
+    run = start_script(photos, list_dir)
     deadline = time.monotonic() + 300
     while len(shards_in(list_dir)) <= chunk_count:
         assert run.poll() is None, run.communicate()
@@ -293,6 +299,34 @@ def test_after_a_kill_every_file_is_whole_and_no_worker_is_left(photos, tmp_path
     assert 2 < len(done) < 40
     for path in done:
         assert len(path.read_text(encoding="utf-8").splitlines()) == CHUNK
+
+
+@pytest.mark.slow
+def test_a_run_that_is_killed_again_and_again_ends_at_the_same_file(photos, tmp_path, work):
+    rng = np.random.default_rng(0)
+    for name in ("killed", "whole"):
+        (tmp_path / name).mkdir()
+        write_rows(tmp_path / name / "mine_train.csv", many_rows(10 * CHUNK + 5))
+    whole = align(tmp_path / "whole/mine_train.csv", work)
+    aligned = tmp_path / "killed/mine_train_align.csv"
+    started = time.monotonic()
+    start_script(photos, aligned.parent).communicate()
+    seconds = time.monotonic() - started
+    kills = 0
+    while kills < KILLS:
+        aligned.unlink(missing_ok=True)
+        while not aligned.exists():
+            run = start_script(photos, aligned.parent)
+            try:
+                errors = run.communicate(timeout=rng.uniform(0, seconds))[1]
+                assert run.returncode == 0, errors
+            except subprocess.TimeoutExpired:
+                os.killpg(run.pid, signal.SIGKILL)
+                run.communicate()
+                kills += 1
+        assert aligned.read_bytes() == whole.read_bytes()
+        assert ((aligned.parent / "mine_rejected.csv").read_bytes()
+                == (whole.parent / "mine_rejected.csv").read_bytes())
 
 
 def test_ctrl_c_ends_quietly(photos, tmp_path):
