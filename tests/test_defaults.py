@@ -1,14 +1,24 @@
 """The config: overrides, recipes, what they refuse; and the command lines that carry them."""
 
-import argparse
 import re
 from pathlib import Path
 
 import pytest
 
-from defaults import CHOICES, age_bins, known_keys, load_cfg, override_cfg, parse_cfg
-from losses import DECODES, LOSSES
-from utils.cli import parse_with_overrides
+from defaults import (
+    ARCHS,
+    CHOICES,
+    RANGES,
+    age_bins,
+    known_keys,
+    load_cfg,
+    override_cfg,
+    parse_cfg,
+    value_of,
+)
+from losses import LOSSES
+from metrics import DECODES
+from model import list_archs
 
 ROOT = Path(__file__).parent.parent
 FAMILY = {  # names and values that users of this family of repositories know
@@ -18,11 +28,6 @@ FAMILY = {  # names and values that users of this family of repositories know
     "TRAIN.EPOCHS": 80, "TRAIN.AGE_STDDEV": 2.0, "DATA.MARGIN": 0.0, "LOSS.NAME": "kl_l1",
     "LOSS.LABEL": "gaussian", "MODEL.PRETRAINED": "imagenet", "TEST.TTA": False,
 }
-
-
-def value_of(cfg, key):
-    section, name = key.split(".")
-    return cfg[section][name]
 
 
 @pytest.mark.parametrize(("key", "value"), FAMILY.items())
@@ -125,6 +130,13 @@ def test_a_checkpoints_config_takes_overrides_of_some_sections_only():
 def test_choices_are_those_of_the_code():
     assert set(CHOICES["LOSS.NAME"]) == set(LOSSES)
     assert set(CHOICES["TEST.DECODE"]) == set(DECODES)
+    assert list(ARCHS) == list_archs()
+    assert set(CHOICES) | set(RANGES) <= set(known_keys())
+
+
+def test_every_number_but_the_first_and_last_age_has_a_range():
+    numbers = {key for key in known_keys() if type(value_of(load_cfg(), key)) in (int, float)}
+    assert numbers - set(RANGES) == {"DATA.AGE_MIN", "DATA.AGE_MAX"}
 
 
 @pytest.mark.parametrize("path", ["runs #2/best.pth", "a: b.pth", "2024", "off"])
@@ -136,54 +148,3 @@ def test_a_path_is_taken_as_it_is_written(path):
 def test_age_bins_follow_the_config():
     assert age_bins(load_cfg()) == list(range(101))
     assert age_bins(load_cfg(None, ["DATA.AGE_MIN", "16", "DATA.AGE_MAX", "18"])) == [16, 17, 18]
-
-
-def parser():
-    made = argparse.ArgumentParser()
-    made.add_argument("--data_dir", nargs="+")
-    made.add_argument("--resume")
-    return made
-
-
-@pytest.mark.parametrize("words", [
-    ["--data_dir", "a", "b", "--resume", "c.pth", "TRAIN.LR", "0.1"],
-    ["--resume", "c.pth", "TRAIN.LR", "0.1", "--data_dir", "a", "b"],
-    ["TRAIN.LR", "0.1", "--data_dir", "a", "b", "--resume", "c.pth"],
-    ["--resume", "c.pth", "--data_dir", "a", "b", "TRAIN.LR", "0.1"],
-])
-def test_flags_work_on_either_side_of_the_overrides(words):
-    args = parse_with_overrides(parser(), words)
-    assert (args.data_dir, args.resume, args.opts) == (["a", "b"], "c.pth", ["TRAIN.LR", "0.1"])
-
-
-def test_a_file_in_capitals_is_no_override():
-    args = parse_with_overrides(parser(), ["--resume", "CLIP.MP4", "--data_dir", "OUT.CSV",
-                                           "TRIAN.LR", "0.1"])
-    assert (args.resume, args.data_dir) == ("CLIP.MP4", ["OUT.CSV"])
-    assert args.opts == ["TRIAN.LR", "0.1"]  # misspelt: load_cfg names the near ones
-
-
-def test_a_file_that_is_there_is_no_override_after_its_flag(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    Path("MODEL.PTH").touch()
-    args = parse_with_overrides(parser(), ["--resume", "MODEL.PTH", "TRAIN.LR", "0.1"])
-    assert (args.resume, args.opts) == ("MODEL.PTH", ["TRAIN.LR", "0.1"])
-
-
-@pytest.mark.parametrize(("word", "named"), [
-    ("TRAIN.LR=0.1", "TRAIN.LR 0.1"), ("train.lr", "TRAIN.LR VALUE"), ("train.lr=3", "TRAIN.LR 3")])
-def test_another_spelling_of_a_key_is_no_value_of_the_flag_before(word, named):
-    with pytest.raises(ValueError, match=f"is written {named}$"):
-        parse_with_overrides(parser(), ["--data_dir", "a", word])
-
-
-@pytest.mark.parametrize(("words", "named"), [
-    (["TRAIN.LR", "0.1", "--rezume", "c"], "--rezume"),
-    (["TRAIN.LR", "--resume", "c"], "TRAIN.LR"),
-    (["TRAIN.LR"], "TRAIN.LR"),
-])
-def test_misspelt_flags_and_missing_values_are_refused_by_name(words, named, capsys):
-    with pytest.raises(SystemExit) as raised:
-        parse_with_overrides(parser(), words)
-    assert raised.value.code == 2
-    assert named in capsys.readouterr().err

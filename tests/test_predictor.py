@@ -16,7 +16,7 @@ from PIL import Image
 
 import metrics
 from dataset import FaceDataset
-from lists import read_faces
+from lists import Source, read_faces
 from media.results import FIELDS, ResultFiles
 from predictor import AgeEstimator, Reading, as_photo, face_from_probs, pixel_count
 from preprocess import face_align
@@ -55,7 +55,7 @@ def test_network_gets_the_pixels_of_training(estimator, tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["face_align", "--dataset", "p", "--data_dir", str(tmp_path),
                                       "--workers", "1"])
     face_align.main()
-    faces = read_faces(tmp_path, "p", "valid", estimator.cfg)
+    faces = read_faces(Source(tmp_path, "p", tmp_path), "valid", estimator.cfg)
     assert list(faces["photo"]) == [path.name for path in photos]
     dataset = FaceDataset(faces, estimator.cfg, train=False, cache_dir=tmp_path / "cache")
     trained = dataset.__getitems__([(0, index) for index in range(len(dataset))])["pixels"]

@@ -1,37 +1,57 @@
-"""What the command lines of all scripts share: errors, the device, the trailing overrides."""
+"""What all scripts share: their output, their errors, their flags and the config overrides."""
 
 import argparse
 import difflib
+import errno
+import os
 import re
 import sys
 import warnings
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 
 from defaults import known_keys
 
 CONFIG_KEY = re.compile(r"[A-Z]+\.[A-Z0-9_]+")
+# Writing fails with these when nobody reads any more: a closed pipe (Windows: EINVAL), a closed
+# terminal.
+READER_GONE = (errno.EPIPE, errno.EINVAL, errno.EIO)
 
 
 def run_main(main):
     """Run a script's main(): bad input ends in one line on stderr and exit code 2.
 
-    A warning is one line too, without the place in the code.
+    Warnings are one line too, without the place in the code. Output never ends a script: what
+    its encoding lacks is escaped, and what nobody reads any more is dropped.
 
+    Args:
+        main: function () -> exit code.
     Raises:
-        SystemExit: 2 after ValueError or OSError, 130 after Ctrl-C, else main's return value.
+        SystemExit: 2 after bad input, 130 after Ctrl-C, else with the exit code of main.
     """
     warnings.formatwarning = _in_one_line
-    try:
-        sys.exit(main())
-    except (ValueError, OSError) as error:
-        message = str(error)
-        if message.startswith("Caught "):  # in a loader's worker: torch adds its traceback
-            message = message.strip().splitlines()[-1].split(": ", 1)[-1]
-        print(f"error: {message}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        print("\ninterrupted", file=sys.stderr)
-        sys.exit(130)
+    with robust_output():
+        try:
+            sys.exit(main())
+        except (ValueError, OSError, MemoryError, ModuleNotFoundError) as error:
+            print(f"error: {_message(error)}", file=sys.stderr)
+            sys.exit(2)
+        except KeyboardInterrupt:
+            print("\ninterrupted", file=sys.stderr)
+            sys.exit(130)
+
+
+def _message(error):
+    message = str(error)
+    if message.startswith("Caught "):  # in a loader's worker: torch adds its traceback
+        return message.strip().splitlines()[-1].split(": ", 1)[-1]
+    if isinstance(error, MemoryError):
+        return f"not enough memory ({message or 'of this process'})"
+    if isinstance(error, ModuleNotFoundError):
+        return f"{message}; install it with: pip install -r requirements.txt"
+    if isinstance(error, OSError) and error.strerror and error.filename is not None:
+        return f"'{error.filename}': {error.strerror}"  # without the number of the error
+    return " ".join(line.strip() for line in message.splitlines()) or type(error).__name__
 
 
 def _in_one_line(message, category, filename, lineno, line=None, usual=warnings.formatwarning):
@@ -40,22 +60,63 @@ def _in_one_line(message, category, filename, lineno, line=None, usual=warnings.
     return f"warning: {' '.join(str(message).split())}\n"
 
 
+@contextmanager
+def robust_output():
+    """Context in which nothing that is printed raises an error."""
+    with redirect_stdout(_Output(sys.stdout)), redirect_stderr(_Output(sys.stderr)):
+        try:
+            yield
+        finally:
+            sys.stdout.flush()  # while errors are still caught
+            sys.stderr.flush()
+
+
+class _Output:
+    """A text stream that goes on after its reader is gone, such as `| head -1`."""
+
+    def __init__(self, stream):
+        self.stream = stream
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+
+    def __getattr__(self, name):
+        return getattr(self.stream, name)
+
+    def write(self, text):
+        return self._unless_gone("write", text)
+
+    def flush(self):
+        return self._unless_gone("flush")
+
+    def _unless_gone(self, method, *args):
+        try:
+            return getattr(self.stream, method)(*args) if self.stream else None
+        except OSError as error:
+            if error.errno not in READER_GONE:
+                raise
+        # From here on the system drops the output, also what Python still holds.
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, self.stream.fileno())
+        os.close(nowhere)
+        return None
+
+
 def add_data_flags(parser):
-    """Which faces: --data_dir, --dataset, --list_dir, --cache_dir."""
+    """The flags that name the faces: --data_dir, --dataset, --list_dir, --cache_dir."""
     parser.add_argument("--data_dir", nargs="+", metavar="DIR",
                         help="folder of the photos; several count as one data set")
     parser.add_argument("--dataset", nargs="+", metavar="NAME",
-                        help="data set, the NAME in NAME_train_align.csv, one a folder or "
-                        "several in one; the folder's only one without it")
+                        help="the NAME in NAME_train_align.csv: one for each folder, or several "
+                        "in one folder; by default the only one in the folder")
     parser.add_argument("--list_dir", nargs="+", metavar="DIR",
-                        help="folder of the lists, where it is not --data_dir")
+                        help="folder of the lists; by default --data_dir")
     parser.add_argument("--cache_dir", metavar="DIR",
-                        help="folder of the cut-out faces; ~/.cache/age-estimation-ldl/crops "
-                        "without it")
+                        help="folder of the cut-out faces; by default "
+                        "~/.cache/age-estimation-ldl/crops")
 
 
 def data_words(args):
-    """The flags that name the data and the device as they were given, for another command."""
+    """The given flags for data and device, as words for another command."""
     words = []
     for flag in ("data_dir", "dataset", "list_dir"):
         if getattr(args, flag):
@@ -67,23 +128,24 @@ def data_words(args):
 
 def add_device_flag(parser):
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"),
-                        help="where the network runs; auto: a GPU where there is one")
+                        help="device of the network; auto: a GPU if there is one")
 
 
 def parse_with_overrides(parser, argv=None, which="for example TRAIN.LR 0.01"):
     """Parse flags and KEY VALUE overrides (`TRAIN.LR 0.1`) in any order.
 
-    The pairs are taken out first, by the look of their keys: argparse.REMAINDER would swallow
-    a flag that follows them, and a flag with several values would swallow them.
+    The pairs are taken out first: with argparse.REMAINDER they would swallow the flags behind
+    them, and a flag with several values would swallow them.
 
     Args:
-        parser: with the flags; gets the help on overrides.
-        argv: words, by default the command line's.
-        which: for the help, which keys there are.
+        parser: argparse.ArgumentParser with the flags; its help gets a line on overrides.
+        argv: list of words; by default those of the command line.
+        which: which keys there are, for the help.
     Returns:
         argparse.Namespace with the overrides as the flat list `opts`.
     Raises:
-        ValueError: a key written KEY=VALUE or in lower case.
+        ValueError: a misspelt section, a key in lower case or written KEY=VALUE.
+        SystemExit: 2 after a wrong flag or a key without a value, as argparse does.
     """
     parser.usage = parser.format_usage().removeprefix("usage: ").rstrip() + " [KEY VALUE ...]"
     parser.epilog = "\n\n".join(filter(None, [
@@ -93,8 +155,7 @@ def parse_with_overrides(parser, argv=None, which="for example TRAIN.LR 0.01"):
     tokens = iter(sys.argv[1:] if argv is None else argv)
     for token in tokens:
         _refuse_other_spelling(token)
-        is_file_of_flag = flags and flags[-1].startswith("--") and Path(token).is_file()
-        if _is_config_key(token) and not is_file_of_flag:  # such as --resume MODEL.PTH
+        if _is_config_key(token):
             value = next(tokens, None)
             if value is None or value.startswith("--"):
                 parser.error(f"override '{token}' has no value; write {token} VALUE")
@@ -106,25 +167,31 @@ def parse_with_overrides(parser, argv=None, which="for example TRAIN.LR 0.01"):
     return args
 
 
+def _is_config_key(token):
+    """True for SECTION.ANYTHING of a section in defaults.py; False for a file such as MODEL.PTH."""
+    return bool(CONFIG_KEY.fullmatch(token)) and token.split(".")[0] in _sections() \
+        and not Path(token).exists()
+
+
 def _refuse_other_spelling(token):
-    """A key that the flag before it would take for its own value, such as train.lr=0.1."""
+    """Refuse a word such as train.lr=0.1, which the flag before it would take as its value."""
     name, equals, value = token.partition("=")
     key = name.upper()
     if key in known_keys() and (equals or name != key) and not Path(token).exists():
         raise ValueError(f"'{token}': a config override is written {key} {value or 'VALUE'}")
+    if CONFIG_KEY.fullmatch(token) and token.split(".")[0] not in _sections():
+        near = difflib.get_close_matches(token, known_keys(), n=1, cutoff=0.8)
+        if near and not Path(token).exists():
+            raise ValueError(f"unknown config key '{token}'; did you mean {near[0]}?")
 
 
-def _is_config_key(token):
-    """Whether a word is a config key, perhaps misspelt, and not a file such as CLIP.MP4."""
-    keys = known_keys()
-    return bool(CONFIG_KEY.fullmatch(token)) and (
-        token.split(".")[0] in {key.split(".")[0] for key in keys}
-        or bool(difflib.get_close_matches(token, keys, n=1, cutoff=0.8)))
+def _sections():
+    return {key.split(".")[0] for key in known_keys()}
 
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter,
                     argparse.RawDescriptionHelpFormatter):
-    """Help with defaults shown, where there is one, and the description's line breaks kept."""
+    """Help that shows the defaults and keeps the line breaks of the description."""
 
     def _get_help_string(self, action):
         if action.default is None or action.default is False:

@@ -1,4 +1,4 @@
-"""One process or many (torchrun): who this process is, and how results come together."""
+"""Training in one process or in several (torchrun): ranks, results of all, and devices."""
 
 import os
 from contextlib import contextmanager
@@ -10,14 +10,14 @@ from torch import distributed as dist
 
 @contextmanager
 def processes(device):
-    """Join the processes that torchrun started; alone, nothing happens.
+    """Connect the processes that torchrun started; a single process needs nothing.
 
     Args:
-        device: torch.device chosen for the run; a GPU becomes this process's own.
+        device: torch.device of the run. With cuda, each process gets a GPU of its own.
     Yields:
         torch.device of this process.
     Raises:
-        ValueError: more processes than GPUs.
+        ValueError: there are more processes than GPUs.
     """
     if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
         yield device
@@ -29,7 +29,7 @@ def processes(device):
                              f"--nproc_per_node={count}")
         device = torch.device("cuda", number)
         torch.cuda.set_device(device)
-    # Cutting the crops of a large data set takes hours, in which the others wait.
+    # To cut the crops of a large data set takes hours, and the other processes wait.
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo",
                             timeout=timedelta(hours=6))
     try:
@@ -51,7 +51,7 @@ def is_main():
 
 
 def concatenate(tensor):
-    """CPU tensor of all processes' rows, in the order of their ranks."""
+    """The rows of all processes as one CPU tensor, in the order of the ranks."""
     if not dist.is_initialized():
         return tensor.cpu()
     shares = [None] * world_size()
@@ -60,14 +60,14 @@ def concatenate(tensor):
 
 
 def share_buffers(model):
-    """Give every process the main one's buffers, such as batch norm's running statistics."""
+    """Copy the main process's buffers, such as the statistics of batch norms, to all others."""
     if dist.is_initialized():
         for buffer in model.buffers():
             dist.broadcast(buffer, 0)
 
 
 def total(values):
-    """Sum over all processes of each number of a dict; a key that one lacks counts as 0 there."""
+    """{name: sum over all processes} of a {name: number}; a missing name counts as 0."""
     if not dist.is_initialized():
         return values
     shares = [None] * world_size()
@@ -77,7 +77,7 @@ def total(values):
 
 
 def any_true(flag, device):
-    """Whether the flag is set in any process."""
+    """True if the flag is True in at least one process."""
     if not dist.is_initialized():
         return flag
     tensor = torch.tensor(float(flag), device=device)
@@ -86,7 +86,7 @@ def any_true(flag, device):
 
 
 def from_main(value):
-    """The main process's value, in every process."""
+    """The value that the main process has, in every process."""
     if not dist.is_initialized():
         return value
     values = [value]
@@ -95,14 +95,14 @@ def from_main(value):
 
 
 def wait():
-    """Until all processes are here."""
+    """Wait until all processes have come here."""
     if dist.is_initialized():
         dist.barrier()
 
 
 @contextmanager
 def main_first():
-    """Let the main process go first, so that only one downloads what all of them need."""
+    """Context that the main process runs first, so that only one downloads what all need."""
     if dist.is_initialized() and not is_main():
         dist.barrier()
     yield
@@ -111,7 +111,7 @@ def main_first():
 
 
 def wrap(model, device):
-    """The model, in DistributedDataParallel where there are several processes."""
+    """The model; with several processes inside a DistributedDataParallel."""
     if not dist.is_initialized():
         return model
     return torch.nn.parallel.DistributedDataParallel(
@@ -119,7 +119,7 @@ def wrap(model, device):
 
 
 def unwrap(model):
-    """The AgeModel inside a DistributedDataParallel."""
+    """The AgeModel, taken out of a DistributedDataParallel."""
     return model.module if isinstance(model, torch.nn.parallel.DistributedDataParallel) else model
 
 
@@ -127,7 +127,7 @@ def choose_device(name):
     """torch.device for 'auto', 'cpu' or 'cuda'.
 
     Raises:
-        ValueError: cuda asked for where there is none.
+        ValueError: 'cuda', but no such device was found.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"

@@ -1,4 +1,4 @@
-"""How a training step is computed fastest: mixed precision, memory order, memory kept."""
+"""Faster training steps: mixed precision, memory order, memory that is kept between steps."""
 
 import contextlib
 import ctypes
@@ -9,25 +9,32 @@ from torch.overrides import TorchFunctionMode
 
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16, "off": None}
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
-LARGEST_KEPT = (2 ** 30, 2 ** 25)  # bytes of a block that is kept, the first that is accepted
+# Bytes: larger blocks are given back at once. Tried in turn: older versions of glibc refuse more
+# than 32 MiB.
+MMAP_THRESHOLDS = (2 ** 30, 2 ** 25)
 
 
 @contextlib.contextmanager
 def autocast(device, amp):
-    """Context in which the forward pass runs in bf16, fp16 or, with off, full precision."""
+    """Context for the forward pass.
+
+    Args:
+        device: torch.device.
+        amp: bf16 | fp16 | off, which is full precision.
+    """
     if AUTOCAST[amp] is None:
         yield
         return
-    spared = FullPrecisionDepthwise() if device.type == "cpu" else contextlib.nullcontext()
-    with torch.autocast(device.type, AUTOCAST[amp]), spared:
+    depthwise = FullPrecisionDepthwise() if device.type == "cpu" else contextlib.nullcontext()
+    with torch.autocast(device.type, AUTOCAST[amp]), depthwise:
         yield
 
 
 class FullPrecisionDepthwise(TorchFunctionMode):
-    """Inside autocast on a CPU, depthwise convolutions stay in fp32.
+    """Keeps depthwise convolutions in fp32 inside autocast on a CPU.
 
-    Their half-precision backward pass takes several times as long there; all other layers of such
-    a network gain from half precision.
+    Their backward pass in half precision takes several times as long on a CPU. All other layers
+    of such a network gain from half precision.
     """
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
@@ -43,23 +50,23 @@ def _is_depthwise(images, kernels):
 
 
 def arranged(model, amp):
-    """The model with its kernels in the memory order that is fastest for the precision.
+    """The model with its kernels in the fastest memory order for the precision.
 
-    Pixels always come channels-last; half-precision convolutions want their kernels so too.
+    Pixels are always channels-last. Convolutions in half precision are faster if their kernels
+    are channels-last too.
     """
     return model if amp == "off" else model.to(memory_format=torch.channels_last)
 
 
 def keep_freed_memory(device):
-    """Let the C library keep what a step on the CPU frees, for the next one; on Linux only.
+    """Let the C library keep the memory that a step on the CPU frees, for the next; Linux only.
 
-    Otherwise glibc gives every large block back at once, and the next step waits for the page
-    faults of the same memory; a tenth of its time for an EfficientNet-Lite0 at 128 px.
+    By default glibc gives every large block back to the system at once, and the next step waits
+    for page faults: a tenth of its time for an EfficientNet-Lite0 at 128 px.
     """
     if device.type != "cpu" or sys.platform != "linux":
         return
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # glibc has it, musl does not
-    # Older ones refuse more than 32 MiB. Where both were refused, the second setting alone would
-    # have every block given back.
-    if mallopt is not None and any(mallopt(M_MMAP_THRESHOLD, size) for size in LARGEST_KEPT):
+    # Without the first setting the second would make glibc give back every block.
+    if mallopt is not None and any(mallopt(M_MMAP_THRESHOLD, size) for size in MMAP_THRESHOLDS):
         mallopt(M_TRIM_THRESHOLD, 2 ** 31 - 1)
