@@ -286,9 +286,11 @@ def test_unknown_architecture_without_near_ones_says_where_they_are_listed():
 
 
 @pytest.mark.parametrize(("arch", "size", "works"), [
-    ("alexnet", 62, 63), ("squeezenet1_1", 8, 17), ("vgg11", 31, 32), ("densenet121", 28, 29),
-    ("inceptionv3", 74, 75), ("bninception", 318, 319), ("nasnetamobile", 126, 127),
-    ("tinyage", 31, 32), ("timm/vit_tiny_patch16_224", 8, 16)])
+    ("alexnet", 62, 63), ("squeezenet1_1", 8, 17), ("densenet121", 28, 29),
+    ("inceptionv3", 74, 75), ("nasnetamobile", 126, 127), ("tinyage", 31, 32),
+    ("timm/vit_tiny_patch16_224", 8, 16),
+    pytest.param("vgg11", 31, 32, marks=pytest.mark.slow),
+    pytest.param("bninception", 299, 319, marks=pytest.mark.slow)])
 def test_size_error_names_the_smallest_that_works(arch, size, works):
     with pytest.raises(ValueError, match=rf"MODEL.IMG_SIZE {size} .*'{arch}'.* {works}$"):
         build(arch, "MODEL.IMG_SIZE", str(size))
