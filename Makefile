@@ -10,13 +10,17 @@ test: $(VENV)/dev lint  ## set up, lint and run the test suite, one process a co
 lint: $(VENV)/dev
 	$(BIN)/ruff check .
 
-demo: $(VENV)/user  ## estimate ages on the sample photos with the shipped model
+demo: $(VENV)/demo  ## estimate ages on the sample photos with the shipped model
 	$(BIN)/python demo.py --img_dir misc/samples --output_dir demo_output
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
-$(VENV)/user: $(VENV)/bin/python requirements.txt
+$(VENV)/demo: $(VENV)/bin/python requirements-demo.txt  # what estimating ages needs
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-demo.txt
+	touch $@
+
+$(VENV)/user: $(VENV)/bin/python requirements.txt requirements-demo.txt  # and training
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
 	touch $@
 

@@ -1,5 +1,7 @@
-"""Training augmentation on uint8 RGB arrays: one affine resampling, few colour passes, then what
-cameras and files do to a picture."""
+"""Training augmentation on uint8 RGB arrays.
+
+One affine resampling, few passes over the colours, then the faults of cameras and files.
+"""
 
 import cv2
 import numpy as np
@@ -12,11 +14,11 @@ def augment(canvas, size, rng, aug):
 
     Args:
         canvas: (T, T, 3) uint8 RGB, T >= size: the crop with its context around it.
-        size: pixels, side of the result; with every strength 0 the centre of the canvas.
+        size: pixels, side of the result.
         rng: numpy Generator; the same state gives the same face.
-        aug: the config's AUG section.
+        aug: the config's AUG section; with STRENGTH 0 the result is the centre of the canvas.
     Returns:
-        (size, size, 3) uint8 RGB; what overhangs the canvas is black.
+        (size, size, 3) uint8 RGB, black outside the canvas.
     """
     strength = aug.STRENGTH
     face = cv2.warpAffine(canvas, _random_affine(canvas.shape[0], size, rng, aug), (size, size),
@@ -38,7 +40,7 @@ def augment(canvas, size, rng, aug):
 
 
 def _random_affine(canvas_size, size, rng, aug):
-    """(2, 3) map from the result's pixels to the canvas's: flip, turn, zoom, stretch, shift."""
+    """(2, 3) matrix from pixels of the result to the canvas: flip, turn, zoom, stretch, shift."""
     strength = aug.STRENGTH
     turn = np.radians(rng.uniform(-1, 1) * strength * aug.ROTATION)
     smallest = 1 - strength * (1 - aug.CROP_AREA)
@@ -62,7 +64,7 @@ def _jitter_colour(face, rng, aug):
     if rng.random() < strength * aug.GRAYSCALE:
         saturation = 0.0
     levels = np.linspace(0, 1, 256) ** gamma * brightness
-    middle = float(face.mean()) / 255  # contrast turns about the face's own brightness
+    middle = float(face.mean()) / 255  # contrast is relative to the face's mean brightness
     table = ((levels - middle) * contrast + middle).clip(0, 1) * 255
     face = cv2.LUT(face, table.round().astype(np.uint8))
     if saturation != 1:
@@ -72,7 +74,7 @@ def _jitter_colour(face, rng, aug):
 
 
 def _coarsen(face, scale):
-    """The face as a picture shows it whose sides have only that share of its pixels."""
+    """The face at a lower resolution: scaled down to this share of its side, and up again."""
     size = face.shape[0]
     side = max(1, round(size * scale))
     small = cv2.resize(face, (side, side), interpolation=cv2.INTER_AREA)
@@ -80,7 +82,7 @@ def _coarsen(face, scale):
 
 
 def _compress(face, quality):
-    """The face after JPEG compression of that quality, 0..100."""
+    """The face after JPEG compression with this quality, 0..100."""
     _, data = cv2.imencode(".jpg", cv2.cvtColor(face, cv2.COLOR_RGB2BGR),
                            [cv2.IMWRITE_JPEG_QUALITY, quality])
     return cv2.cvtColor(cv2.imdecode(data, cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)

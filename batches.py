@@ -1,4 +1,4 @@
-"""Faces in batches: which come together, who loads them, where they go."""
+"""Faces in batches: which faces form a batch, and who loads it."""
 
 import warnings
 
@@ -10,23 +10,18 @@ from utils import distributed
 from utils.pipeline import worker_count
 
 
-def to_device(batch, device):
-    """The batch's tensors on the device."""
-    return {name: values.to(device, non_blocking=True) for name, values in batch.items()}
-
-
 class ShuffledBatches(Sampler):
-    """Batches of (epoch, index), the same global batches however many processes share them.
+    """Batches of (epoch, index) in random order, independent of the number of processes.
 
     Args:
         count: faces in the data set.
         batch_size: total over all processes; a short last batch is dropped, unless it is the
             only one.
         seed: of the order.
-        rank, world_size: this process and their number; each takes every world_size-th face of
-            a batch.
+        rank, world_size: number of this process, and of all; each process takes every
+            world_size-th face of a batch.
 
-    Set `epoch`, and `start` to skip batches already trained, before iterating.
+    Before iterating, set `epoch`, and `start` to the number of batches to skip.
     """
 
     def __init__(self, count, batch_size, seed, rank=0, world_size=1):
@@ -50,7 +45,7 @@ class ShuffledBatches(Sampler):
 
 
 class OrderedBatches(Sampler):
-    """Every face once, in order; of several processes each takes every world_size-th face."""
+    """Every face once, in order; each of several processes takes every world_size-th face."""
 
     def __init__(self, count, batch_size, rank=0, world_size=1):
         if count < world_size:
@@ -72,24 +67,29 @@ def build_loader(dataset, batches, workers, device):
     Args:
         dataset: FaceDataset.
         batches: ShuffledBatches or OrderedBatches.
-        workers: loader processes asked for; at most one a core is started.
+        workers: maximum number of loader processes; at most one for each core is started.
         device: torch.device that the batches will go to.
     """
     workers = worker_count(workers)
     return DataLoader(dataset, batch_sampler=batches, collate_fn=_as_it_is, num_workers=workers,
                       pin_memory=device.type == "cuda", persistent_workers=workers > 0,
                       worker_init_fn=_start_worker,
-                      # Its own: starting an epoch must not draw from the state that dropout has,
-                      # or a run resumed within an epoch would go on differently.
+                      # Its own generator: a loader must not draw from the random state of
+                      # dropout, or a run resumed within an epoch would continue differently.
                       generator=torch.Generator())
 
 
 def build_eval_loader(faces, cfg, device, cache_dir=None):
-    """Loader of a table of faces, in order, as they are, this process's share."""
+    """Loader of this process's share of a table of faces, in order and without augmentation."""
     data = FaceDataset(faces, cfg, train=False, cache_dir=cache_dir)
     batches = OrderedBatches(len(data), cfg.TEST.BATCH_SIZE, distributed.rank(),
                              distributed.world_size())
     return build_loader(data, batches, cfg.TEST.WORKERS, device)
+
+
+def to_device(batch, device):
+    """The batch's tensors on the device."""
+    return {name: values.to(device, non_blocking=True) for name, values in batch.items()}
 
 
 def _as_it_is(batch):
@@ -101,6 +101,7 @@ def _start_worker(_):
 
     import cv2
     cv2.setNumThreads(0)
-    for number in (signal.SIGINT, signal.SIGTERM):  # the main process handles them, and ends
-        signal.signal(number, signal.SIG_IGN)       # its workers itself
+    for name in ("SIGINT", "SIGTERM", "SIGHUP"):  # the main process handles them and ends
+        if hasattr(signal, name):                 # its workers
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
     warnings.simplefilter("once")

@@ -1,23 +1,28 @@
 """Checkpoints: tensors and plain Python values in one file, read without running any code.
 
-What one holds (one written by training.release has the first four and `temperature`, as far as
-they are known):
+Keys of a checkpoint:
 
     version          of this format
     cfg              text, the config as YAML
-    model            {name: tensor}, of the unwrapped network; with TRAIN.EMA_DECAY the averaged one
-    commit, epochs_done, best {metric, value, epoch}, metrics {name: value of the last validation},
-    datasets [name]  what trained it, how far, and how good it was
+    model            {name: tensor} of the unwrapped network; with TRAIN.EMA_DECAY the averaged one
+    commit           of the code that trained it
+    epochs_done, best {metric, value, epoch}, metrics {name: value of the last validation}
+                     how long it was trained, and how good it is
+    datasets [name]  what it was trained on
     temperature      of the calibration; absent before `test.py --calibrate`
     run_name, protocol, best_ca, device, amp, faces (hash of the training list)
-                     which run it is, so that no other is continued with it
-    progress         of the epoch under way (engine.EpochProgress), None between two
+                     identify the run, so that no other one is continued with it
+    progress         of the epoch under way (engine.EpochProgress), None between two epochs
     optimizer, scheduler, scaler, ema, random_state
-                     engine.Trainer's state
+                     state of engine.Trainer
+
+training.release keeps the keys down to `temperature`.
 """
 
+import os
 import pickle
 import subprocess
+import zipfile
 from pathlib import Path
 
 import torch
@@ -26,6 +31,8 @@ from utils.files import replaced
 
 VERSION = 1
 REQUIRED = ("version", "cfg", "model")
+WRAPPED = "module."  # what DataParallel puts before the names of weights
+LFS_POINTER = b"version https://git-lfs.github.com/spec"
 
 
 def save_checkpoint(path, checkpoint):
@@ -33,11 +40,18 @@ def save_checkpoint(path, checkpoint):
 
     Args:
         path: target file; its folder exists.
-        checkpoint: dict, see above, without `version`.
+        checkpoint: dict with the keys above, without `version`.
     """
     with replaced(path) as temporary, temporary.open("wb") as file:
-        # Into an open file: given a name, torch writes that into the file as well.
-        torch.save({"version": VERSION, **checkpoint}, file)
+        try:
+            # Into an open file: if torch gets a name, it writes the name into the file as well.
+            torch.save({"version": VERSION, **checkpoint}, file)
+        except RuntimeError as error:  # torch's word for a write that failed
+            if isinstance(error.__context__, OSError):
+                raise error.__context__ from None
+            raise
+        file.flush()
+        os.fsync(file.fileno())  # a power cut must not leave an empty file under the new name
 
 
 def load_checkpoint(path):
@@ -49,12 +63,14 @@ def load_checkpoint(path):
         dict, tensors on the CPU.
     Raises:
         FileNotFoundError: no such file.
-        ValueError: another kind of file, a truncated one, one that would run code when
-            unpickled, or a newer version.
+        ValueError: the file is of another kind, truncated, of a newer version, or would run code
+            when it is unpickled.
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"checkpoint '{path}' not found; train.py writes best.pth and "
                                 "last.pth into its --checkpoint folder")
+    _refuse_downloads(path)
+    _check_archive(path)
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
@@ -69,11 +85,41 @@ def load_checkpoint(path):
     if checkpoint["version"] > VERSION:
         raise ValueError(f"checkpoint '{path}' has version {checkpoint['version']}, this code "
                          f"reads up to {VERSION}; update the code")
+    weights = checkpoint["model"]
+    if all(name.startswith(WRAPPED) for name in weights):
+        checkpoint["model"] = {name.removeprefix(WRAPPED): tensor
+                               for name, tensor in weights.items()}
     return checkpoint
 
 
+def _refuse_downloads(path):
+    """Refuse what a failed download leaves in the place of a checkpoint."""
+    with Path(path).open("rb") as file:
+        start = file.read(200).lstrip().lower()
+    if start.startswith(LFS_POINTER):
+        raise ValueError(f"'{path}' is a pointer of Git LFS, not the checkpoint itself; fetch the "
+                         "file with: git lfs pull")
+    if start.startswith((b"<!doctype", b"<html", b"<?xml", b"<head")):
+        raise ValueError(f"'{path}' is a web page, not a checkpoint; download the file itself, "
+                         "not the page that shows it")
+
+
+def _check_archive(path):
+    """Refuse a checkpoint of which bytes have changed, by the checksums that its archive has."""
+    if not zipfile.is_zipfile(path):
+        return  # torch.load says what it is
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+    except Exception as error:  # of many kinds, by the byte that has changed
+        damaged = error
+    if damaged:
+        raise ValueError(f"checkpoint '{path}' is damaged ({damaged}): bytes have changed since "
+                         "it was written; copy or download it again")
+
+
 def current_commit():
-    """Short hash of the code's git commit, '+' appended where files differ; else 'unknown'."""
+    """Short hash of the code's git commit, with '+' if files differ from it; or 'unknown'."""
     def git(*words):
         return subprocess.run(["git", *words], cwd=Path(__file__).parent, check=True, text=True,
                               capture_output=True).stdout.strip()

@@ -1,4 +1,7 @@
-"""Face crops made once and kept in a memory-mapped file: one file a list, margin and size."""
+"""Face crops that are cut once and kept in a memory-mapped file.
+
+Each combination of a list, a margin and a size has a file of its own.
+"""
 
 import hashlib
 import shutil
@@ -11,31 +14,30 @@ from filelock import FileLock
 from tqdm import tqdm
 
 from lists import listed
-from utils.files import cache_dir, writable_folder
-
-CACHE_VERSION = 1  # raise when the pixels of a crop change
+from preprocess.face import crop_fingerprint
+from utils.files import cache_dir, named_full_disk, size_text, writable_folder
 
 
 def default_cache_dir():
-    """Folder `crops` in the user's cache folder, see files.cache_dir."""
+    """Folder `crops` in the user's cache folder, see utils.files.cache_dir."""
     return cache_dir() / "crops"
 
 
 def cached_crops(crops, folder, workers):
-    """The crops as a memory-mapped array, made now if they are not there yet.
+    """The crops as a memory-mapped array. If the file does not exist yet, it is made now.
 
-    An interrupted build goes on where it stopped; processes that want the same file wait for
+    An interrupted build continues where it stopped. Processes that need the same file wait for
     the one that makes it.
 
     Args:
-        crops: FaceCrops.
-        folder: of the cache, created when missing.
+        crops: dataset.FaceCrops.
+        folder: of the cache, created if missing.
         workers: loader processes for the build.
     Returns:
         MappedCrops.
     Raises:
-        ValueError: photos that cannot be read and boxes outside; twenty are named.
-        OSError: the folder cannot be written, or the disk is too small.
+        ValueError: photos that cannot be read, boxes outside; the message names up to twenty.
+        OSError: the folder cannot be written to, or the disk is too small.
     """
     folder = Path(folder)
     shape = (len(crops), crops.size, crops.size, 3)
@@ -54,8 +56,8 @@ def cached_crops(crops, folder, workers):
 class MappedCrops:
     """Crops in a file: crops[i] is (size, size, 3) uint8, read-only.
 
-    Each process maps the file itself: a numpy.memmap would be copied to every loader process
-    where these are not forked.
+    Each process maps the file itself: a numpy.memmap would be copied to every loader process on
+    systems that do not fork.
 
     Args:
         path: of the file.
@@ -80,8 +82,8 @@ class MappedCrops:
 
 
 def _key(crops):
-    """Hash of everything the pixels depend on: photos as files, boxes, angles, settings."""
-    digest = hashlib.sha256(repr((CACHE_VERSION, crops.margin, crops.size)).encode())
+    """Hash of everything that the pixels depend on: photo files, boxes, angles, settings."""
+    digest = hashlib.sha256(repr((crop_fingerprint(), crops.margin, crops.size)).encode())
     for array in (crops.roll_degs, crops.bboxes):
         digest.update(array.tobytes())
     for index in range(len(crops)):
@@ -98,14 +100,15 @@ def _build(crops, path, shape, workers):
     needed = (len(crops) - done) * face_bytes
     free = shutil.disk_usage(path.parent).free
     if needed > free:
-        raise OSError(f"the crops need {needed / 1e9:.1f} GB, '{path.parent}' has "
-                      f"{free / 1e9:.1f} GB free; name another folder with --cache_dir, or set "
+        raise OSError(f"the crops need {size_text(needed)}, '{path.parent}' has "
+                      f"{size_text(free)} free; name another folder with --cache_dir, or set "
                       "DATA.CACHE False")
-    loader = torch.utils.data.DataLoader(_Tried(crops), batch_size=None, num_workers=workers,
+    loader = torch.utils.data.DataLoader(_CropOrError(crops), batch_size=None, num_workers=workers,
                                          sampler=range(done, len(crops)),
-                                         generator=torch.Generator())  # leaves the run's alone
+                                         generator=torch.Generator())  # not the run's own
     problems = []
-    with open(partial, "r+b" if done else "wb") as file:  # noqa: PTH123
+    with named_full_disk(partial), \
+            open(partial, "r+b" if done else "wb") as file:  # noqa: PTH123
         file.seek(done * face_bytes)
         file.truncate()
         for pixels, problem in tqdm(loader, desc="cutting faces", total=len(crops), initial=done,
@@ -115,13 +118,13 @@ def _build(crops, path, shape, workers):
             elif not problems:
                 file.write(pixels.numpy().data)
     if problems:
-        partial.unlink()  # without the bad photos, or with them repaired, it is another file
+        partial.unlink()  # a list without the bad photos, or with repaired ones, has another key
     refuse_photos(problems, len(crops))
     partial.replace(path)
 
 
-class _Tried(torch.utils.data.Dataset):
-    """Crops with what went wrong as text, so that one bad photo does not hide the others."""
+class _CropOrError(torch.utils.data.Dataset):
+    """Pairs (crop, "") or (empty tensor, error text), so that all bad photos are reported."""
 
     def __init__(self, crops):
         self.crops = crops
@@ -134,6 +137,7 @@ class _Tried(torch.utils.data.Dataset):
 
 
 def refuse_photos(problems, count):
+    """Raise a ValueError that lists the problems, if there are any, of `count` photos."""
     if problems:
         raise ValueError(f"{len(problems)} of {count} photos cannot be used (DATA.EXCLUDE leaves "
                          f"photos out): {listed(problems)}")

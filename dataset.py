@@ -1,6 +1,6 @@
 """From a row of a list to what the network gets: box -> crop -> augmentation -> pixels and labels.
 
-`FaceCrops` cuts a face out of its photo; `FaceDataset` augments it and adds its labels.
+FaceDataset.batch() is the whole way; FaceCrops cuts a face out of its photo.
 """
 
 import warnings
@@ -29,17 +29,82 @@ from utils.pipeline import worker_count
 LABELS = ("age", "age_std", "age_min", "age_max")
 EXIF_IGNORED = ("the photo has an EXIF rotation, which the scripts that wrote this list ignored; "
                 "align again with python -m preprocess.face_align")
+MAX_CROP = 89_000_000  # pixels; a larger box is in other units, and would fill the memory
 
-LARGEST_CROP = 89_000_000  # pixels: a larger box is in other units, and would take the memory
+
+class FaceDataset(Dataset):
+    """Batches of faces with their labels.
+
+    A face is asked for by (epoch, index). Its augmentation depends only on the seed, the epoch and
+    the face, so that a resumed run, and a run with other workers or processes, sees the same
+    pictures.
+
+    Args:
+        faces: table from lists.read_faces(), of one or several data sets.
+        cfg: the config.
+        train: whether to augment.
+        cache_dir: folder of the crop cache, or None for the user's.
+    Attributes:
+        labels: dict of (N, ...) tensors in the order of faces: `age`, `age_std`, `age_min`,
+            `age_max` (N,) float32 years, with LOSS.LABEL votes also `votes` (N, K). Further
+            tensors may be added.
+    """
+
+    def __init__(self, faces, cfg, train, cache_dir=None):
+        self.faces, self.cfg, self.train = faces, cfg, train
+        self.size = cfg.MODEL.IMG_SIZE
+        self.labels = {name: torch.tensor(faces[name].to_numpy(np.float32)) for name in LABELS}
+        if cfg.LOSS.LABEL == "votes":  # checked before the crops are cut, which takes minutes
+            self.labels["votes"] = torch.tensor(_histograms(faces, age_bins(cfg)))
+        # A training crop has a border at the same scale, so that rotated crops show real pixels.
+        self.context = cfg.DATA.CONTEXT if train and cfg.AUG.STRENGTH > 0 else 0
+        border = round(self.size * self.context)
+        margin = cfg.DATA.MARGIN + (1 + 2 * cfg.DATA.MARGIN) * border / self.size
+        self.crops = FaceCrops(faces, margin, self.size + 2 * border)
+        if cfg.DATA.CACHE:
+            self.crops = cached_crops(self.crops, cache_dir or default_cache_dir(),
+                                      worker_count((cfg.TRAIN if train else cfg.TEST).WORKERS))
+        else:
+            check_photos(self.crops)
+
+    def __len__(self):
+        return len(self.faces)
+
+    def batch(self, keys):
+        """A batch of faces with their labels.
+
+        Args:
+            keys: B pairs (epoch, index).
+        Returns:
+            dict of `pixels` (B, 3, S, S) uint8, `index` (B,), and the (B, ...) labels.
+        """
+        index = torch.tensor([index for _, index in keys])
+        pixels = to_pixels(np.stack([self.face(index, epoch) for epoch, index in keys]))
+        return {"pixels": pixels, "index": index,
+                **{name: values[index] for name, values in self.labels.items()}}
+
+    def __getitems__(self, keys):  # the name by which a DataLoader asks for a batch
+        return self.batch(keys)
+
+    def __getitem__(self, key):
+        return {name: values[0] for name, values in self.batch([key]).items()}
+
+    def face(self, index, epoch=0):
+        """(S, S, 3) uint8 RGB, augmented if the data set is for training."""
+        crop = self.crops[index]
+        if not self.train or self.cfg.AUG.STRENGTH == 0:
+            return crop
+        rng = np.random.default_rng((self.cfg.TRAIN.SEED, epoch, index))
+        return augment(crop, self.size, rng, self.cfg.AUG)
 
 
 class FaceCrops(Dataset):
     """Crops cut from their photos on access: crops[i] is (size, size, 3) uint8 RGB.
 
     Args:
-        faces: table of lists.read_faces.
+        faces: table from lists.read_faces().
         margin: share of the box's width and height added on each side.
-        size: pixels, side of the result.
+        size: pixels, side of the square crop.
     """
 
     def __init__(self, faces, margin, size):
@@ -61,7 +126,7 @@ class FaceCrops(Dataset):
             photo = load_photo(path)
         except OSError as error:
             raise ValueError(f"{path}: {error}") from error
-        if np.isnan(self.roll_degs[index]):  # no list: the image is the crop
+        if np.isnan(self.roll_degs[index]):  # no aligned list: the image is the crop
             return resize_face(crop_face(photo, (0, 0, *photo.size), 0, self.margin), self.size)
         problem = self.check_box(index, photo.size)
         if problem:
@@ -72,7 +137,7 @@ class FaceCrops(Dataset):
         return resize_face(crop, self.size)
 
     def check_box(self, index, photo_size):
-        """What is wrong with a box in a photo of (width, height), or ''."""
+        """What is wrong with a box in a photo of photo_size (width, height); "" if nothing is."""
         (width, height), _ = rotation_to_canvas(photo_size, self.roll_degs[index])
         x1, y1, x2, y2 = self.bboxes[index]
         left, top, right, bottom = crop_pixels(self.bboxes[index], self.margin)
@@ -80,7 +145,7 @@ class FaceCrops(Dataset):
             problem = f"lies outside the {width}x{height} image"
         elif right <= left or bottom <= top:
             problem = "is smaller than a pixel"
-        elif (right - left) * (bottom - top) > LARGEST_CROP:
+        elif (right - left) * (bottom - top) > MAX_CROP:
             problem = f"of the {width}x{height} image is far too large"
         else:
             return ""
@@ -89,15 +154,27 @@ class FaceCrops(Dataset):
         return f"{self.path(index)}: box {x1:g} {y1:g} {x2:g} {y2:g} {problem}"
 
     def _ignores_rotation(self, index):
-        """Whether the list is one of the original scripts, and the photo one to be turned."""
+        """True if the original scripts wrote the list, which ignored this photo's EXIF rotation."""
         return self.has_no_confidence[index] and has_exif_rotation(self.path(index))
 
 
+def to_pixels(face):
+    """A face as the network takes it, in train, test and demo alike.
+
+    Args:
+        face: (S, S, 3) or (B, S, S, 3) uint8 RGB array.
+    Returns:
+        (3, S, S) or (B, 3, S, S) uint8 tensor, 0..255, channels-last in memory; the model
+        normalises it.
+    """
+    return torch.from_numpy(np.ascontiguousarray(face)).movedim(-1, -3)
+
+
 def check_photos(crops):
-    """Open every photo's header and hold its box against it, without decoding.
+    """Read the header of every photo and compare the box with the photo's size.
 
     Raises:
-        ValueError: photos that cannot be read and boxes outside; twenty are named.
+        ValueError: photos that cannot be read, boxes outside; the message names up to twenty.
     """
     problems = []
     for index in tqdm(range(len(crops)), desc="checking photos", leave=False):
@@ -110,79 +187,11 @@ def check_photos(crops):
     refuse_photos([p for p in problems if p], len(crops))
 
 
-class FaceDataset(Dataset):
-    """Batches of faces with their labels.
-
-    Indexed by the loader with a list of (epoch, index): the augmentation of a face depends on
-    the seed, the epoch and the face alone, so that a resumed run, and a run with another number
-    of workers or processes, sees the same pictures.
-
-    Args:
-        faces: table of lists.read_faces, of one or several data sets.
-        cfg: the config.
-        train: augment.
-        cache_dir: folder of the crop cache, the user's by default.
-
-    A batch is a dict of `pixels` (B, 3, S, S) uint8, `index` (B,), and the labels `age`,
-    `age_std`, `age_min`, `age_max` (B,) float32 years, with LOSS.LABEL votes also `votes` (B, K).
-    What is added to `labels`, (N, ...) tensors in the order of faces, comes in the batches too.
-    """
-
-    def __init__(self, faces, cfg, train, cache_dir=None):
-        self.faces, self.cfg, self.train = faces, cfg, train
-        self.size = cfg.MODEL.IMG_SIZE
-        self.labels = {name: torch.tensor(faces[name].to_numpy(np.float32)) for name in LABELS}
-        if cfg.LOSS.LABEL == "votes":  # before the crops are cut, which takes minutes
-            self.labels["votes"] = torch.tensor(_histograms(faces, age_bins(cfg)))
-        # A training crop keeps its surroundings at the same scale, for rotations to turn in.
-        self.context = cfg.DATA.CONTEXT if train and cfg.AUG.STRENGTH > 0 else 0
-        border = round(self.size * self.context)
-        margin = cfg.DATA.MARGIN + (1 + 2 * cfg.DATA.MARGIN) * border / self.size
-        self.crops = FaceCrops(faces, margin, self.size + 2 * border)
-        if cfg.DATA.CACHE:
-            self.crops = cached_crops(self.crops, cache_dir or default_cache_dir(),
-                                      worker_count((cfg.TRAIN if train else cfg.TEST).WORKERS))
-        else:
-            check_photos(self.crops)
-
-    def __len__(self):
-        return len(self.faces)
-
-    def face(self, index, epoch=0):
-        """(S, S, 3) uint8 RGB, augmented when training."""
-        crop = self.crops[index]
-        if not self.train or self.cfg.AUG.STRENGTH == 0:
-            return crop
-        rng = np.random.default_rng((self.cfg.TRAIN.SEED, epoch, index))
-        return augment(crop, self.size, rng, self.cfg.AUG)
-
-    def __getitems__(self, keys):
-        index = torch.tensor([index for _, index in keys])
-        pixels = to_pixels(np.stack([self.face(index, epoch) for epoch, index in keys]))
-        return {"pixels": pixels, "index": index,
-                **{name: values[index] for name, values in self.labels.items()}}
-
-    def __getitem__(self, key):
-        return {name: values[0] for name, values in self.__getitems__([key]).items()}
-
-
-def to_pixels(face):
-    """A face as the network takes it, everywhere: train, test and demo.
-
-    Args:
-        face: (S, S, 3) or (B, S, S, 3) uint8 RGB array.
-    Returns:
-        (3, S, S) or (B, 3, S, S) uint8 tensor, 0..255, channels-last in memory; the model
-        itself normalises.
-    """
-    return torch.from_numpy(np.ascontiguousarray(face)).movedim(-1, -3)
-
-
 def _histograms(faces, bins):
-    """(N, K) float32 votes of each face, zero where it has none.
+    """(N, K) float32 votes of each face, zeros for a face without votes.
 
     Raises:
-        ValueError: votes that are none; names the photo.
+        ValueError: votes that cannot be read; names the photo.
     """
     histograms = []
     for photo, text in zip(faces["photo"], faces["votes"].fillna(""), strict=True):

@@ -12,79 +12,80 @@ from pathlib import Path
 import yaml
 from yacs.config import CfgNode
 
-_C = CfgNode()
+_C = CfgNode()  # a key's choices and range stand in CHOICES and RANGES below
 
 _C.MODEL = CfgNode()
-_C.MODEL.ARCH = "se_resnext50_32x4d"  # pretrainedmodels name, thinage, tinyage or timm/NAME
+_C.MODEL.ARCH = "se_resnext50_32x4d"  # one of ARCHS, or any timm model as timm/NAME
 _C.MODEL.IMG_SIZE = 224  # pixels, side of the square network input
 _C.MODEL.PRETRAINED = "imagenet"  # imagenet | none | path, name or URL of a checkpoint
 _C.MODEL.DROPOUT = 0.0  # share of features dropped before the head
-_C.MODEL.DROP_PATH = 0.0  # stochastic depth rate, timm models that have it
+_C.MODEL.DROP_PATH = 0.0  # stochastic depth rate, for timm models that have it
 
 _C.DATA = CfgNode()
 _C.DATA.AGE_MIN = 0  # years, first age bin
 _C.DATA.AGE_MAX = 100  # years, last age bin; the head has AGE_MAX - AGE_MIN + 1 outputs
 _C.DATA.MARGIN = 0.0  # share of the face box added on each side before the crop
-_C.DATA.APPA_REAL_LABEL = "apparent"  # apparent | real: which age of APPA-REAL is learned
-_C.DATA.EXCLUDE = ""  # CSV of photo names to leave out, first column; none by default
+_C.DATA.APPA_REAL_LABEL = "apparent"  # which age of a raw APPA-REAL folder is learned
+_C.DATA.EXCLUDE = ""  # CSV with photo names in its first column, which are left out; or none
 _C.DATA.CACHE = True  # keep the resized crops in a memory-mapped file
-_C.DATA.CONTEXT = 0.1  # share of the crop kept around it in the cache, for augmentation to turn in
+_C.DATA.CONTEXT = 0.1  # border of a cached crop, share of its side: what a rotation turns in
 
-_C.AUG = CfgNode()  # training only; a probability is of one image, a range is uniform
-_C.AUG.STRENGTH = 1.0  # scales the whole of it; 0 turns augmentation off
+_C.AUG = CfgNode()  # training only; a probability is per image, a range is uniform
+_C.AUG.STRENGTH = 1.0  # multiplies every setting below; 0 turns augmentation off
 _C.AUG.FLIP = 0.5  # probability of mirroring
 _C.AUG.ROTATION = 15.0  # degrees to either side
 _C.AUG.CROP_AREA = 0.7  # smallest share of the crop's area that is kept
 _C.AUG.STRETCH = 0.1  # largest relative change of the aspect ratio
-_C.AUG.SHIFT = 0.05  # share of the side, to each side, beside what the crop allows
+_C.AUG.SHIFT = 0.05  # share of the side, to each side, in addition to what the crop allows
 _C.AUG.BRIGHTNESS = 0.3  # factor 1 - b to 1 + b
 _C.AUG.CONTRAST = 0.3  # factor 1 - c to 1 + c
 _C.AUG.SATURATION = 0.3  # factor 1 - s to 1 + s
 _C.AUG.GAMMA = 0.3  # exponent (1 + g) ** u, u in -1..1
 _C.AUG.GRAYSCALE = 0.1  # probability
 _C.AUG.BLUR = 0.1  # probability of a Gaussian blur
-_C.AUG.RESOLUTION = 0.0  # probability of a loss of resolution, down to a quarter of the side
+_C.AUG.RESOLUTION = 0.0  # probability of a lower resolution, down to a quarter of the side
 _C.AUG.NOISE = 0.1  # probability of Gaussian noise
-_C.AUG.JPEG = 0.0  # probability of JPEG compression, of quality 20 to 90
+_C.AUG.JPEG = 0.0  # probability of JPEG compression with quality 20 to 90
 _C.AUG.ERASING = 0.25  # probability of erasing a rectangle
 
 _C.LOSS = CfgNode()
-_C.LOSS.NAME = "kl_l1"  # kl | kl_l1 | ce | mean_variance
-_C.LOSS.LABEL = "gaussian"  # gaussian | vote_std | votes: the label distribution
-_C.LOSS.STD_FLOOR = 1.0  # years, least sigma of vote_std
+_C.LOSS.NAME = "kl_l1"  # function of losses.py
+_C.LOSS.LABEL = "gaussian"  # the label distribution, see losses.label_distribution
+_C.LOSS.STD_FLOOR = 1.0  # years, smallest sigma of vote_std
 _C.LOSS.L1_WEIGHT = 1.0  # lambda of kl_l1 (DLDL-v2)
 _C.LOSS.MEAN_WEIGHT = 0.2  # lambda 1 of mean_variance
 _C.LOSS.VARIANCE_WEIGHT = 0.05  # lambda 2 of mean_variance
 _C.LOSS.INTERVAL_WEIGHT = 1.0  # weight of a face whose age is known as an interval
-_C.LOSS.RARE_AGE_POWER = 0.0  # weight of an age: its frequency to minus this; 0.5: square root
-_C.LOSS.TEACHER = ""  # predictions of the training faces to learn from as well: CSV, folder, glob
-_C.LOSS.TEACHER_WEIGHT = 0.5  # share of the loss that compares with them
+_C.LOSS.RARE_AGE_POWER = 0.0  # an age weighs its frequency to the power -this; 0.5: square root
+_C.LOSS.TEACHER = ""  # predictions for the training faces to learn from: CSV, folder or glob
+_C.LOSS.TEACHER_WEIGHT = 0.5  # share of the loss that compares with the teacher
 
 _C.TRAIN = CfgNode()
-_C.TRAIN.OPT = "adam"  # adam | adamw | sgd
-_C.TRAIN.WORKERS = 8  # loader processes, at most one a CPU core is started
-_C.TRAIN.LR = 0.001  # of the head and, times BACKBONE_LR_SCALE, of the backbone
+_C.TRAIN.OPT = "adam"
+_C.TRAIN.WORKERS = 8  # loader processes, at most one for each CPU core
+_C.TRAIN.LR = 0.001  # of the head; the backbone's is BACKBONE_LR_SCALE times this
 _C.TRAIN.BACKBONE_LR_SCALE = 1.0  # learning rate of the backbone relative to the head's
-_C.TRAIN.SCHEDULE = "step"  # step | cosine
+_C.TRAIN.SCHEDULE = "step"  # learning rate over time, see training.optim.lr_factor
 _C.TRAIN.LR_DECAY_STEP = 20  # epochs between two decays of the step schedule
-_C.TRAIN.LR_DECAY_RATE = 0.2  # factor of each
-_C.TRAIN.WARMUP_EPOCHS = 0.0  # epochs of linear warm-up, either schedule
-_C.TRAIN.MOMENTUM = 0.9  # sgd
-_C.TRAIN.WEIGHT_DECAY = 0.0  # matrices and kernels only under adamw, all parameters otherwise
+_C.TRAIN.LR_DECAY_RATE = 0.2  # factor of each decay
+_C.TRAIN.WARMUP_EPOCHS = 0.0  # epochs of linear warm-up, in both schedules
+_C.TRAIN.MOMENTUM = 0.9  # of sgd
+_C.TRAIN.WEIGHT_DECAY = 0.0  # adamw: of matrices and kernels only; else of all parameters
 _C.TRAIN.BATCH_SIZE = 128  # total over all processes
 _C.TRAIN.EPOCHS = 80
 _C.TRAIN.AGE_STDDEV = 2.0  # years, sigma of the label distribution and of interval edges
-_C.TRAIN.CLIP_NORM = 0.0  # largest gradient norm, 0: not clipped
-_C.TRAIN.EMA_DECAY = 0.0  # of the averaged weights, a step; 0: off. Validated and saved when on
-_C.TRAIN.AMP = "auto"  # auto | bf16 | fp16 | off: mixed precision with channels_last
+_C.TRAIN.CLIP_NORM = 0.0  # maximum norm of the gradient; 0 turns clipping off
+_C.TRAIN.EMA_DECAY = 0.0  # decay per step of averaged weights, which are validated; 0: off
+_C.TRAIN.AMP = "auto"  # mixed precision with channels_last; auto: by the device
+_C.TRAIN.SAVE_MINUTES = 10.0  # between two savings of last.pth within an epoch; 0: at its end only
 _C.TRAIN.SEED = 0
-_C.TRAIN.DETERMINISTIC = False  # bitwise repeatable; on a GPU slower, alexnet and vgg* cannot
+_C.TRAIN.DETERMINISTIC = False  # bitwise repeatable; slower on a GPU; not for alexnet and vgg*
 
 _C.TEST = CfgNode()
-_C.TEST.WORKERS = 8  # loader processes, at most one a CPU core is started
+_C.TEST.WORKERS = 8  # loader processes, at most one for each CPU core
 _C.TEST.BATCH_SIZE = 128
 _C.TEST.TTA = False  # average each face's distribution with its mirror image's
-_C.TEST.DECODE = "mean"  # mean | median: how a distribution becomes an age
+_C.TEST.DECODE = "mean"  # how a distribution becomes an age
 
 CHOICES = {
     "DATA.APPA_REAL_LABEL": ("apparent", "real"),
@@ -95,27 +96,52 @@ CHOICES = {
     "TRAIN.AMP": ("auto", "bf16", "fp16", "off"),
     "TEST.DECODE": ("mean", "median"),
 }
-FREE_OF_CHECKPOINT = ("DATA.CACHE", "DATA.EXCLUDE")  # say nothing of the network
-POSITIVE = ("MODEL.IMG_SIZE", "TRAIN.LR", "TRAIN.LR_DECAY_STEP", "TRAIN.BATCH_SIZE",
-            "TRAIN.EPOCHS", "TRAIN.AGE_STDDEV", "TEST.BATCH_SIZE", "LOSS.STD_FLOOR")
-NOT_NEGATIVE = ("TRAIN.WORKERS", "TEST.WORKERS", "TRAIN.WARMUP_EPOCHS", "TRAIN.CLIP_NORM",
-                "TRAIN.WEIGHT_DECAY", "TRAIN.SEED", "TRAIN.BACKBONE_LR_SCALE",
-                "TRAIN.LR_DECAY_RATE", "TRAIN.MOMENTUM", "AUG.STRENGTH", "AUG.ROTATION",
-                "LOSS.RARE_AGE_POWER", "LOSS.L1_WEIGHT", "LOSS.MEAN_WEIGHT",
-                "LOSS.VARIANCE_WEIGHT", "LOSS.INTERVAL_WEIGHT")
-SHARES = ("MODEL.DROPOUT", "MODEL.DROP_PATH", "TRAIN.EMA_DECAY", "LOSS.TEACHER_WEIGHT",
-          "DATA.CONTEXT", "AUG.FLIP", "AUG.CROP_AREA", "AUG.STRETCH", "AUG.SHIFT",
-          "AUG.BRIGHTNESS", "AUG.CONTRAST", "AUG.SATURATION", "AUG.GAMMA", "AUG.GRAYSCALE",
-          "AUG.BLUR", "AUG.RESOLUTION", "AUG.NOISE", "AUG.JPEG", "AUG.ERASING")
+
+POSITIVE = ("be positive", lambda value: value > 0)
+NOT_NEGATIVE = ("not be negative", lambda value: value >= 0)
+SHARE = ("lie in 0..1", lambda value: 0 <= value <= 1)
+RANGES = {
+    "MODEL.IMG_SIZE": POSITIVE, "MODEL.DROPOUT": SHARE, "MODEL.DROP_PATH": SHARE,
+    "DATA.MARGIN": ("exceed -0.5, which leaves nothing of the box", lambda value: value > -0.5),
+    "DATA.CONTEXT": SHARE,
+    "AUG.STRENGTH": NOT_NEGATIVE, "AUG.FLIP": SHARE, "AUG.ROTATION": NOT_NEGATIVE,
+    "AUG.CROP_AREA": ("lie above 0 and up to 1", lambda value: 0 < value <= 1),
+    "AUG.STRETCH": SHARE, "AUG.SHIFT": SHARE, "AUG.BRIGHTNESS": SHARE, "AUG.CONTRAST": SHARE,
+    "AUG.SATURATION": SHARE, "AUG.GAMMA": SHARE, "AUG.GRAYSCALE": SHARE, "AUG.BLUR": SHARE,
+    "AUG.RESOLUTION": SHARE, "AUG.NOISE": SHARE, "AUG.JPEG": SHARE, "AUG.ERASING": SHARE,
+    "LOSS.STD_FLOOR": POSITIVE, "LOSS.L1_WEIGHT": NOT_NEGATIVE, "LOSS.MEAN_WEIGHT": NOT_NEGATIVE,
+    "LOSS.VARIANCE_WEIGHT": NOT_NEGATIVE, "LOSS.INTERVAL_WEIGHT": NOT_NEGATIVE,
+    "LOSS.RARE_AGE_POWER": NOT_NEGATIVE, "LOSS.TEACHER_WEIGHT": SHARE,
+    "TRAIN.WORKERS": NOT_NEGATIVE, "TRAIN.LR": POSITIVE, "TRAIN.BACKBONE_LR_SCALE": NOT_NEGATIVE,
+    "TRAIN.LR_DECAY_STEP": POSITIVE, "TRAIN.LR_DECAY_RATE": NOT_NEGATIVE,
+    "TRAIN.WARMUP_EPOCHS": NOT_NEGATIVE, "TRAIN.MOMENTUM": NOT_NEGATIVE,
+    "TRAIN.WEIGHT_DECAY": NOT_NEGATIVE, "TRAIN.BATCH_SIZE": POSITIVE, "TRAIN.EPOCHS": POSITIVE,
+    "TRAIN.AGE_STDDEV": POSITIVE, "TRAIN.CLIP_NORM": NOT_NEGATIVE, "TRAIN.EMA_DECAY": SHARE,
+    "TRAIN.SAVE_MINUTES": NOT_NEGATIVE, "TRAIN.SEED": NOT_NEGATIVE,
+    "TEST.WORKERS": NOT_NEGATIVE, "TEST.BATCH_SIZE": POSITIVE,
+}
+
+# May differ from the checkpoint's: they do not affect the network.
+FREE_OF_CHECKPOINT = ("DATA.CACHE", "DATA.EXCLUDE")
+
+ARCHS = (  # names of pretrainedmodels, and thinage and tinyage of DLDL-v2
+    "alexnet", "bninception", "cafferesnet101", "densenet121", "densenet161", "densenet169",
+    "densenet201", "dpn107", "dpn131", "dpn68", "dpn68b", "dpn92", "dpn98", "fbresnet152",
+    "inceptionresnetv2", "inceptionv3", "inceptionv4", "nasnetalarge", "nasnetamobile",
+    "pnasnet5large", "polynet", "resnet101", "resnet152", "resnet18", "resnet34", "resnet50",
+    "resnext101_32x4d", "resnext101_64x4d", "se_resnet101", "se_resnet152", "se_resnet50",
+    "se_resnext101_32x4d", "se_resnext50_32x4d", "senet154", "squeezenet1_0", "squeezenet1_1",
+    "thinage", "tinyage", "vgg11", "vgg11_bn", "vgg13", "vgg13_bn", "vgg16", "vgg16_bn", "vgg19",
+    "vgg19_bn", "xception",
+)
 
 
-def load_cfg(path=None, opts=(), base=_C):
+def load_cfg(path=None, opts=()):
     """Defaults, then the recipe, then the overrides: a fresh, checked, frozen config.
 
     Args:
         path: YAML file over the defaults, or None.
         opts: KEY VALUE pairs, flat, as they follow the flags on a command line.
-        base: config that takes the place of the defaults.
     Returns:
         Frozen CfgNode.
     Raises:
@@ -123,8 +149,7 @@ def load_cfg(path=None, opts=(), base=_C):
             a value, malformed YAML.
         FileNotFoundError: no file at path.
     """
-    cfg = base.clone()
-    cfg.defrost()
+    cfg = _C.clone()
     if path is not None:
         if not Path(path).is_file():
             raise FileNotFoundError(f"config '{path}' not found; the recipes are in configs/")
@@ -134,7 +159,7 @@ def load_cfg(path=None, opts=(), base=_C):
 
 
 def parse_cfg(text):
-    """The frozen config of a checkpoint, from the YAML it carries (see load_cfg)."""
+    """The frozen config of a checkpoint, from the YAML text in it (see load_cfg)."""
     cfg = _C.clone()
     _merge_yaml(cfg, text, "the checkpoint's config")
     return _checked(cfg)
@@ -143,8 +168,10 @@ def parse_cfg(text):
 def override_cfg(cfg, opts, *free):
     """A copy of a checkpoint's cfg with KEY VALUE pairs merged.
 
-    They change only what is free: sections such as TEST, keys such as DATA.CACHE.
-
+    Args:
+        cfg: the config.
+        opts: KEY VALUE pairs, flat.
+        free: sections such as TEST and keys such as DATA.CACHE that the pairs may change.
     Raises:
         ValueError: a pair changes another key; what load_cfg refuses.
     """
@@ -152,10 +179,10 @@ def override_cfg(cfg, opts, *free):
     merged.defrost()
     _merge_pairs(merged, opts)
     for key in opts[::2]:
-        section, name = key.split(".")
-        if not {section, key} & {*free} and merged[section][name] != cfg[section][name]:
+        section = key.split(".")[0]
+        if not {section, key} & {*free} and value_of(merged, key) != value_of(cfg, key):
             allowed = " and ".join(word if "." in word else f"{word}.*" for word in free)
-            raise ValueError(f"'{key}' is fixed by the checkpoint at {cfg[section][name]}; only "
+            raise ValueError(f"'{key}' is fixed by the checkpoint at {value_of(cfg, key)}; only "
                              f"{allowed} can be overridden here")
     return _checked(merged)
 
@@ -186,26 +213,27 @@ def _merge_yaml(cfg, text, name):
             _assign(cfg, f"{section}.{key}", value)
 
 
-def known_keys(cfg=_C):
+def known_keys():
     """All keys as SECTION.NAME, in the order of this file."""
-    return [f"{section}.{key}" for section, node in cfg.items() for key in node]
+    return [f"{section}.{key}" for section, node in _C.items() for key in node]
+
+
+def value_of(cfg, key):
+    """The value of a key written as SECTION.NAME."""
+    section, name = key.split(".")
+    return cfg[section][name]
 
 
 def _is_text(key):
-    section, _, name = key.partition(".")
-    return isinstance(_C.get(section, {}).get(name), str)
+    return key in known_keys() and isinstance(value_of(_C, key), str)
 
 
 def _assign(cfg, key, value):
-    if key.startswith("-"):
-        raise ValueError(f"flag '{key}' stands among the overrides; flags come before "
-                         "the first KEY VALUE pair")
     if key not in known_keys():
         near = difflib.get_close_matches(key.upper(), known_keys(), n=3, cutoff=0.5)
         hint = f"; did you mean {' or '.join(near)}?" if near else "; see defaults.py"
         raise ValueError(f"unknown config key '{key}'{hint}")
-    section, name = key.split(".")
-    default = _C[section][name]
+    default = value_of(_C, key)
     if isinstance(default, float) and isinstance(value, (int, str)) \
             and not isinstance(value, bool):
         with contextlib.suppress(ValueError):
@@ -216,36 +244,25 @@ def _assign(cfg, key, value):
         value = ""
     if type(value) is not type(default):
         raise ValueError(f"{key} must be a {type(default).__name__}, got {value!r}")
+    section, name = key.split(".")
     cfg[section][name] = value
 
 
 def _checked(cfg):
-    def value_of(key):
-        section, name = key.split(".")
-        return cfg[section][name]
-
     for key, choices in CHOICES.items():
-        if value_of(key) not in choices:
-            raise ValueError(f"unknown {key} '{value_of(key)}'; choose one of {list(choices)}")
+        if value_of(cfg, key) not in choices:
+            raise ValueError(f"unknown {key} '{value_of(cfg, key)}'; choose one of "
+                             f"{list(choices)}")
     for key in known_keys():
-        if isinstance(value_of(key), float) and not math.isfinite(value_of(key)):
-            raise ValueError(f"{key} must be a finite number, got {value_of(key)}")
-    for key in POSITIVE:
-        if not value_of(key) > 0:
-            raise ValueError(f"{key} must be positive, got {value_of(key)}")
-    for key in NOT_NEGATIVE:
-        if value_of(key) < 0:
-            raise ValueError(f"{key} must not be negative, got {value_of(key)}")
-    for key in SHARES:
-        if not 0 <= value_of(key) <= 1:
-            raise ValueError(f"{key} must lie in 0..1, got {value_of(key)}")
+        value = value_of(cfg, key)
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ValueError(f"{key} must be a finite number, got {value}")
+        rule, is_in_range = RANGES.get(key, (None, None))
+        if rule and not is_in_range(value):
+            raise ValueError(f"{key} must {rule}, got {value}")
     if cfg.DATA.AGE_MAX <= cfg.DATA.AGE_MIN:
         raise ValueError(f"DATA.AGE_MAX {cfg.DATA.AGE_MAX} must exceed "
                          f"DATA.AGE_MIN {cfg.DATA.AGE_MIN}")
-    if cfg.DATA.MARGIN <= -0.5:
-        raise ValueError(f"DATA.MARGIN {cfg.DATA.MARGIN} leaves nothing of the face box")
-    if not cfg.AUG.CROP_AREA > 0:
-        raise ValueError(f"AUG.CROP_AREA must be positive, got {cfg.AUG.CROP_AREA}")
     cfg.freeze()
     return cfg
 

@@ -21,8 +21,16 @@ from PIL import Image
 from tqdm import tqdm
 
 from media.drawing import age_text, draw_corner_text, draw_faces
-from media.photos import find_images, read_photo, save_picture
-from media.results import NO_FACE, NOT_DRAWN, OK, RESULTS_NAME, VIDEO_FIELDS, ResultFiles
+from media.photos import find_images, save_picture
+from media.results import (
+    NO_FACE,
+    NOT_DRAWN,
+    OK,
+    RESULTS_NAME,
+    UNREADABLE,
+    VIDEO_FIELDS,
+    ResultFiles,
+)
 from media.tracking import FaceTracker
 from media.video import ESC, ClipWriter, FrameRate, Frames, Window
 from predictor import MIN_CONFIDENCE, MIN_FACE, AgeEstimator
@@ -118,11 +126,12 @@ def show_photos(estimator, folder, names, window, args):
     """One photo after the other, until ESC."""
     summary = PhotoSummary()
     paths = [folder / name for name in names]
-    for name, (photo, faces) in zip(names, estimator.stream(paths, read_photo, 1), strict=True):
-        print(summary.add(name.as_posix(), reading_status(photo, faces), faces))
-        if faces is None:
+    for name, reading in zip(names, estimator.stream(paths, batch_photos=1), strict=True):
+        print(summary.add(name.as_posix(), reading))
+        if reading.problem:
             continue
-        window.show(draw_faces(photo, faces, estimator.age_bins, not args.no_plot))
+        window.show(draw_faces(reading.photo, reading.faces, estimator.age_bins,
+                               not args.no_plot))
         if window.wait_key() == ESC:
             break
     return summary
@@ -131,35 +140,30 @@ def show_photos(estimator, folder, names, window, args):
 def write_photos(estimator, folder, names, args):
     """Annotated photos, results.csv and results.jsonl."""
     def annotate(job):
-        name, (photo, faces) = job
-        status = reading_status(photo, faces)
-        if status == OK:
-            try:
-                save_picture(draw_faces(photo, faces, estimator.age_bins, not args.no_plot),
-                             args.output_dir / name)
-            except ValueError as error:
-                status = f"{NOT_DRAWN}: {error}"
-        return name.as_posix(), status, faces
+        name, reading = job
+        if reading.problem:
+            return name.as_posix(), reading, f"{UNREADABLE}: {reading.problem}"
+        try:
+            save_picture(draw_faces(reading.photo, reading.faces, estimator.age_bins,
+                                    not args.no_plot), args.output_dir / name)
+        except ValueError as error:
+            return name.as_posix(), reading, f"{NOT_DRAWN}: {error}"
+        return name.as_posix(), reading, OK
 
     summary = PhotoSummary()
     paths = [folder / name for name in names]
     started = time.perf_counter()
     with ResultFiles(args.output_dir) as results, ThreadPoolExecutor(2) as savers:
-        jobs = zip(names, estimator.stream(paths, read_photo), strict=True)
+        jobs = zip(names, estimator.stream(paths), strict=True)
         annotated = map_ahead(partial(savers.submit, annotate), jobs, 4)
         bar = tqdm(annotated, total=len(names), unit="image")
-        for name, status, faces in bar:
-            line = summary.add(name, status, faces)
+        for name, reading, status in bar:
+            line = summary.add(name, reading, status)
             if status != OK:
                 bar.write(line, file=sys.stderr)
-            results.write({"file": name}, list(enumerate(faces or [], 1)), status)
+            results.write({"file": name}, list(enumerate(reading.faces, 1)), status)
     summary.print(time.perf_counter() - started, args.output_dir)
     return summary
-
-
-def reading_status(photo, faces):
-    """OK, or why a photo could not be read: folders.read_photo gives the reason in its place."""
-    return OK if faces is not None else f"unreadable: {photo}"
 
 
 class PhotoSummary:
@@ -169,16 +173,16 @@ class PhotoSummary:
         self.lines = []
         self.read_count = self.unreadable_count = self.face_count = self.faceless_count = 0
 
-    def add(self, name, status, faces):
-        """Count an image; its results in words."""
-        if faces is None:
+    def add(self, name, reading, status=OK):
+        """Count a photo; its results in words."""
+        if reading.problem:
             self.unreadable_count += 1
-            words = status
+            words = f"{UNREADABLE}: {reading.problem}"
         else:
             self.read_count += 1
-            self.face_count += len(faces)
-            self.faceless_count += not faces
-            words = "; ".join(map(age_text, faces)) or NO_FACE
+            self.face_count += len(reading.faces)
+            self.faceless_count += not reading.faces
+            words = "; ".join(map(age_text, reading.faces)) or NO_FACE
             if status != OK:
                 words += f" ({status})"
         if len(self.lines) < TABLE_ROWS:

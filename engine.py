@@ -2,6 +2,7 @@
 
 import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
@@ -9,168 +10,9 @@ from torch.optim.swa_utils import AveragedModel
 from tqdm import tqdm
 
 from batches import to_device
+from losses import expected_age
 from utils import distributed
 from utils.precision import autocast, keep_freed_memory
-
-
-@dataclass
-class Trainer:
-    """What changes while a network trains, and how a step is made.
-
-    Args:
-        model: AgeModel, possibly wrapped for several processes.
-        criterion: of losses.build_criterion.
-        decode: function (logits (B, K)) -> (B,) years, for the training metrics.
-        optimizer, scheduler: stepped once a batch.
-        device: torch.device of the model.
-        batch_faces: faces of a step, over all processes.
-        amp: bf16 | fp16 | off.
-        clip_norm: largest gradient norm, 0: not clipped.
-        ema: AveragedModel or None.
-    """
-
-    model: torch.nn.Module
-    criterion: callable
-    decode: callable
-    optimizer: torch.optim.Optimizer
-    scheduler: torch.optim.lr_scheduler.LRScheduler
-    device: torch.device
-    batch_faces: int
-    amp: str = "off"
-    clip_norm: float = 0.0
-    ema: AveragedModel | None = None
-    scaler: torch.amp.GradScaler = field(init=False)
-
-    def __post_init__(self):
-        self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.amp == "fp16")
-
-    def step(self, batch):
-        """Train on one batch.
-
-        Returns:
-            parts: dict of (B,) loss values, and pred_ages (B,), both detached.
-        """
-        batch = to_device(batch, self.device)
-        with autocast(self.device, self.amp):
-            logits = self.model(batch["pixels"])
-        parts = self.criterion(logits, batch)
-        self.optimizer.zero_grad(set_to_none=True)
-        # The mean over the batch of all processes, whose gradients DDP averages.
-        loss = parts["loss"].sum() * distributed.world_size() / self.batch_faces
-        self.scaler.scale(loss).backward()
-        if self.clip_norm > 0:
-            self.scaler.unscale_(self.optimizer)
-            torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.clip_norm)
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-        self.scheduler.step()
-        if self.ema is not None:
-            self.ema.update_parameters(distributed.unwrap(self.model))
-        with torch.no_grad():
-            return {name: part.detach() for name, part in parts.items()}, self.decode(logits)
-
-    def evaluated_model(self):
-        """The model that is validated and kept: the averaged one when there is one."""
-        return distributed.unwrap(self.model) if self.ema is None else self.ema.module
-
-    def is_finite(self):
-        """Whether the weights, also the averaged ones, are still numbers to go on with."""
-        return all(tensor.isfinite().all().item()
-                   for model in {distributed.unwrap(self.model), self.evaluated_model()}
-                   for tensor in model.state_dict().values())
-
-    def state_dict(self):
-        """Everything that a continued run needs, as tensors and plain values.
-
-        All processes call it: each row of `random_state` is one of theirs.
-        """
-        state = {
-            "model": self.evaluated_model().state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "scheduler": self.scheduler.state_dict(),
-            "scaler": self.scaler.state_dict(),
-            "random_state": {name: distributed.concatenate(numbers[None])
-                             for name, numbers in _random_state(self.device).items()},
-        }
-        if self.ema is not None:
-            state["ema"] = {"steps": int(self.ema.n_averaged),
-                            "trained_model": distributed.unwrap(self.model).state_dict()}
-        return state
-
-    def load_state_dict(self, state, steps):
-        """Continue where the run that wrote the state stood.
-
-        Learning rate, momentum and weight decay stay those this trainer was built with.
-
-        Args:
-            state: of state_dict.
-            steps: steps of the run so far, at this trainer's batch size.
-        """
-        self.evaluated_model().load_state_dict(state["model"])
-        if self.ema is not None:
-            self.ema.n_averaged.fill_(state["ema"]["steps"])
-            distributed.unwrap(self.model).load_state_dict(state["ema"]["trained_model"])
-        base_lrs, options = self.scheduler.base_lrs, [
-            {name: value for name, value in group.items() if name != "params"}
-            for group in self.optimizer.param_groups]
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.scheduler.load_state_dict(state["scheduler"])
-        self.scheduler.base_lrs, self.scheduler.last_epoch = base_lrs, steps
-        for group, own, base_lr, factor in zip(self.optimizer.param_groups, options, base_lrs,
-                                               self.scheduler.lr_lambdas, strict=True):
-            group.update(own | {"lr": base_lr * factor(steps)})
-        if state["scaler"]:  # empty where the run so far was not in fp16
-            self.scaler.load_state_dict(state["scaler"])
-        _set_random_state(state["random_state"], self.device)
-
-
-def _random_state(device):
-    """{cpu: ..., and on a GPU cuda: ...} of this process."""
-    state = {"cpu": torch.get_rng_state()}
-    if device.type == "cuda":
-        state["cuda"] = torch.cuda.get_rng_state(device)
-    return state
-
-
-def _set_random_state(states, device):
-    """Take this process's row; one that has none keeps its seed."""
-    for name, rows in states.items():
-        rows = torch.atleast_2d(rows)  # older checkpoints hold the main process's alone
-        if distributed.rank() >= len(rows):
-            continue
-        numbers = rows[distributed.rank()].clone()  # torch crashes on a view
-        if name == "cpu":
-            torch.set_rng_state(numbers)
-        elif device.type == "cuda":
-            torch.cuda.set_rng_state(numbers, device)
-
-
-@dataclass
-class EpochProgress:
-    """What an epoch has done so far; saved when it is interrupted, so that it can go on.
-
-    `lr` is the rate of the first step; `sums` are the loss parts summed over the faces; `index`
-    and `pred_ages` hold each face's place and the age predicted for it as it was trained.
-    """
-
-    steps: int = 0
-    seconds: float = 0.0
-    lr: float | None = None
-    sums: dict = field(default_factory=dict)
-    index: torch.Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.long))
-    pred_ages: torch.Tensor = field(default_factory=lambda: torch.empty(0))
-
-    def gather(self):
-        """The progress of all processes together, as a dict of tensors and plain values."""
-        return {"steps": self.steps, "seconds": self.seconds, "lr": self.lr,
-                "sums": distributed.total(self.sums),
-                "index": distributed.concatenate(self.index),
-                "pred_ages": distributed.concatenate(self.pred_ages)}
-
-    @classmethod
-    def restore(cls, gathered):
-        """What gather returned, held by the main process; the others know the steps alone."""
-        return cls(**gathered) if distributed.is_main() else cls(steps=gathered["steps"])
 
 
 def train_one_epoch(trainer, loader, progress, should_stop, description):
@@ -178,9 +20,9 @@ def train_one_epoch(trainer, loader, progress, should_stop, description):
 
     Args:
         trainer: Trainer.
-        loader: of dataset.build_loader; starts where progress stands.
+        loader: DataLoader over ShuffledBatches that start where progress stands.
         progress: EpochProgress, updated in place.
-        should_stop: function () -> bool, asked after each step.
+        should_stop: function () -> bool, called after each step.
         description: text before the progress bar.
     Returns:
         Whether the epoch is complete.
@@ -215,71 +57,213 @@ def train_one_epoch(trainer, loader, progress, should_stop, description):
     return not stopped
 
 
-@torch.inference_mode()
-def log_probs_of(model, pixels, tta=False):
-    """Predicted log-probabilities of a batch.
-
-    Args:
-        model: from pixels to logits, an AgeModel in eval mode or its compiled twin.
-        pixels: (B, 3, S, S) uint8 on the model's device.
-        tta: average with the distribution of the mirror image.
-    Returns:
-        (B, K) float32.
-    """
-    log_probs = _log_probs(model, pixels)
-    return _with_mirrored(log_probs, model, pixels) if tta else log_probs
-
-
-def _log_probs(model, pixels):
-    return model(pixels).float().log_softmax(dim=1)
-
-
-def _with_mirrored(log_probs, model, pixels):
-    return torch.logaddexp(log_probs, _log_probs(model, pixels.flip(-1))) - math.log(2)
-
-
 def predict(model, loader, device, tta=False, description="predicting"):
     """Predict every face of a data set once, over all processes.
 
     Args:
         model: AgeModel on the device, unwrapped.
-        loader: of dataset.build_loader over OrderedBatches.
+        loader: DataLoader over OrderedBatches.
         device: torch.device.
         tta: average each face with its mirror image.
         description: text before the progress bar.
     Returns:
         (N, K) float32 log-probabilities on the CPU, in the data set's order.
     """
-    return _predict(lambda pixels: [log_probs_of(model, pixels, tta)], model, loader, device,
-                    description)[0]
-
-
-def predict_both(model, loader, device, description="predicting"):
-    """Like predict: without and with the average with the mirror image, two tables."""
-    @torch.inference_mode()
-    def both(pixels):
-        log_probs = _log_probs(model, pixels)
-        return log_probs, _with_mirrored(log_probs, model, pixels)
-
-    return _predict(both, model, loader, device, description)
-
-
-def _predict(views_of, model, loader, device, description):
-    """(N, K) of each of the (B, K) that views_of makes of a batch's pixels."""
     keep_freed_memory(device)
     model.eval()
-    views, index = [], []
+    log_probs, index = [], []
     for batch in tqdm(loader, desc=description, leave=False, unit="batch",
                       disable=None if distributed.is_main() else True):
         pixels = batch["pixels"].to(device, non_blocking=True)
-        views.append([log_probs.cpu() for log_probs in views_of(pixels)])
+        log_probs.append(log_probs_of(model, pixels, tta).cpu())
         index.append(batch["index"])
-    places = distributed.concatenate(torch.cat(index))
-    return [_in_order(places, distributed.concatenate(torch.cat(parts)))
-            for parts in zip(*views, strict=True)]
-
-
-def _in_order(places, rows):
+    rows = distributed.concatenate(torch.cat(log_probs))
     ordered = torch.empty_like(rows)
-    ordered[places] = rows
+    ordered[distributed.concatenate(torch.cat(index))] = rows
     return ordered
+
+
+@torch.inference_mode()
+def log_probs_of(model, pixels, tta=False):
+    """Predicted log-probabilities of a batch.
+
+    Args:
+        model: function from pixels to logits: an AgeModel in eval mode or its compiled twin.
+        pixels: (B, 3, S, S) uint8 on the model's device.
+        tta: average with the distribution of the mirror image.
+    Returns:
+        (B, K) float32.
+    """
+    log_probs = model(pixels).float().log_softmax(dim=1)
+    if not tta:
+        return log_probs
+    mirrored = model(pixels.flip(-1)).float().log_softmax(dim=1)
+    return torch.logaddexp(log_probs, mirrored) - math.log(2)
+
+
+@dataclass
+class EpochProgress:
+    """What an epoch has done so far. It is saved with the run, so that the epoch can continue.
+
+    steps: batches trained.
+    seconds: time they took.
+    lr: learning rate of the first step.
+    sums: {part of the loss: sum over the faces}.
+    index: (n,) place of each face in the data set.
+    pred_ages: (n,) years that the network predicted when it was trained on the face.
+    """
+
+    steps: int = 0
+    seconds: float = 0.0
+    lr: float | None = None
+    sums: dict = field(default_factory=dict)
+    index: torch.Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.long))
+    pred_ages: torch.Tensor = field(default_factory=lambda: torch.empty(0))
+
+    def gather(self):
+        """The progress of all processes together, as a dict of tensors and plain values."""
+        return {"steps": self.steps, "seconds": self.seconds, "lr": self.lr,
+                "sums": distributed.total(self.sums),
+                "index": distributed.concatenate(self.index),
+                "pred_ages": distributed.concatenate(self.pred_ages)}
+
+    @classmethod
+    def restore(cls, gathered):
+        """The progress from a dict that gather() returned.
+
+        Only the main process takes the figures, so that they are counted once.
+        """
+        return cls(**gathered) if distributed.is_main() else cls(steps=gathered["steps"])
+
+
+@dataclass
+class Trainer:
+    """A network with everything that changes while it trains, and the training step.
+
+    Args:
+        model: AgeModel, in DistributedDataParallel if there are several processes.
+        criterion: function from losses.build_criterion().
+        age_bins: (K,) tensor of years on the device, for the training metrics.
+        optimizer, scheduler: both take a step each batch.
+        device: torch.device of the model.
+        batch_faces: faces of a step, over all processes.
+        amp: bf16 | fp16 | off.
+        clip_norm: maximum norm of the gradient; 0 turns clipping off.
+        ema: AveragedModel, or None.
+    """
+
+    model: torch.nn.Module
+    criterion: Callable
+    age_bins: torch.Tensor
+    optimizer: torch.optim.Optimizer
+    scheduler: torch.optim.lr_scheduler.LRScheduler
+    device: torch.device
+    batch_faces: int
+    amp: str = "off"
+    clip_norm: float = 0.0
+    ema: AveragedModel | None = None
+    scaler: torch.amp.GradScaler = field(init=False)
+
+    def __post_init__(self):
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.amp == "fp16")
+
+    def step(self, batch):
+        """Train on one batch.
+
+        Returns:
+            parts: dict of (B,) loss values, and pred_ages (B,), both detached.
+        """
+        batch = to_device(batch, self.device)
+        with autocast(self.device, self.amp):
+            logits = self.model(batch["pixels"])
+        parts = self.criterion(logits, batch)
+        self.optimizer.zero_grad(set_to_none=True)
+        # DDP averages the gradients of the processes; the loss is the mean over all their faces.
+        loss = parts["loss"].sum() * distributed.world_size() / self.batch_faces
+        self.scaler.scale(loss).backward()
+        if self.clip_norm > 0:
+            self.scaler.unscale_(self.optimizer)
+            torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.clip_norm)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.scheduler.step()
+        if self.ema is not None:
+            self.ema.update_parameters(distributed.unwrap(self.model))
+        with torch.no_grad():
+            return ({name: part.detach() for name, part in parts.items()},
+                    expected_age(logits, self.age_bins))
+
+    def evaluated_model(self):
+        """The model that is validated and saved: the averaged one if TRAIN.EMA_DECAY is on."""
+        return distributed.unwrap(self.model) if self.ema is None else self.ema.module
+
+    def is_finite(self):
+        """Whether all weights, also the averaged ones, are finite numbers."""
+        return all(tensor.isfinite().all().item()
+                   for model in {distributed.unwrap(self.model), self.evaluated_model()}
+                   for tensor in model.state_dict().values())
+
+    def state_dict(self):
+        """Everything that a continued run needs, as tensors and plain values.
+
+        All processes call it: `random_state` has one row for each of them.
+        """
+        state = {
+            "model": self.evaluated_model().state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scheduler": self.scheduler.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "random_state": {name: distributed.concatenate(numbers[None])
+                             for name, numbers in _random_state(self.device).items()},
+        }
+        if self.ema is not None:
+            state["ema"] = {"steps": int(self.ema.n_averaged),
+                            "trained_model": distributed.unwrap(self.model).state_dict()}
+        return state
+
+    def load_state_dict(self, state, steps):
+        """Continue from a saved state.
+
+        Learning rate, momentum and weight decay are not restored: this trainer's own stay.
+
+        Args:
+            state: dict from state_dict().
+            steps: steps of the run so far, at this trainer's batch size.
+        """
+        self.evaluated_model().load_state_dict(state["model"])
+        if self.ema is not None:
+            self.ema.n_averaged.fill_(state["ema"]["steps"])
+            distributed.unwrap(self.model).load_state_dict(state["ema"]["trained_model"])
+        base_lrs, options = self.scheduler.base_lrs, [
+            {name: value for name, value in group.items() if name != "params"}
+            for group in self.optimizer.param_groups]
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scheduler.load_state_dict(state["scheduler"])
+        self.scheduler.base_lrs, self.scheduler.last_epoch = base_lrs, steps
+        for group, own, base_lr, factor in zip(self.optimizer.param_groups, options, base_lrs,
+                                               self.scheduler.lr_lambdas, strict=True):
+            group.update(own | {"lr": base_lr * factor(steps)})
+        if state["scaler"]:  # empty if the run so far was not in fp16
+            self.scaler.load_state_dict(state["scaler"])
+        _set_random_state(state["random_state"], self.device)
+
+
+def _random_state(device):
+    """{"cpu": state} of this process, with "cuda" too on a GPU."""
+    state = {"cpu": torch.get_rng_state()}
+    if device.type == "cuda":
+        state["cuda"] = torch.cuda.get_rng_state(device)
+    return state
+
+
+def _set_random_state(states, device):
+    """Restore this process's row; a process without one keeps the state from its seed."""
+    for name, rows in states.items():
+        rows = torch.atleast_2d(rows)  # older checkpoints have the main process's only
+        if distributed.rank() >= len(rows):
+            continue
+        numbers = rows[distributed.rank()].clone()  # torch crashes if given a view
+        if name == "cpu":
+            torch.set_rng_state(numbers)
+        elif device.type == "cuda":
+            torch.cuda.set_rng_state(numbers, device)

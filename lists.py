@@ -1,8 +1,7 @@
-"""Lists of faces: which data sets a folder holds, and one checked table a split.
+"""Lists of faces: which data sets a folder holds, and one checked table for each split.
 
-A list is `NAME_{train,valid,test}_align.csv` with the columns photo, age, deg, box1..box4 (x1 y1
-x2 y2 in the rotated, expanded photo), or an APPA-REAL folder as released. What else a data set
-knows stands in OPTIONAL columns.
+A list is NAME_train_align.csv, NAME_valid_align.csv or NAME_test_align.csv, or a table of
+APPA-REAL as released. preprocess/columns.py documents the columns.
 """
 
 import fnmatch
@@ -13,42 +12,49 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-SPLITS = ("train", "valid", "test")
-BOX = ["box1", "box2", "box3", "box4"]
+from preprocess.columns import BOX, SPLITS
+from preprocess.readers import APPA_REAL_LABELS, Skipped, appa_real_rows
+from utils.files import is_current
+from utils.tables import read_columns
+
 REQUIRED = ["photo", "age", "deg", *BOX]
 NUMBERS = ["age_std", "age_min", "age_max", "confidence"]
 OPTIONAL = [*NUMBERS, "gender", "race", "subject", "votes"]
-APPA_REAL_LABELS = {"apparent": "apparent_age_avg", "real": "real_age"}  # columns by label
-LISTED = 20  # bad rows shown before the rest is only counted
+MAX_LISTED = 20  # an error shows so many bad rows and counts the others
 
 
 class Source(NamedTuple):
     """A data set on disk.
 
-    data_dir: folder that the photo column is relative to.
-    dataset: the NAME in the names of its lists.
+    data_dir: folder of the photos; the column photo is relative to it.
+    dataset: the NAME in the file names of the lists.
     list_dir: folder of the lists.
     """
 
-    data_dir: str
+    data_dir: str | Path
     dataset: str
-    list_dir: str
+    list_dir: str | Path
+
+    def file(self, part):
+        """Path of NAME_part.csv in the folder of the lists."""
+        return Path(self.list_dir, f"{self.dataset}_{part}.csv")
 
 
 def pair_folders(data_dirs, datasets, list_dirs):
-    """Match what the command line names: a list of Source, one for each data set.
+    """A list of Source, one for each data set, from the words after the flags.
 
-    One folder serves several data sets; several folders need as many data sets, or none, which
-    takes the only one in each.
-
+    Args:
+        data_dirs: folders after --data_dir. A single one is the folder of all data sets.
+        datasets: names after --dataset; None means the only data set in each folder.
+        list_dirs: folders after --list_dir; None means data_dirs.
     Raises:
-        ValueError: the counts do not match, or a folder holds none or several data sets.
-        FileNotFoundError: no such folder.
+        ValueError: the counts do not match, or a folder holds no data set or several.
+        FileNotFoundError: a folder does not exist.
     """
     count = max(len(data_dirs), len(datasets or []))
     if len(data_dirs) not in (1, count) or (datasets and len(datasets) != count):
         raise ValueError(f"{len(data_dirs)} folders after --data_dir but {len(datasets)} names "
-                         "after --dataset; give one name a folder, or one folder for all")
+                         "after --dataset; give one name for each folder, or one folder for all")
     data_dirs = list(data_dirs) * (count if len(data_dirs) == 1 else 1)
     list_dirs = list(list_dirs or data_dirs)
     if len(list_dirs) not in (1, count):
@@ -62,7 +68,7 @@ def pair_folders(data_dirs, datasets, list_dirs):
 
 
 def find_datasets(list_dir):
-    """Names of the data sets in a folder; aligned lists win over a raw APPA-REAL folder."""
+    """Names of the data sets in a folder: those with aligned lists, else APPA-REAL as released."""
     names = {path.name.removesuffix(f"_{split}_align.csv")
              for split in SPLITS for path in Path(list_dir).glob(f"*_{split}_align.csv")}
     if not names and any(Path(list_dir, f"gt_avg_{split}.csv").is_file() for split in SPLITS):
@@ -82,10 +88,10 @@ def _only_dataset(list_dir):
 
 
 def _how_to_align(list_dir, dataset="*"):
-    """The way out where aligned lists are missing: the command, if there is what it takes."""
+    """What to do if aligned lists are missing: the command if there are lists to align."""
     for split in SPLITS:
         for path in sorted(Path(list_dir).glob(f"{dataset}_{split}.csv")):
-            if _is_list(path):  # and no table of a data set's release
+            if _is_list(path):  # and not a table that a data set was released with
                 name = path.name.removesuffix(f"_{split}.csv")
                 return f"align '{path}' with {_align_command(list_dir, name)}"
     return "see the README, 'Prepare'"
@@ -104,26 +110,21 @@ def _is_list(path):
     return True
 
 
-def is_current(target, source):
-    """Whether a file is there and no older than the one it is made of."""
-    return target.is_file() and target.stat().st_mtime >= source.stat().st_mtime
-
-
 def warn_of_stale_lists(sources):
-    """Warn where a list is newer than the aligned one made of it; sources: list of Source."""
-    for _, dataset, list_dir in sources:
+    """Warn if a list is newer than the aligned list made from it; sources: list of Source."""
+    for source in sources:
         for split in SPLITS:
-            path = Path(list_dir, f"{dataset}_{split}.csv")
-            aligned = path.with_name(f"{path.stem}_align.csv")
+            path, aligned = source.file(split), source.file(f"{split}_align")
             if path.is_file() and aligned.is_file() and not is_current(aligned, path):
-                warnings.warn(f"{path} is newer than what was aligned of it; if its faces changed, "
-                              f"start {_align_command(list_dir, dataset)}", stacklevel=2)
+                warnings.warn(f"{path} is newer than the list that was aligned from it; if its "
+                              "faces changed, start "
+                              f"{_align_command(source.list_dir, source.dataset)}", stacklevel=2)
 
 
 def read_sources(sources, split, cfg, protocol=None):
     """One split of several data sets as one table; sources: list of Source."""
-    return pd.concat([read_faces(data_dir, dataset, split, cfg, list_dir, protocol)
-                      for data_dir, dataset, list_dir in sources], ignore_index=True)
+    return pd.concat([read_faces(source, split, cfg, protocol) for source in sources],
+                     ignore_index=True)
 
 
 def count_faces(faces, source):
@@ -132,52 +133,50 @@ def count_faces(faces, source):
                 & (faces["dataset"] == source.dataset)).sum())
 
 
-def read_faces(data_dir, dataset, split, cfg, list_dir=None, protocol=None):
+def read_faces(source, split, cfg, protocol=None):
     """One split of one data set as a checked table.
 
     Args:
-        data_dir: folder the photo column is relative to.
-        dataset: the NAME in the list's file name.
+        source: Source.
         split: train, valid or test.
-        cfg: the config; the DATA section is read.
-        list_dir: folder of the lists, data_dir by default.
-        protocol: name of a split file `NAME_split_PROTOCOL.csv` that overrides the lists' split.
+        cfg: the config; only the section DATA matters.
+        protocol: name of a split file NAME_split_PROTOCOL.csv, which replaces the lists' split.
     Returns:
-        DataFrame with the columns root, dataset, REQUIRED and OPTIONAL; missing optional values
-        are NaN or None; deg and box are NaN where the whole image is the crop; age_min and
-        age_max equal age where the age is exact.
+        DataFrame with the columns root, dataset, REQUIRED and OPTIONAL. Missing optional values
+        are NaN or None. deg and the box are NaN if the whole image is the crop. age_min and
+        age_max equal age if the age is exact.
     Raises:
-        FileNotFoundError: no such list; names the splits there are.
-        ValueError: a missing column, or bad rows (all of them checked, twenty shown).
+        FileNotFoundError: there is no such list; the message names the splits that exist.
+        ValueError: a column is missing, or rows are bad; the message names the first rows.
     """
-    source = Source(data_dir, dataset, Path(list_dir or data_dir))
     if protocol:
         faces = _read_protocol(source, split, protocol, cfg)
     else:
         faces = _read_split(source, split, cfg)
     faces = _exclude(faces, cfg.DATA.EXCLUDE)
     if faces.empty:
-        raise ValueError(f"the {split} list of '{dataset}' in '{source.list_dir}' holds no faces"
-                         + (f" but those that DATA.EXCLUDE '{cfg.DATA.EXCLUDE}' leaves out"
-                            if cfg.DATA.EXCLUDE else ""))
-    faces.insert(0, "root", str(data_dir))
-    faces.insert(1, "dataset", dataset)
+        raise ValueError(f"the {split} list of '{source.dataset}' in '{source.list_dir}' holds no "
+                         "faces" + (f" except those that DATA.EXCLUDE '{cfg.DATA.EXCLUDE}' leaves "
+                                    "out" if cfg.DATA.EXCLUDE else ""))
+    faces.insert(0, "root", str(source.data_dir))
+    faces.insert(1, "dataset", source.dataset)
     _check_rows(faces, cfg)
     return faces
 
 
 def list_file(source, split, protocol=None):
-    """Path of the file that says which faces read_faces reads.
+    """Path of the file that decides which faces read_faces reads.
 
-    It is the protocol's or the aligned list or, where APPA-REAL has none of any split, its own
-    labels: splits of one run are cut out the same way.
+    It is the protocol's file, or the aligned list. For APPA-REAL it is the released table of
+    labels if no split at all has an aligned list, so that all splits of a run are cut out in the
+    same way.
 
     Raises:
-        FileNotFoundError: it does not exist; names the splits that do.
+        FileNotFoundError: the file does not exist; the message names the splits that do.
     """
     _, dataset, list_dir = source
     if protocol:
-        return Path(list_dir, f"{dataset}_split_{protocol}.csv")
+        return source.file(f"split_{protocol}")
     path = _list_path(source, split)
     if path.is_file():
         return path
@@ -193,17 +192,16 @@ def list_file(source, split, protocol=None):
 
 
 def _list_path(source, split):
-    _, dataset, list_dir = source
-    aligned = [Path(list_dir, f"{dataset}_{name}_align.csv") for name in SPLITS]
-    if dataset == "appa_real" and not any(path.is_file() for path in aligned):
-        return Path(list_dir, f"gt_avg_{split}.csv")
-    return aligned[SPLITS.index(split)]
+    aligned = {name: source.file(f"{name}_align") for name in SPLITS}
+    if source.dataset == "appa_real" and not any(path.is_file() for path in aligned.values()):
+        return Path(source.list_dir, f"gt_avg_{split}.csv")
+    return aligned[split]
 
 
 def splits_of(source, protocol=None):
-    """The splits that a data set has lists of, or those of a protocol, of train, valid, test."""
+    """The splits, of train, valid and test, that a data set's lists or a protocol's file hold."""
     if protocol:
-        chosen = set(read_csv(list_file(source, None, protocol), ["split"])["split"])
+        chosen = set(read_columns(source.file(f"split_{protocol}"), ["split"])["split"])
         return [split for split in SPLITS if split in chosen]
     return [split for split in SPLITS if _list_path(source, split).is_file()]
 
@@ -211,36 +209,36 @@ def splits_of(source, protocol=None):
 def _read_split(source, split, cfg):
     path = list_file(source, split)
     if path.name.startswith("gt_avg_"):
-        return read_appa_real(path, split, cfg)
+        return _read_appa_real(path, split, cfg.DATA.APPA_REAL_LABEL)
     if source.dataset == "appa_real" and cfg.DATA.APPA_REAL_LABEL == "real":
-        warnings.warn(f"{path} has the ages that preprocess.generate_csv --appa_real_label "
-                      "chose; DATA.APPA_REAL_LABEL real counts for a folder without aligned lists",
+        warnings.warn(f"{path} holds the ages that preprocess.generate_csv --appa_real_label "
+                      "chose; DATA.APPA_REAL_LABEL only matters for a folder without aligned lists",
                       stacklevel=2)
     return _read_align(path)
 
 
 def _read_protocol(source, split, protocol, cfg):
-    path = list_file(source, split, protocol)
+    path = source.file(f"split_{protocol}")
     if not path.is_file():
         raise FileNotFoundError(f"protocol file '{path}' not found; protocols there: "
                                 f"{', '.join(_protocols_of(source)) or 'none'}")
     chosen = read_csv(path, ["photo", "split"])
     unknown = sorted(set(chosen["split"]) - set(SPLITS))
     if unknown:
-        raise ValueError(f"{path}: split '{unknown[0]}' is none of {', '.join(SPLITS)}")
+        raise ValueError(f"{path}: split '{unknown[0]}' is not one of {', '.join(SPLITS)}")
     if split not in set(chosen["split"]):
         raise FileNotFoundError(f"protocol '{path}' has no {split} split; it has "
                                 f"{', '.join(sorted(set(chosen['split'])))}: complete it, or "
                                 "choose another with test.py --split")
     lists = [_read_split(source, there, cfg) for there in splits_of(source)]
     place = ["photo", "deg", *BOX]
-    for faces in lists:  # a face may be in two lists, and be repeated in one
+    for faces in lists:  # a face may be in two lists, or twice in one
         faces["number"] = faces.groupby(place, dropna=False).cumcount()
     faces = pd.concat(lists, ignore_index=True).drop_duplicates([*place, "number"])
     faces = faces.drop(columns="number")
     faces = faces[faces["photo"].isin(chosen.loc[chosen["split"] == split, "photo"])]
     if faces.empty:
-        raise ValueError(f"{path}: none of its {split} photos stands in the lists of "
+        raise ValueError(f"{path}: none of its {split} photos is in the lists of "
                          f"'{source.dataset}'")
     return faces.reset_index(drop=True)
 
@@ -251,10 +249,13 @@ def _protocols_of(source):
 
 
 def find_protocols(sources, patterns):
-    """Names of the split files that names or patterns such as 'rotation*' stand for, sorted.
+    """Sorted names of the protocols that match any of the patterns.
 
+    Args:
+        sources: list of Source.
+        patterns: names, or patterns such as 'rotation*'.
     Raises:
-        FileNotFoundError: one of them stands for none of the data sets' split files.
+        FileNotFoundError: a pattern matches no protocol of any data set.
     """
     known = sorted({protocol for source in sources for protocol in _protocols_of(source)})
     chosen = []
@@ -268,92 +269,67 @@ def find_protocols(sources, patterns):
 
 
 def read_csv(path, required):
-    """A CSV as text columns.
-
-    Raises:
-        FileNotFoundError: no such file.
-        ValueError: not a CSV, or a required column is missing.
-    """
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"list '{path}' not found")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", pd.errors.ParserWarning)  # fields beyond the header
-            table = pd.read_csv(path, dtype=str, keep_default_na=False, skipinitialspace=True,
-                                index_col=False)
-    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: not a CSV file: {' '.join(str(error).split())}") from error
-    table.columns = [name.strip() for name in table.columns]
-    missing = [name for name in required if name not in table.columns]
-    if missing:
-        raise ValueError(f"{path}: column {', '.join(missing)} missing; it has "
-                         f"{', '.join(table.columns)}")
-    return table
+    """A table as a DataFrame of text columns; see utils.tables.read_rows."""
+    return pd.DataFrame(read_columns(path, required))
 
 
 def _read_align(path):
-    table = read_csv(path, REQUIRED)
+    faces = _typed(read_csv(path, REQUIRED), path)
+    no_box = faces[["deg", *BOX]].isna().any(axis=1)
+    bad = no_box | ~(faces["box3"] > faces["box1"]) | ~(faces["box4"] > faces["box2"])
+    _refuse_rows(faces, bad, f"{path}: deg is not a number, or the box is empty",
+                 ["photo", "deg", *BOX])
+    return faces
+
+
+def _read_appa_real(path, split, label):
+    """APPA-REAL's released face crops, which have no box, with the labels of gt_avg_SPLIT.csv."""
+    rows = [{"photo": row.photo, "age": ""} if isinstance(row, Skipped) else row
+            for row in appa_real_rows(path.parent, split, label)]
+    if rows and all(row["age"] == "" for row in rows):
+        raise ValueError(f"{path}: the column {APPA_REAL_LABELS[label]} is empty; choose the other "
+                         "label with DATA.APPA_REAL_LABEL apparent|real")
+    table = pd.DataFrame(rows, columns=["photo", "age", "age_std", "votes"])
+    return _typed(table.fillna("").astype(str), path)
+
+
+def _typed(table, path):
+    """The columns of read_faces, with their types, from a table of text columns."""
     faces = pd.DataFrame({"photo": table["photo"]})
     for name in [*REQUIRED[1:], *NUMBERS]:
-        faces[name] = _numbers(table, name, path)
+        faces[name] = _to_numbers(table, name, path)
     for name in OPTIONAL[len(NUMBERS):]:
         faces[name] = table[name].replace("", None) if name in table else None
-    boxless = faces[["deg", *BOX]].isna().any(axis=1)
-    bad = boxless | ~(faces["box3"] > faces["box1"]) | ~(faces["box4"] > faces["box2"])
-    _refuse(faces, bad, f"{path}: deg is no number, or the box is empty",
-            ["photo", "deg", *BOX])
-    _refuse(faces, faces["age_min"].isna() != faces["age_max"].isna(),
-            f"{path}: half an interval, age_min or age_max alone", ["photo", "age_min", "age_max"])
-    return _complete_interval(faces)
+    _refuse_rows(faces, faces["age_min"].isna() != faces["age_max"].isna(),
+                 f"{path}: age_min or age_max alone is not an interval",
+                 ["photo", "age_min", "age_max"])
+    for name in ("age_min", "age_max"):
+        faces[name] = faces[name].fillna(faces["age"])
+    faces["age"] = faces["age"].fillna((faces["age_min"] + faces["age_max"]) / 2)
+    return faces
 
 
-def read_appa_real(path, split, cfg):
-    """APPA-REAL's released face crops with the labels of gt_avg_{split}.csv.
-
-    The votes of gt_{split}.csv, where it is there, become the votes column.
-    """
-    label = APPA_REAL_LABELS[cfg.DATA.APPA_REAL_LABEL]
-    table = read_csv(path, ["file_name", label])
-    faces = pd.DataFrame({"photo": split + "/" + table["file_name"] + "_face.jpg",
-                          "age": _numbers(table, label, path)})
-    if faces["age"].isna().all():
-        raise ValueError(f"{path}: column {label} is empty; choose the other label with "
-                         "DATA.APPA_REAL_LABEL apparent|real")
-    for name in ["deg", *BOX, *NUMBERS]:
-        faces[name] = np.nan
-    if cfg.DATA.APPA_REAL_LABEL == "apparent":
-        faces["age_std"] = _numbers(table, "apparent_age_std", path)
-    for name in OPTIONAL[len(NUMBERS):]:
-        faces[name] = None
-    votes_path = path.with_name(f"gt_{split}.csv")
-    if votes_path.is_file() and cfg.DATA.APPA_REAL_LABEL == "apparent":
-        faces["votes"] = table["file_name"].map(count_votes(votes_path)).to_numpy()
-    return _complete_interval(faces)
-
-
-def count_votes(path):
-    """APPA-REAL's gt_{split}.csv, one row a vote, as {file_name: '23:3 24:7'}.
-
-    Raises:
-        ValueError: no column apparent_age, a vote that is no number.
-    """
-    table = read_csv(path, ["file_name", "apparent_age"])
-    votes = table.assign(age=_numbers(table, "apparent_age", path)).dropna(subset=["age"])
-    counts = votes.groupby(["file_name", "age"]).size()
-    return {name: " ".join(f"{age:g}:{count}" for (_, age), count in group.items())
-            for name, group in counts.groupby(level=0)}
+def _to_numbers(table, name, path):
+    """A text column as float64. Empty text and a missing column are NaN."""
+    if name not in table:
+        return np.full(len(table), np.nan)
+    text = table[name].str.strip()
+    values = pd.to_numeric(text, errors="coerce").to_numpy(float)
+    bad = ~np.isfinite(values) & ~text.isin(["", "nan", "NaN"])
+    _refuse_rows(table, bad, f"{path}: {name} is not a number", ["photo", name])
+    return values
 
 
 def parse_votes(text, age_bins):
-    """A histogram of votes on the bins.
+    """The votes as a histogram over the age bins.
 
     Args:
         text: '23:3 24:7', age:weight pairs in any order.
-        age_bins: (K,) whole years, step 1; ages outside count for the nearest end.
+        age_bins: (K,) whole years, step 1; an age outside counts for the nearest bin.
     Returns:
         (K,) float32 weights, not normalised.
     Raises:
-        ValueError: a pair is malformed or a weight negative.
+        ValueError: a pair is malformed, or a weight is negative.
     """
     histogram = np.zeros(len(age_bins), np.float32)
     for pair in text.split():
@@ -370,31 +346,12 @@ def parse_votes(text, age_bins):
     return histogram
 
 
-def _numbers(table, name, path):
-    """A text column as floats; empty or absent is NaN, anything else must be a finite number."""
-    if name not in table:
-        return np.full(len(table), np.nan)
-    text = table[name].str.strip()
-    values = pd.to_numeric(text, errors="coerce")
-    bad = ~np.isfinite(values.to_numpy(float)) & ~text.isin(["", "nan", "NaN"])
-    _refuse(table, bad, f"{path}: {name} is no number", [table.columns[0], name])
-    return values.to_numpy(float)
-
-
-def _complete_interval(faces):
-    """Exact ages are intervals of one point; an interval without an age gets its middle."""
-    for name in ("age_min", "age_max"):
-        faces[name] = faces[name].fillna(faces["age"])
-    faces["age"] = faces["age"].fillna((faces["age_min"] + faces["age_max"]) / 2)
-    return faces
-
-
 def _exclude(faces, path):
-    """Drop the photos named in the first column of an exclusion list, by path or file name."""
+    """Drop the photos whose path or file name is in the first column of an exclusion list."""
     if not path:
         return faces
     table = read_csv(path, [])
-    names = {*table.iloc[:, 0], table.columns[0]}  # a list without a header row loses no photo
+    names = {*table.iloc[:, 0], table.columns[0]}  # the list may have no header row
     file_names = faces["photo"].str.rsplit("/", n=1).str[-1]
     dropped = (faces["photo"].isin(names) | file_names.isin(names)
                | file_names.str.removesuffix("_face.jpg").isin(names))
@@ -403,48 +360,45 @@ def _exclude(faces, path):
 
 def _check_rows(faces, cfg):
     name = faces["dataset"].iloc[0]
-    low, high = cfg.DATA.AGE_MIN, cfg.DATA.AGE_MAX
-    _refuse(faces, faces["age"].isna(), f"{name}: age is no number", ["photo", "age"])
-    # The middle of an interval such as "more than 70" may lie beyond the bins that it begins in.
-    outside = ~faces["age"].between(low, high) & ~(
-        (faces["age_min"] < faces["age_max"])
-        & (faces["age_min"] <= high) & (faces["age_max"] >= low))
-    _refuse(faces, outside, f"{name}: age outside the bins {low}..{high} "
-            "(DATA.AGE_MIN, DATA.AGE_MAX)", ["photo", "age"])
-    _refuse(faces, faces["age_min"] > faces["age_max"], f"{name}: age_min exceeds age_max",
-            ["photo", "age_min", "age_max"])
-    # An interval's ages are in whole completed years.
-    beside = (faces["age"] < faces["age_min"]) | (faces["age"] >= faces["age_max"] + 1)
-    _refuse(faces, beside, f"{name}: age outside age_min to age_max",
-            ["photo", "age", "age_min", "age_max"])
+    first, last = cfg.DATA.AGE_MIN, cfg.DATA.AGE_MAX
+    age, age_min, age_max = faces["age"], faces["age_min"], faces["age_max"]
+    _refuse_rows(faces, age.isna(), f"{name}: age is missing or not a number", ["photo", "age"])
+    # The middle of an interval such as "more than 70" may be above the last bin.
+    overlaps = (age_min < age_max) & (age_min <= last) & (age_max >= first)
+    _refuse_rows(faces, ~age.between(first, last) & ~overlaps, f"{name}: age outside the bins "
+                 f"{first}..{last} (DATA.AGE_MIN, DATA.AGE_MAX)", ["photo", "age"])
+    _refuse_rows(faces, age_min > age_max, f"{name}: age_min exceeds age_max",
+                 ["photo", "age_min", "age_max"])
+    # The ages of an interval are completed years: 29.5 is inside 20 to 29.
+    _refuse_rows(faces, (age < age_min) | (age >= age_max + 1),
+                 f"{name}: age outside age_min to age_max", ["photo", "age", "age_min", "age_max"])
     missing = [not Path(root, photo).is_file()
                for root, photo in zip(faces["root"], faces["photo"], strict=True)]
-    _refuse(faces, pd.Series(missing, index=faces.index), f"{name}: image not found in "
-            f"'{faces['root'].iloc[0]}' (DATA.EXCLUDE leaves photos out)", ["photo"])
+    _refuse_rows(faces, missing, f"{name}: image not found in '{faces['root'].iloc[0]}' "
+                 "(DATA.EXCLUDE leaves photos out)", ["photo"])
 
 
-def _refuse(table, bad, problem, columns):
-    """Raise a ValueError that lists the bad rows."""
-    if not bad.any():
-        return
-    rows = [" ".join(map(str, row)) for row in
-            table.loc[bad, columns].itertuples(index=False)]
-    raise ValueError(f"{problem}: {len(rows)} of {len(table)} rows: {listed(rows)}")
+def _refuse_rows(table, is_bad, problem, columns):
+    """Raise a ValueError that shows the given columns of the bad rows, if there are any."""
+    bad = [" ".join(map(str, row))
+           for row in table.loc[is_bad, columns].itertuples(index=False)]
+    if bad:
+        raise ValueError(f"{problem}: {len(bad)} of {len(table)} rows: {listed(bad)}")
 
 
 def listed(problems):
-    """The first LISTED of some texts, and how many more there are."""
-    rest = [f"and {len(problems) - LISTED} more"] if len(problems) > LISTED else []
-    return "; ".join([*problems[:LISTED], *rest])
+    """The first MAX_LISTED of some texts, and how many more there are."""
+    rest = len(problems) - MAX_LISTED
+    return "; ".join([*problems[:MAX_LISTED], *([f"and {rest} more"] if rest > 0 else [])])
 
 
 def count_rejected(source, split=None):
-    """Photos in which the preparation found no face, or 'unknown' where it was not ours.
+    """How many photos alignment rejected, or 'unknown' if another program aligned the lists.
 
-    split: of the lists; None counts all of them.
+    split: train, valid or test; None counts all three.
     """
-    path = Path(source.list_dir, f"{source.dataset}_rejected.csv")
+    path = source.file("rejected")
     if not path.is_file():
         return "unknown"
-    splits = read_csv(path, ["split"])["split"]
-    return len(splits) if split is None else int((splits == split).sum())
+    splits = read_columns(path, ["split"])["split"]
+    return len(splits) if split is None else splits.count(split)

@@ -1,10 +1,10 @@
 """From a label to a target distribution, from a predicted distribution to a loss and an age.
 
 A label is an age, an age with the spread of its votes, a histogram of votes, or an interval of
-whole years; all of them train together. A loss is a function
-`(log_probs, target, age_bins) -> {part: (B,) per-face values}`; a new one is an entry of LOSSES,
-which makes it of the config. A new age is an entry of DECODES, which training validates by, and of
-metrics.DECODES, for test and demo. The names of both stand among defaults.CHOICES.
+whole years; faces of all four kinds train together. A loss is a function
+`(log_probs, target, age_bins) -> {part: (B,) values}`. To add one, write the function, add it to
+LOSSES, and add its name to defaults.CHOICES. The losses use expected_age; metrics.DECODES holds the
+ways to turn a distribution into the age that is reported.
 """
 
 from dataclasses import dataclass
@@ -15,6 +15,30 @@ import torch
 from metrics import is_interval
 
 TINY = 1e-30  # keeps a logarithm finite where float32 underflows to zero
+
+
+def label_distribution(labels, age_bins, kind, sigma, std_floor):
+    """The target distribution of faces with an exact age.
+
+    Args:
+        labels: dict of (B,) tensors, see dataset.FaceDataset; `votes` (B, K) may be absent.
+        age_bins: (K,) years.
+        kind: LOSS.LABEL: gaussian: a Gaussian of `sigma` around the age; vote_std: one of the
+            votes' own spread; votes: the histogram of the votes.
+        sigma: years, TRAIN.AGE_STDDEV; faces without spread or votes also get this Gaussian.
+        std_floor: years, LOSS.STD_FLOOR, the smallest sigma of vote_std.
+    Returns:
+        (B, K) float32, rows sum to 1.
+    """
+    sigmas = torch.full_like(labels["age"], sigma)
+    if kind == "vote_std":
+        known = labels["age_std"].isfinite()
+        sigmas = torch.where(known, labels["age_std"].clamp(min=std_floor), sigmas)
+    target = gaussian_target(labels["age"], age_bins, sigmas)
+    if kind == "votes" and "votes" in labels:
+        total = labels["votes"].sum(dim=1, keepdim=True)
+        target = torch.where(total > 0, labels["votes"] / total.clamp(min=TINY), target)
+    return target
 
 
 def gaussian_target(ages, age_bins, sigma):
@@ -35,10 +59,10 @@ def gaussian_target(ages, age_bins, sigma):
 
 
 def interval_membership(age_min, age_max, age_bins, sigma):
-    """How much each bin belongs to an interval of whole years, edges softened by sigma.
+    """How much each bin belongs to an interval of whole years, with edges softened by sigma.
 
     The interval covers [age_min - 0.5, age_max + 0.5); its indicator is convolved with a
-    Gaussian. An end at the first or last bin is open, so it is not softened.
+    Gaussian. An end at the first or last bin is open, and so it is not softened.
 
     Args:
         age_min, age_max: (B,) years, both inclusive.
@@ -55,72 +79,13 @@ def interval_membership(age_min, age_max, age_bins, sigma):
     return (above + below - 1).clamp(min=0)
 
 
-def expected_age(logits, age_bins):
-    """Mean of the predicted age distribution (DEX, Rothe et al., IJCV 2018).
-
-    Args:
-        logits: (B, K) float, unnormalised (or log-probabilities).
-        age_bins: (K,) years, increasing.
-    Returns:
-        (B,) years, within [age_bins[0], age_bins[-1]].
-    Raises:
-        ValueError: K differs between the two.
-    """
-    if logits.shape[1] != len(age_bins):
-        raise ValueError(f"{logits.shape[1]} logits for {len(age_bins)} age bins")
-    probs = logits.float().softmax(dim=1)  # (B, K); fp16 steps are 0.06 years near 100
-    return probs @ age_bins.to(probs)  # (B,)
-
-
-def median_age(logits, age_bins):
-    """Median of the predicted age distribution, which minimises the expected absolute error.
-
-    A bin `a` spreads its probability evenly over [a - 0.5, a + 0.5).
-
-    Args, Returns, Raises: as expected_age; within half a bin of the ends.
-    """
-    if logits.shape[1] != len(age_bins):
-        raise ValueError(f"{logits.shape[1]} logits for {len(age_bins)} age bins")
-    probs = logits.double().softmax(dim=1)
-    upto = probs.cumsum(dim=1)  # (B, K), mass up to each bin's upper edge
-    middle = (upto < 0.5).sum(dim=1, keepdim=True).clamp(max=len(age_bins) - 1)  # (B, 1)
-    mass = probs.gather(1, middle)
-    share = (0.5 - (upto.gather(1, middle) - mass)) / mass  # of the middle bin, 0..1
-    return (age_bins.to(probs)[middle] - 0.5 + share).squeeze(1).float()
-
-
-DECODES = {"mean": expected_age, "median": median_age}
-
-
-def label_distribution(labels, age_bins, cfg):
-    """The target distribution of faces with an exact age, by LOSS.LABEL.
-
-    Args:
-        labels: dict of (B,) tensors, see dataset.FaceDataset; `votes` is (B, K) or absent.
-        age_bins: (K,) years.
-        cfg: the config; LOSS.LABEL, LOSS.STD_FLOOR and TRAIN.AGE_STDDEV are read.
-    Returns:
-        (B, K) float32, rows sum to 1. A face without votes or spread gets the Gaussian of
-        TRAIN.AGE_STDDEV.
-    """
-    sigma = torch.full_like(labels["age"], cfg.TRAIN.AGE_STDDEV)
-    if cfg.LOSS.LABEL == "vote_std":
-        known = labels["age_std"].isfinite()
-        sigma = torch.where(known, labels["age_std"].clamp(min=cfg.LOSS.STD_FLOOR), sigma)
-    target = gaussian_target(labels["age"], age_bins, sigma)
-    if cfg.LOSS.LABEL == "votes" and "votes" in labels:
-        total = labels["votes"].sum(dim=1, keepdim=True)
-        target = torch.where(total > 0, labels["votes"] / total.clamp(min=TINY), target)
-    return target
-
-
 @dataclass(frozen=True)
 class Target:
-    """What a batch's faces should be predicted as.
+    """The target of a batch: a distribution for an exact age, a set of bins for an interval.
 
     labels: dict of (B,) tensors, see dataset.FaceDataset.
-    is_interval: (B,) bool, True where only an interval of ages is known.
-    label_dist: (B, K) label distribution, of an exact age.
+    is_interval: (B,) bool, True for a face of which only an interval of ages is known.
+    label_dist: (B, K) label distribution of an exact age, rows sum to 1.
     member: (B, K) in [0, 1], how much each bin belongs to the interval.
     """
 
@@ -135,31 +100,44 @@ class Target:
         member = self.member / self.member.sum(dim=1, keepdim=True)
         return torch.where(self.is_interval[:, None], member, self.label_dist)
 
-    def or_interval(self, exact, log_probs):
-        """(B,) of the exact ages' loss; of an interval minus the log of its soft mass."""
+    def with_intervals(self, exact, log_probs):
+        """(B,) loss: `exact` for exact ages, -log(predicted mass in the interval) for the others.
+
+        Args:
+            exact: (B,) loss of each face, as if its age were exact.
+            log_probs: (B, K) predicted log-probabilities.
+        """
         log_mass = torch.logsumexp(log_probs + self.member.clamp(min=TINY).log(), dim=1)
         return torch.where(self.is_interval, -log_mass, exact)
 
     def distance(self, ages):
-        """(B,) years from the age to the label: |error|, or the way to the interval, 0 inside.
+        """(B,) years from each age to its label: |error|, or the distance to the interval.
 
-        From the interval's whole years themselves, so that 29.4 is still pulled into 20 to 29;
-        metrics.interval_distance counts what rounds into it as inside.
+        Measured from the whole years of the interval, so that the loss still pulls 29.4 towards
+        20 to 29; metrics.interval_distance counts ages that round into the interval as inside.
         """
         low, high = self.labels["age_min"], self.labels["age_max"]
         return (low - ages).clamp(min=0) + (ages - high).clamp(min=0)
 
 
-def build_target(labels, age_bins, cfg):
-    """Target of a batch's labels, over (K,) age_bins; see label_distribution for cfg."""
-    member = interval_membership(labels["age_min"], labels["age_max"], age_bins,
-                                 cfg.TRAIN.AGE_STDDEV)
-    return Target(labels, is_interval(labels), label_distribution(labels, age_bins, cfg), member)
+def build_target(labels, age_bins, kind, sigma, std_floor):
+    """Target of a batch's labels; arguments as in label_distribution."""
+    return Target(
+        labels=labels,
+        is_interval=is_interval(labels),
+        label_dist=label_distribution(labels, age_bins, kind, sigma, std_floor),
+        member=interval_membership(labels["age_min"], labels["age_max"], age_bins, sigma))
+
+
+def target_builder(cfg):
+    """Function (labels, age_bins) -> Target, with the settings of the config."""
+    return partial(build_target, kind=cfg.LOSS.LABEL, sigma=cfg.TRAIN.AGE_STDDEV,
+                   std_floor=cfg.LOSS.STD_FLOOR)
 
 
 def kl(log_probs, target, age_bins):
-    """KL divergence from the label distribution, or minus the log of the mass in the interval."""
-    return {"kl": target.or_interval(kl_divergence(target.label_dist, log_probs), log_probs)}
+    """KL divergence from the label distribution (DLDL, Gao et al. 2017)."""
+    return {"kl": target.with_intervals(kl_divergence(target.label_dist, log_probs), log_probs)}
 
 
 def kl_divergence(target, log_probs):
@@ -179,7 +157,7 @@ def ce(log_probs, target, age_bins):
     nearest = (target.labels["age"] + 0.5).floor() - age_bins[0]  # (B,)
     nearest = nearest.clamp(0, len(age_bins) - 1).long()
     exact = -log_probs.gather(1, nearest[:, None]).squeeze(1)
-    return {"ce": target.or_interval(exact, log_probs)}
+    return {"ce": target.with_intervals(exact, log_probs)}
 
 
 def mean_variance(log_probs, target, age_bins, mean_weight, variance_weight):
@@ -200,43 +178,26 @@ LOSSES = {
                                          variance_weight=cfg.LOSS.VARIANCE_WEIGHT)}
 
 
-def rare_age_weights(labels, age_bins, cfg):
-    """Weight of a face of each age: its smoothed frequency to the power -LOSS.RARE_AGE_POWER.
-
-    Label distribution smoothing (Yang et al., "Delving into Deep Imbalanced Regression", ICML
-    2021); the power 0.5 is their square-root weighting.
-
-    Args:
-        labels: dict of (N,) tensors of the training faces.
-        age_bins: (K,) years.
-        cfg: the config; TRAIN.AGE_STDDEV is the sigma of the smoothing.
-    Returns:
-        (K,) float32; its mean over the training faces is 1.
-    """
-    share = build_target(labels, age_bins, cfg).target_dist.mean(dim=0)  # (K,)
-    weights = share.clamp(min=1 / len(labels["age"])) ** -cfg.LOSS.RARE_AGE_POWER
-    return weights / (share @ weights)
-
-
 def build_criterion(cfg, age_bins, age_weights=None):
     """The loss of LOSS.NAME.
 
     Args:
         cfg: the config.
         age_bins: (K,) tensor of years on the model's device.
-        age_weights: (K,) weight of a face of each age, see rare_age_weights; None: 1.
+        age_weights: (K,) weight of a face of each age, see rare_age_weights; None: all 1.
     Returns:
         Function (logits (B, K), labels) -> {"loss": (B,), part: (B,), ...}; the parts add up to
-        the loss. Faces with an interval count LOSS.INTERVAL_WEIGHT times. Where labels hold
+        the loss. Faces with an interval count LOSS.INTERVAL_WEIGHT times. If labels contain
         `teacher` (B, K), a teacher's distributions, LOSS.TEACHER_WEIGHT of the loss is the KL
         divergence from these (knowledge distillation, Hinton et al., 2015).
     """
     loss = LOSSES[cfg.LOSS.NAME](cfg)
+    target_of = target_builder(cfg)
 
     def criterion(logits, labels):
         log_probs = logits.float().log_softmax(dim=1)
         bins = age_bins.to(log_probs.device)
-        target = build_target(labels, bins, cfg)
+        target = target_of(labels, bins)
         parts = loss(log_probs, target, bins)
         if "teacher" in labels:
             share = cfg.LOSS.TEACHER_WEIGHT
@@ -249,3 +210,37 @@ def build_criterion(cfg, age_bins, age_weights=None):
         return {"loss": sum(parts.values()), **parts}
 
     return criterion
+
+
+def rare_age_weights(target_dist, power):
+    """Weight of a face of each age: its smoothed frequency to the power -`power`.
+
+    Label distribution smoothing (Yang et al., "Delving into Deep Imbalanced Regression", ICML
+    2021); the power 0.5 is their square-root weighting.
+
+    Args:
+        target_dist: (N, K) target distributions of the training faces, rows sum to 1.
+        power: LOSS.RARE_AGE_POWER.
+    Returns:
+        (K,) float32; its mean over the training faces is 1.
+    """
+    share = target_dist.mean(dim=0)  # (K,)
+    weights = share.clamp(min=1 / len(target_dist)) ** -power
+    return weights / (share @ weights)
+
+
+def expected_age(logits, age_bins):
+    """Mean of the predicted age distribution (DEX, Rothe et al., IJCV 2018).
+
+    Args:
+        logits: (B, K) float, unnormalised (or log-probabilities).
+        age_bins: (K,) years, increasing.
+    Returns:
+        (B,) years, within [age_bins[0], age_bins[-1]].
+    Raises:
+        ValueError: K differs between the two.
+    """
+    if logits.shape[1] != len(age_bins):
+        raise ValueError(f"{logits.shape[1]} logits for {len(age_bins)} age bins")
+    probs = logits.float().softmax(dim=1)  # (B, K); fp16 steps are 0.06 years near 100
+    return probs @ age_bins.to(probs)  # (B,)

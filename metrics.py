@@ -1,126 +1,105 @@
-"""How good ages and age distributions are: plain numpy functions, each with unit and source.
+"""How good predicted ages and age distributions are: plain numpy functions, with unit and source.
 
-An error is predicted minus true age, in years. Ages are on the scale of the labels: most data
-sets give whole numbers, some of them completed years (a face labelled 17 is 17.0 to 17.99 years
-old), some rounded ones, and a model learns whichever it was shown, so nothing is added or taken
-away. On that scale the bin of age `a` is [a - 0.5, a + 0.5); a label belongs to the bin it rounds
-to, a label beyond the first or last bin to that bin, and a distribution spreads each bin's
-probability evenly over it. Bins are consecutive whole years.
+Functions return one value for each image, so that a caller can take means over groups; `mae`, `ca`
+and `point_scores` are means themselves.
+
+An error is the predicted minus the true age, in years. Ages are on the scale of the labels. Most
+data sets give whole numbers: some are completed years (a face labelled 17 is 17.0 to 17.99 years
+old), some are rounded. A model learns the scale that it was shown, so nothing is added or taken
+away. On that scale the bin of age `a` is [a - 0.5, a + 0.5). A label belongs to the bin that it
+rounds to; a label beyond the first or last bin belongs to that bin. A distribution spreads the
+probability of each bin evenly over it. Bins are consecutive whole years.
 """
 
 import numpy as np
 
-PROB_FLOOR = 1e-12  # least probability whose logarithm is taken
+PROB_FLOOR = 1e-12  # smaller probabilities are raised to it before a logarithm
 TEMPERATURES = (0.05, 20.0)  # range searched for the calibration temperature
 
 # ---- Errors of predicted ages
 
 
-def each_error(ages, pred_ages):
-    """(B,) error of each image, predicted - true age, in years (arguments: see mae)."""
-    pred_ages = filled(pred_ages, "predicted ages")
-    return pred_ages - _same_length(ages, pred_ages, "ages")
-
-
-def mae(ages, pred_ages):
-    """Mean absolute error, mean |pred - true|, in years, >= 0.
+def signed_error(ages, pred_ages):
+    """(B,) predicted minus true age in years; positive: estimated too old.
 
     Args:
         ages: (B,) true ages in years.
         pred_ages: (B,) predicted ages in years, not rounded.
     Raises:
-        ValueError: nothing to score, or the two differ in length (so do all functions below).
+        ValueError: there is nothing to score, or the two differ in length (all functions below
+            raise it too).
     """
-    return float(np.abs(each_error(ages, pred_ages)).mean())
+    pred_ages = filled(pred_ages, "predicted ages")
+    return pred_ages - _same_length(ages, pred_ages, "ages")
 
 
-def bias(ages, pred_ages):
-    """Mean signed error, mean (pred - true), in years; positive: estimated too old."""
-    return float(each_error(ages, pred_ages).mean())
+def absolute_error(ages, pred_ages):
+    """(B,) |predicted - true| age in years, >= 0."""
+    return np.abs(signed_error(ages, pred_ages))
 
 
-def rmse(ages, pred_ages):
-    """Root mean square error in years, >= the MAE."""
-    return float(np.sqrt(np.square(each_error(ages, pred_ages)).mean()))
+def mae(ages, pred_ages):
+    """Mean absolute error in years, >= 0."""
+    return float(absolute_error(ages, pred_ages).mean())
+
+
+def ca_hits(ages, pred_ages, n):
+    """(B,) bool: images with |error| < n years, strictly, which the cumulative accuracy counts."""
+    return absolute_error(ages, pred_ages) < n
 
 
 def ca(ages, pred_ages, n):
-    """Cumulative accuracy: percent of images with |error| < n years, strictly.
+    """Cumulative accuracy CA(n): percent of images with |error| < n years, strictly.
 
-    As counted on MegaAge (Zhang et al., BMVC 2017); see cs for "at most n".
+    As counted on MegaAge (Zhang et al., BMVC 2017); cs_hits counts "at most n".
     """
-    return 100 * float(each_ca(ages, pred_ages, n).mean())
+    return 100 * float(ca_hits(ages, pred_ages, n).mean())
 
 
-def each_ca(ages, pred_ages, n):
-    """(B,) bool: images with |error| < n years (see ca)."""
-    return np.abs(each_error(ages, pred_ages)) < n
+def cs_hits(ages, pred_ages, n):
+    """(B,) bool: images with |error| <= n years, whose percentage is CS(n).
 
-
-def cs(ages, pred_ages, n):
-    """Cumulative score: percent of images with |error| <= n years (Geng et al., PAMI 2007)."""
-    return 100 * float(each_cs(ages, pred_ages, n).mean())
-
-
-def each_cs(ages, pred_ages, n):
-    """(B,) bool: images with |error| <= n years (see cs)."""
-    return np.abs(each_error(ages, pred_ages)) <= n
+    The cumulative score of Geng et al., PAMI 2007.
+    """
+    return absolute_error(ages, pred_ages) <= n
 
 
 def cs_curve(ages, pred_ages, limits):
     """(len(limits),) cumulative score in percent at each limit in years; never falls."""
-    sizes = np.sort(np.abs(each_error(ages, pred_ages)))
+    sizes = np.sort(absolute_error(ages, pred_ages))
     return 100 * np.searchsorted(sizes, limits, side="right") / len(sizes)
 
 
-def epsilon_error(pred_ages, means, stds, std_floor):
-    """Mean of 1 - exp(-(pred - mean)^2 / (2 std^2)), in [0, 1] (ChaLearn LAP 2015).
+def epsilon_error(pred_ages, means, stds, min_std):
+    """(B,) 1 - exp(-(pred - mean)^2 / (2 std^2)), in [0, 1]; the metric is its mean.
 
-    Escalera et al., ICCV Workshops 2015: an error counts by how much the voters disagree.
+    ChaLearn LAP 2015 (Escalera et al., ICCV Workshops 2015): the more the voters disagree, the
+    less an error counts.
 
     Args:
         pred_ages: (B,) predicted apparent ages in years.
         means, stds: (B,) mean and standard deviation of each image's votes, in years.
-        std_floor: years, > 0; smaller stds are raised to it, since at std 0 the formula has
-            no value.
+        min_std: years, > 0; smaller stds are raised to it, since the formula has no value at 0.
     """
-    return float(each_epsilon_error(pred_ages, means, stds, std_floor).mean())
-
-
-def each_epsilon_error(pred_ages, means, stds, std_floor):
-    """(B,) epsilon-error of each image (see epsilon_error)."""
-    if not std_floor > 0:
-        raise ValueError(f"std_floor must be positive, got {std_floor}")
-    errors = each_error(means, pred_ages)
-    stds = np.maximum(_same_length(stds, errors, "vote spreads"), std_floor)
+    if not min_std > 0:
+        raise ValueError(f"min_std must be positive, got {min_std}")
+    errors = signed_error(means, pred_ages)
+    stds = np.maximum(_same_length(stds, errors, "vote spreads"), min_std)
     return 1 - np.exp(-np.square(errors / stds) / 2)
 
 
-def interval_accuracy(pred_ages, age_min, age_max, last_age=np.inf):
-    """Percent of predicted ages that, rounded, lie in their interval, both ends inclusive.
+def interval_distance(pred_ages, age_min, age_max, last_age=np.inf):
+    """(B,) years from each predicted age to the interval of its label, 0 inside.
 
-    For data sets whose labels are age ranges (FairFace, Adience). Half a year rounds up.
+    For data sets whose labels are age ranges (FairFace, Adience). The interval is
+    [age_min - 0.5, age_max + 0.5): all ages that round into it, half a year upwards. So the
+    distance is zero exactly if the rounded age lies in the range, both ends included.
 
     Args:
         pred_ages: (B,) predicted ages in years.
         age_min, age_max: (B,) first and last whole year of each interval.
-        last_age: the last age bin; an interval that ends there has no upper end
-            ("more than 70").
+        last_age: the last age bin; an interval that ends there is open ("more than 70").
     """
-    return 100 * float((each_interval_distance(pred_ages, age_min, age_max, last_age) == 0).mean())
-
-
-def interval_distance(pred_ages, age_min, age_max, last_age=np.inf):
-    """Mean distance in years from predicted ages to their intervals, 0 inside.
-
-    The interval is [age_min - 0.5, age_max + 0.5), whose ages round into it, so that the
-    distance is zero exactly where interval_accuracy counts a hit (see there).
-    """
-    return float(each_interval_distance(pred_ages, age_min, age_max, last_age).mean())
-
-
-def each_interval_distance(pred_ages, age_min, age_max, last_age=np.inf):
-    """(B,) years from each predicted age to its interval (see interval_distance)."""
     pred_ages = filled(pred_ages, "predicted ages")
     low = _same_length(age_min, pred_ages, "age_min") - 0.5
     high = _same_length(age_max, pred_ages, "age_max") + 0.5
@@ -130,25 +109,25 @@ def each_interval_distance(pred_ages, age_min, age_max, last_age=np.inf):
 
 
 def is_interval(labels):
-    """(B,) bool: True where only an interval of ages is known.
+    """(B,) bool: True if only an interval of ages is known.
 
     Args:
         labels: mapping with `age_min` and `age_max`, (B,) arrays or tensors in years, both
-            inclusive; equal where the age is exact.
+            inclusive; equal if the age is exact.
     """
     return labels["age_max"] > labels["age_min"]
 
 
 def point_scores(labels, pred_ages, last_age):
-    """Point metrics of predicted ages, for exact ages and for intervals apart.
+    """Mean scores of predicted ages, separately for exact ages and for intervals.
 
     Args:
         labels: dict of (B,) arrays or tensors `age`, `age_min`, `age_max`.
         pred_ages: (B,) years.
         last_age: years, the last bin; an interval that ends there is open.
     Returns:
-        dict: mae (years), ca3, ca5, ca7 (%, error strictly below) where exact ages are known,
-        interval_accuracy (%), interval_distance (years) where only intervals are.
+        dict: mae (years), ca3, ca5, ca7 (%, error strictly below) if there are exact ages;
+        interval_accuracy (%, in the interval) and interval_distance (years) if there are intervals.
     """
     labels = {name: np.asarray(labels[name], float) for name in ("age", "age_min", "age_max")}
     pred_ages = np.asarray(pred_ages, float)
@@ -159,10 +138,10 @@ def point_scores(labels, pred_ages, last_age):
         scores["mae"] = mae(*exact)
         scores |= {f"ca{n}": ca(*exact, n) for n in (3, 5, 7)}
     if ranged.any():
-        interval = (pred_ages[ranged], labels["age_min"][ranged], labels["age_max"][ranged],
-                    last_age)
-        scores["interval_accuracy"] = interval_accuracy(*interval)
-        scores["interval_distance"] = interval_distance(*interval)
+        distances = interval_distance(pred_ages[ranged], labels["age_min"][ranged],
+                                      labels["age_max"][ranged], last_age)
+        scores["interval_accuracy"] = 100 * float((distances == 0).mean())
+        scores["interval_distance"] = float(distances.mean())
     return scores
 
 
@@ -170,7 +149,7 @@ def point_scores(labels, pred_ages, last_age):
 
 
 def distribution_mean(probs, age_bins):
-    """(B,) expectation of each distribution in years (as losses.expected_age)."""
+    """(B,) expectation of each distribution in years, as losses.expected_age."""
     probs, age_bins = _distributions(probs, age_bins)
     return probs @ age_bins
 
@@ -183,7 +162,7 @@ def distribution_std(probs, age_bins):
 
 
 def distribution_median(probs, age_bins):
-    """(B,) age at which the interpolated CDF reaches one half (as losses.median_age)."""
+    """(B,) age at which the interpolated CDF reaches one half."""
     return quantile(probs, age_bins, 0.5)
 
 
@@ -231,41 +210,31 @@ def central_interval(probs, age_bins, q):
 def mass_above(probs, age_bins, threshold):
     """(B,) predicted probability of being at least `threshold` years old, in [0, 1].
 
-    The sum over the bins of that age and above: whole-number labels say whether a birthday
-    has been reached.
+    The sum over the bins of that age and above, since a label in completed years reaches the
+    threshold on the birthday.
     """
     probs, age_bins = _distributions(probs, age_bins)
     return np.clip(probs[:, age_bins >= threshold].sum(axis=1), 0, 1)
 
 
 def nll(probs, ages, age_bins):
-    """Negative log-likelihood, mean -log(probability of the label's bin), in nats, >= 0.
+    """(B,) negative log-likelihood, -log(probability of the label's bin), in nats, >= 0.
 
-    The logarithmic score (Good, 1952; Gneiting and Raftery, JASA 2007, section 4.1); one bin is
-    one year, so this is the density's as well. Probabilities are raised to PROB_FLOOR.
+    The logarithmic score (Good, 1952; Gneiting and Raftery, JASA 2007, section 4.1). One bin is
+    one year, so it is also that of the density. Probabilities are raised to PROB_FLOOR.
     """
-    return float(each_nll(probs, ages, age_bins).mean())
-
-
-def each_nll(probs, ages, age_bins):
-    """(B,) negative log-likelihood of each label in nats (see nll)."""
     probs, age_bins = _distributions(probs, age_bins)
     observed = probs[np.arange(len(probs)), label_bins(ages, age_bins)]
     return -np.log(np.maximum(observed, PROB_FLOOR))
 
 
 def crps(probs, ages, age_bins):
-    """Continuous ranked probability score in years, >= 0, 0 for all mass on the label.
+    """(B,) continuous ranked probability score in years, >= 0; 0 if all mass is on the label.
 
-    Mean of E|X - y| - E|X - X'|/2 with X, X' drawn from the prediction as point masses at the
-    bins (Gneiting and Raftery, JASA 2007, eq. 21), the Brier score summed over all thresholds.
-    A prediction without spread scores its absolute error, so it compares with the MAE.
+    E|X - y| - E|X - X'|/2 with X, X' drawn from the prediction as point masses at the bins
+    (Gneiting and Raftery, JASA 2007, eq. 21): the Brier score summed over all thresholds. A
+    prediction without spread scores its absolute error, so its mean compares with the MAE.
     """
-    return float(each_crps(probs, ages, age_bins).mean())
-
-
-def each_crps(probs, ages, age_bins):
-    """(B,) continuous ranked probability score of each label in years (see crps)."""
     probs, age_bins = _distributions(probs, age_bins)
     ages = _per_row(ages, probs)
     distance = (probs * np.abs(age_bins - ages[:, None])).sum(axis=1)
@@ -274,26 +243,21 @@ def each_crps(probs, ages, age_bins):
 
 
 def coverage(probs, ages, age_bins, q):
-    """Percent of labels inside the central interval of share q; 100 q where it is true.
+    """(B,) share of each label's bin, in [0, 1], inside the central interval of share q.
 
-    A whole-year label leaves open where in its bin the age is, so that it counts by the share of
-    its bin's probability inside the interval: the expected coverage under the randomised
-    probability integral transform (Smith, 1985; Czado, Gneiting and Held, Biometrics 2009).
-    A count of whole labels between whole-year ends would exceed q for a perfect model, the
-    more so the sharper it is.
+    Its mean is q for a true model. A whole-year label leaves open where in its bin the age is.
+    So it counts by the share of its bin's probability inside the interval: the expected coverage
+    under the randomised probability integral transform (Smith, 1985; Czado, Gneiting and Held,
+    Biometrics 2009). To count whole labels between whole-year ends would exceed q for a perfect
+    model, the more so the sharper it is.
     """
-    return 100 * float(each_coverage(probs, ages, age_bins, q).mean())
+    return _share_between(*pit_bounds(probs, ages, age_bins), q)
 
 
 def coverage_curve(probs, ages, age_bins, shares):
-    """(len(shares),) coverage in percent of the central interval of each share (see coverage)."""
+    """(len(shares),) coverage in percent: the mean of `coverage` at each share q."""
     bounds = pit_bounds(probs, ages, age_bins)
     return np.array([100 * _share_between(*bounds, q).mean() for q in shares])
-
-
-def each_coverage(probs, ages, age_bins, q):
-    """(B,) share of each label's bin, in [0, 1], inside the central interval (see coverage)."""
-    return _share_between(*pit_bounds(probs, ages, age_bins), q)
 
 
 def pit_bounds(probs, ages, age_bins):
@@ -309,15 +273,15 @@ def pit_histogram(probs, ages, age_bins, num_bars=20):
     """(num_bars,) shares of the probability integral transform, sum 1; flat when calibrated.
 
     Each label is spread over its bin's stretch of the CDF: the non-randomised histogram of
-    Czado, Gneiting and Held, Biometrics 2009, eq. 2. A U says too narrow, a hump too wide, a
-    slope biased.
+    Czado, Gneiting and Held, Biometrics 2009, eq. 2. A U shape means too narrow, a hump too wide,
+    a slope biased.
     """
     low, high = pit_bounds(probs, ages, age_bins)
     return np.diff([_share_below(low, high, u).mean() for u in np.linspace(0, 1, num_bars + 1)])
 
 
 def label_bins(ages, age_bins):
-    """(B,) index of the bin each age rounds to, half a year up, ends beyond included."""
+    """(B,) index of the bin that each age rounds to, half a year up; ages beyond: the end bin."""
     nearest = np.floor(np.asarray(ages, dtype=np.float64) + 0.5) - age_bins[0]
     return np.clip(nearest, 0, len(age_bins) - 1).astype(int)
 
@@ -328,7 +292,7 @@ def _share_between(low, high, q):
 
 
 def _share_below(low, high, level):
-    """(B,) share of each stretch [low, high] below a level; an empty one is its point."""
+    """(B,) share of each stretch [low, high] below a level; an empty one counts as a point."""
     width = high - low
     share = np.clip((level - low) / np.where(width > 0, width, 1), 0, 1)
     point = np.where((level >= low) & (level > 0), 1.0, 0.0)
@@ -338,20 +302,38 @@ def _share_below(low, high, level):
 # ---- Calibration
 
 
+def calibrated_probs(log_probs, temperature=None):
+    """Probabilities at a calibration temperature T: softmax(log_probs / T); T above 1 widens.
+
+    Args:
+        log_probs: (B, K) logits or log-probabilities, an array or a tensor on the CPU.
+        temperature: T > 0; None for a model that is not calibrated, whose T is 1.
+    Returns:
+        (B, K) float64, rows sum to 1.
+    Raises:
+        ValueError: T is not positive.
+    """
+    if temperature is None:
+        temperature = 1.0
+    if not temperature > 0:
+        raise ValueError(f"a temperature must be positive, got {temperature}")
+    return _softmax(np.asarray(log_probs, dtype=np.float64) / temperature)
+
+
 def fit_temperature(log_probs, ages, age_bins, shares=()):
     """One calibration temperature T for softmax(log_probs / T); above 1 it widens.
 
-    By default the most likely T (Guo et al., ICML 2017): the NLL is convex in 1/T, so its slope is
-    bisected. With `shares` it is the T at which central intervals of these shares cover, on
-    average over them, what they promise. The two differ where the shape of the distributions is
-    wrong, which one number cannot mend: the first is best in bits, the second in intervals.
-    Measure on other images than those of the fit.
+    By default T is the most likely one (Guo et al., ICML 2017). The NLL is convex in 1/T, so the
+    zero of its slope is found by bisection. With `shares` T is the one at which central intervals
+    of these shares cover, on average over them, what they promise. The two differ if the shape of
+    the distributions is wrong, which one number cannot mend: the first has the best NLL, the
+    second the best intervals. Measure on other images than those of the fit.
 
     Args:
         log_probs: (B, K) logits or log-probabilities of faces with an exact age.
         ages: (B,) years.
         age_bins: (K,) consecutive whole years.
-        shares: shares in (0, 1), such as (0.8, 0.9), or none for the likelihood.
+        shares: shares in (0, 1), such as (0.8, 0.9); empty for the likelihood.
     Returns:
         T, float within TEMPERATURES.
     """
@@ -375,8 +357,10 @@ def fit_temperature(log_probs, ages, age_bins, shares=()):
 def cross_calibrated(log_probs, ages, age_bins, shares=()):
     """Distributions of each half of the faces at the temperature fitted on the other half.
 
+    The first half is every second face.
+
     Args:
-        log_probs, ages, age_bins, shares: as in fit_temperature; every second face is in a half.
+        log_probs, ages, age_bins, shares: as in fit_temperature.
     Returns:
         (B, K) probabilities.
     """
@@ -389,16 +373,6 @@ def cross_calibrated(log_probs, ages, age_bins, shares=()):
     return probs
 
 
-def apply_temperature(probs, temperature):
-    """(B, K) softmax(log(probs) / T): the distributions at temperature T, rows sum to 1.
-
-    The same as dividing the logits by T; T and then 1/T gives probs back.
-    """
-    if not temperature > 0:
-        raise ValueError(f"a temperature must be positive, got {temperature}")
-    return _softmax(np.log(np.maximum(probs, np.finfo(np.float32).tiny)) / temperature)
-
-
 def _softmax(logits):
     exps = np.exp(logits - logits.max(axis=1, keepdims=True))
     return exps / exps.sum(axis=1, keepdims=True)
@@ -408,14 +382,14 @@ def _softmax(logits):
 
 
 def risk_coverage(abs_errors, uncertainty):
-    """MAE of the most certain images, as more of them are taken in.
+    """MAE of the most certain images, for every number of images kept.
 
     El-Yaniv and Wiener, JMLR 2010, with the absolute error as the risk. Equally uncertain images
-    enter in no order: each counts with the mean of them all.
+    enter in no order: each counts as the mean of them all.
 
     Args:
         abs_errors: (B,) years.
-        uncertainty: (B,) any scale, larger: refused earlier.
+        uncertainty: (B,) on any scale; the largest is refused first.
     Returns:
         coverage: (B,) shares 1/B .. 1 of the images kept.
         risk: (B,) their MAE in years; the last is the MAE of all.
@@ -430,8 +404,8 @@ def risk_coverage(abs_errors, uncertainty):
 def aurc(abs_errors, uncertainty):
     """Area under the risk-coverage curve in years (Geifman, Uziel and El-Yaniv, ICLR 2019).
 
-    The mean MAE over all shares kept: equal to the MAE where the uncertainty says nothing,
-    below it where it points at the errors.
+    The mean MAE over all shares kept. It equals the MAE if the uncertainty knows nothing, and is
+    below it if large uncertainty goes with large errors.
     """
     return float(risk_coverage(abs_errors, uncertainty)[1].mean())
 
@@ -439,9 +413,9 @@ def aurc(abs_errors, uncertainty):
 def threshold_errors(is_adult, scores, cutoffs):
     """How often a rule "let pass when score >= cutoff" errs on either side of an age threshold.
 
-    The two error rates of age verification (NIST IR 8525, 2024). With a safety margin m the score
-    is the predicted age and the cutoff threshold + m ("Challenge 25" is 18 + 7), or the score
-    is the probability of being old enough (see mass_above) and the cutoff how sure to be.
+    The two error rates of age verification (NIST IR 8525, 2024). Either the score is the predicted
+    age and the cutoff is the threshold plus a safety margin ("Challenge 25" is 18 + 7), or the
+    score is the probability of being old enough (see mass_above) and the cutoff how sure to be.
 
     Args:
         is_adult: (B,) bool, true age at or above the threshold.
@@ -462,7 +436,12 @@ def threshold_errors(is_adult, scores, cutoffs):
 
 
 def certain_first(uncertainty):
-    """Order by rising uncertainty, and for each place the number of its tied stretch."""
+    """Order of rising uncertainty, and for each place the number of its group of ties.
+
+    Returns:
+        order: (B,) indices.
+        ties: (B,) whole numbers from 0, equal for places of the same uncertainty, never falling.
+    """
     uncertainty = filled(uncertainty, "uncertainties")
     order = np.argsort(uncertainty, kind="stable")
     return order, np.cumsum(np.diff(uncertainty[order], prepend=uncertainty[order[0]]) > 0)
@@ -487,6 +466,7 @@ def _per_row(ages, probs):
 
 
 def filled(values, name):
+    """Values as a (B,) float64 array with B >= 1; `name` is what an error calls them."""
     values = np.asarray(values, dtype=np.float64)
     if values.ndim != 1 or not len(values):
         raise ValueError(f"expected a list of {name}, at least one, got shape {values.shape}")

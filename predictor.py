@@ -3,6 +3,8 @@
     from predictor import AgeEstimator
     for face in AgeEstimator()("photo.jpg"):
         print(face.age, face.low, face.high)
+
+On a CPU the model in misc/ runs without PyTorch, which is not imported then.
 """
 
 import math
@@ -10,26 +12,22 @@ import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 import metrics
-from checkpoint import load_checkpoint
-from dataset import to_pixels
-from defaults import age_bins, override_cfg
-from engine import log_probs_of
-from model import restore_model
+from age_network import ONNX, load_age_network
 from preprocess import face as geometry
 from preprocess.detector import FaceDetector
-from utils.distributed import choose_device
+from utils.device import device_name
 from utils.download import find_model
-from utils.fast_network import fast_model
 from utils.pipeline import batches, map_ahead, worker_count
 
 MIN_FACE = 20  # pixels
-MIN_CONFIDENCE = 0.9  # of the detector, below which most of what it finds is no face
-DECODERS = 4  # threads that read photos, and photos read ahead, at most
+MIN_CONFIDENCE = 0.9  # of the detector; most of what it finds below is not a face
+MAX_DECODERS = 4  # threads that read photos; as many photos are read ahead
 BATCH_PHOTOS = 16  # detected together
 BATCH_PIXELS = 24_000_000  # of these photos together
 INTERVAL_SHARE = 0.8  # of the distribution that lies within low..high
@@ -39,75 +37,79 @@ class AgeEstimator:
     """Finds the faces in photos and estimates their ages.
 
     Args:
-        path: checkpoint, name or https URL, see download.find_model; by default the model in
-            misc/.
-        device: auto | cpu | cuda.
-        opts: flat KEY VALUE pairs over the checkpoint's config, TEST.* only.
+        path: checkpoint, .onnx file, name or https URL, see download.find_model(); by default
+            the model in misc/.
+        device: auto | cpu | cuda | cuda:N | mps; auto takes a GPU of CUDA if PyTorch finds one.
+        opts: flat KEY VALUE pairs over the model's config, TEST.* only.
         min_face: pixels, side of the smallest face looked for.
         min_face_ratio: the same as a share of an image's shorter side; speeds up large ones.
-        min_confidence: 0..1, least confidence of the detector.
+        min_confidence: 0..1, lowest confidence of the detector.
+        threads: CPU threads of the networks; one for each core by default.
     Raises:
-        FileNotFoundError, ValueError, OSError: see find_model, load_checkpoint, choose_device.
+        FileNotFoundError, ValueError, OSError: see device_name, find_model, load_age_network.
 
-    Attributes: `cfg`, `age_bins` (K,) list of years, `device`.
+    Attributes: `cfg`, `age_bins` (K,) list of years, `device` (its name).
     """
 
     def __init__(self, path=None, device="auto", opts=(), min_face=MIN_FACE, min_face_ratio=0.0,
-                 min_confidence=MIN_CONFIDENCE):
+                 min_confidence=MIN_CONFIDENCE, threads=None):
         if not 0 <= min_confidence <= 1:
-            raise ValueError(f"the least confidence must lie in 0..1, got {min_confidence}")
-        self.device = choose_device(device)
-        checkpoint = load_checkpoint(find_model(path))
-        model, cfg = restore_model(checkpoint, self.device)
-        self.cfg = override_cfg(cfg, opts, "TEST")
-        self.age_bins = age_bins(self.cfg)
-        self.temperature = checkpoint.get("temperature", 1.0)
+            raise ValueError(f"the lowest confidence must lie in 0..1, got {min_confidence}")
+        self.device = device_name(device)
+        file = find_model(path, prefer_onnx=self.device == "cpu")
+        if device == "auto" and Path(file).suffix.lower() == ONNX:
+            self.device = "cpu"
+        self.network = load_age_network(file, self.device, opts, threads)
+        self.cfg, self.age_bins = self.network.cfg, self.network.age_bins
         self.min_confidence = min_confidence
-        self.model = fast_model(model, cfg.MODEL.IMG_SIZE, self.device)
-        self.detector = FaceDetector(self.device, min_face, min_face_ratio)
-        self.detector.detect([Image.new("RGB", (64, 64))])  # its networks load at first use
+        self.detector = FaceDetector(self.device, min_face, min_face_ratio, threads)
+        self.detector.load()
 
     def __call__(self, images):
         """Faces of one image or of many.
 
         Args:
             images: an image or an iterable of images: a path, a PIL.Image, or an (H, W, 3)
-                uint8 RGB array (OpenCV's BGR has to be turned first).
+                uint8 RGB array (turn OpenCV's BGR first).
         Returns:
             list of Face, the largest first; for several images a list of such lists.
         Raises:
-            OSError: a file that cannot be read; FileNotFoundError where there is none.
+            OSError: a file cannot be read; FileNotFoundError: there is no such file.
             ValueError: an array of another type or shape.
         """
         if isinstance(images, (str, os.PathLike, Image.Image)) or (
                 isinstance(images, np.ndarray) and images.ndim in (2, 3)):
             return self._faces([as_photo(images)])[0]
-        return [faces for _, faces in self.stream(images, as_photo)]
+        return [reading.faces for reading in self._stream(images, as_photo, BATCH_PHOTOS)]
 
-    def stream(self, sources, read, batch_photos=BATCH_PHOTOS):
+    def stream(self, sources, read=None, batch_photos=BATCH_PHOTOS):
         """Faces of any number of images, in order, with a bounded number of them in memory.
 
         Images are decoded in threads of their own while faces are found in earlier ones.
 
         Args:
-            sources: iterable.
-            read: function (source) -> PIL.Image, or whatever else where there is no image; it
-                runs in several threads.
+            sources: iterable of images, as in a call of the estimator, or of whatever `read`
+                takes.
+            read: function (source) -> PIL.Image, RGB and upright, or OSError if it cannot be
+                read; called in several threads. By default as_photo().
             batch_photos: images of a batch.
         Yields:
-            (what read returned, list of Face or, where it is no image, None) for each source.
+            Reading for each source.
         """
-        count = min(DECODERS, max(1, worker_count(self.cfg.TEST.WORKERS)))
+        return self._stream(sources, partial(read_or_explain, read or as_photo), batch_photos)
+
+    def _stream(self, sources, read, batch_photos):
+        """Readings of what `read` gives: photos, or Readings of photos that cannot be read."""
+        count = min(MAX_DECODERS, max(1, worker_count(self.cfg.TEST.WORKERS)))
         with ThreadPoolExecutor(count) as decoders, ThreadPoolExecutor(1) as finder:
             photos = map_ahead(partial(decoders.submit, read), sources, count)
-            for batch in map_ahead(partial(finder.submit, self._faces_of_batch),
+            for batch in map_ahead(partial(finder.submit, self._read_batch),
                                    batches(photos, pixel_count, BATCH_PIXELS, batch_photos), 1):
                 yield from batch
 
-    def _faces_of_batch(self, batch):
-        photos = [photo for photo in batch if isinstance(photo, Image.Image)]
-        found = iter(self._faces(photos))
-        return [(photo, next(found) if isinstance(photo, Image.Image) else None)
+    def _read_batch(self, batch):
+        found = iter(self._faces([photo for photo in batch if not isinstance(photo, Reading)]))
+        return [photo if isinstance(photo, Reading) else Reading(photo, next(found))
                 for photo in batch]
 
     def _faces(self, photos):
@@ -126,7 +128,7 @@ class AgeEstimator:
         Returns:
             list of Face, one for each.
         """
-        probs = self._probs([self.face_crop(photo, found) for photo, found in located])
+        probs = self.network([self.face_crop(photo, found) for photo, found in located])
         return [face_from_probs(found.bbox, found.confidence, found.roll_deg, row, self.age_bins,
                                 self.cfg.TEST.DECODE)
                 for (_, found), row in zip(located, probs, strict=True)]
@@ -141,22 +143,16 @@ class AgeEstimator:
         Returns:
             (S, S, 3) uint8.
         """
-        bbox = found.aligned_bbox
-        if bbox is None:
-            bbox = geometry.turned_bbox(found.bbox, photo.size, found.roll_deg)
-        roll_deg, bbox = geometry.as_listed(found.roll_deg, bbox)
-        crop = geometry.crop_face(photo, bbox, roll_deg, self.cfg.DATA.MARGIN)
-        return geometry.resize_face(crop, self.cfg.MODEL.IMG_SIZE)
+        return cut_face(photo, found, self.cfg.DATA.MARGIN, self.cfg.MODEL.IMG_SIZE)
 
-    def _probs(self, crops):
-        """(N, K) float64 distributions of (S, S, 3) crops."""
-        rows = []
-        for start in range(0, len(crops), self.cfg.TEST.BATCH_SIZE):
-            pixels = to_pixels(np.stack(crops[start:start + self.cfg.TEST.BATCH_SIZE]))
-            log_probs = log_probs_of(self.model, pixels.to(self.device), self.cfg.TEST.TTA)
-            rows.append(metrics.apply_temperature(log_probs.exp().cpu().numpy(),
-                                                  self.temperature))
-        return np.concatenate(rows) if rows else ()
+
+def cut_face(photo, found, margin_ratio, size):
+    """(size, size, 3) uint8 crop of a face, see AgeEstimator.face_crop."""
+    bbox = found.aligned_bbox
+    if bbox is None:
+        bbox = geometry.turned_bbox(found.bbox, photo.size, found.roll_deg)
+    roll_deg, bbox = geometry.as_listed(found.roll_deg, bbox)
+    return geometry.resize_face(geometry.crop_face(photo, bbox, roll_deg, margin_ratio), size)
 
 
 def as_photo(image):
@@ -174,9 +170,34 @@ def as_photo(image):
     return geometry.to_rgb(geometry.upright(image))
 
 
+def read_or_explain(read, source):
+    """What `read` gives for a source; if it raises OSError, a Reading that says why."""
+    try:
+        return read(source)
+    except OSError as error:
+        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        if isinstance(source, (str, os.PathLike)):
+            reason = reason.replace(os.fspath(source), Path(source).name)
+        return Reading(None, [], " ".join(reason.split()))
+
+
 def pixel_count(photo):
-    """Pixels of a photo; 0 for whatever a reader gives instead of one."""
-    return math.prod(photo.size) if isinstance(photo, Image.Image) else 0
+    """Pixels of a photo; 0 for a Reading, whose photo could not be read."""
+    return 0 if isinstance(photo, Reading) else math.prod(photo.size)
+
+
+@dataclass(frozen=True, eq=False)
+class Reading:
+    """A photo and its faces, or why it could not be read.
+
+    photo: PIL.Image, RGB and upright; None if it could not be read.
+    faces: list of Face, the largest first.
+    problem: one line; "" if the photo was read.
+    """
+
+    photo: Image.Image | None
+    faces: list
+    problem: str = ""
 
 
 @dataclass(frozen=True, eq=False)

@@ -12,7 +12,6 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-import torch
 from PIL import Image
 
 import demo
@@ -20,6 +19,7 @@ from media.tracking import FaceTracker
 from media.video import Frames
 from predictor import AgeEstimator, as_photo
 from utils.cli import HelpFormatter, run_main
+from utils.pipeline import available_cores
 
 SAMPLES = Path(__file__).parent.parent / "misc" / "samples"
 FRAME_SIZE = 640, 480
@@ -75,9 +75,7 @@ def stream_rate(folder, estimator, frames):
 
 def face_milliseconds(path, repeats=100):
     """Median time of one face on one core: crop, resize, network, distribution."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    estimator = AgeEstimator(path, "cpu")
+    estimator = AgeEstimator(path, "cpu", threads=1)
     photo = as_photo(SAMPLES / "astronaut.png")
     [[found]] = estimator.detector.align([photo], faces="all")
     times = []
@@ -85,7 +83,6 @@ def face_milliseconds(path, repeats=100):
         started = time.perf_counter()
         estimator.ages_of([(photo, found)])
         times.append(time.perf_counter() - started)
-    torch.set_num_threads(threads)
     return 1000 * float(np.median(times))
 
 
@@ -101,7 +98,7 @@ def folder_rates(folder, estimator, count):
         estimator.detector.align(photos[start:start + 16], faces="all")
     detection = time.perf_counter() - started
     started = time.perf_counter()
-    faces = sum(len(found) for _, found in estimator.stream(names, as_photo))
+    faces = sum(len(reading.faces) for reading in estimator.stream(names))
     return count / detection, count / (time.perf_counter() - started), faces
 
 
@@ -117,7 +114,7 @@ def main():
         watcher = AgeEstimator(args.resume, "cpu", min_face_ratio=demo.STREAM_MIN_FACE_RATIO)
         rate, cpu = stream_rate(Path(folder), watcher, args.frames)
         detection, everything, faces = folder_rates(Path(folder), estimator, args.images)
-    print(f"{torch.get_num_threads()} threads, {args.images} photos of 500 px with {faces} faces")
+    print(f"{available_cores()} threads, {args.images} photos of 500 px with {faces} faces")
     print(f"stream 640x480: {rate:.1f} frames/s, {cpu:.0f} ms of CPU a frame")
     print(f"face at batch 1, one core: {face_milliseconds(args.resume):.1f} ms")
     print(f"folder: {everything:.1f} images/s, detection alone {detection:.1f}")

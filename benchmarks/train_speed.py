@@ -1,10 +1,11 @@
-"""How much of a training step is real work: images/s of the full loop and of the step alone.
+"""Speed of training: images/s of the full loop, and of the training step without loading.
 
     python -m benchmarks.train_speed --data_dir DIR MODEL.ARCH timm/regnety_008 MODEL.IMG_SIZE 128
 
-The full loop reads, augments and trains, as train.py does; the bare loop makes the same forward
+The full loop reads, augments and trains, as train.py does. The bare loop runs the same forward
 pass, backward pass and step on one batch in memory. They alternate in short stretches, so that
-noise hits both. Ends in the line `ratio: 0.93`, full divided by bare.
+other load on the machine affects both. The last line is `ratio: 0.93`: the speed of the full loop
+divided by that of the bare one.
 """
 
 import argparse
@@ -31,7 +32,7 @@ from utils.distributed import choose_device
 def parse_args():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
     add_data_flags(parser)
-    parser.add_argument("--stretches", type=int, default=6, help="of each kind")
+    parser.add_argument("--stretches", type=int, default=6, help="number of stretches of each loop")
     parser.add_argument("--steps", type=int, default=10, help="batches of a stretch")
     add_device_flag(parser)
     return parse_with_overrides(parser)
@@ -55,7 +56,7 @@ def main():
     ratios, speeds = [], {"full": [], "bare": []}
     waiting = loader.num_workers * (loader.prefetch_factor or 0)
     for number in range(args.stretches):
-        for _ in range(waiting):  # what the workers made during the bare stretch is no gift
+        for _ in range(waiting):  # do not count what the workers made during the bare stretch
             next(batches)
         seconds = {"full": stretch(trainer, batches, args.steps),
                    "bare": stretch(trainer, itertools.repeat(held), args.steps)}

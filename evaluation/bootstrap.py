@@ -1,4 +1,8 @@
-"""Uncertainty of a measured number: intervals, bootstrap samples, tests of a difference."""
+"""How sure a measured number is: intervals, bootstrap samples, tests of a difference.
+
+A measured number is a dict {"value", "low", "high"} with its 95% interval. A number without an
+interval has None for both ends and a "why"; an unknown one has None for all three.
+"""
 
 import itertools
 import warnings
@@ -8,13 +12,45 @@ import numpy as np
 import metrics
 
 NORMAL_975 = 1.959964  # 97.5% quantile of the standard normal
+MIN_UNITS = 10  # faces, or persons, for an interval: the bootstrap's is far too narrow below
+TOO_FEW = f"fewer than {MIN_UNITS} images or persons, so no interval"
+
+
+def measured(value, replicates, units):
+    """A measured number from a value and its bootstrap samples.
+
+    Args:
+        value: number.
+        replicates: (R,) the value in each bootstrap sample.
+        units: how many independent faces or persons it comes from.
+    """
+    if units < MIN_UNITS:
+        return {"value": float(value), "low": None, "high": None, "why": TOO_FEW}
+    low, high = percentile_interval(replicates)
+    return {"value": float(value), "low": float(low), "high": float(high)}
+
+
+def unknown(why):
+    """A measured number that cannot be given; `why` is the reason in words."""
+    return {"value": None, "low": None, "high": None, "why": why}
+
+
+def measured_share(hits, chosen, subjects):
+    """A measured number: the percentage of hits among the chosen rows, with Wilson's interval.
+
+    Args:
+        hits, chosen: (B,) bool.
+        subjects: (B,) whole numbers, equal for one person, or None.
+    """
+    value, low, high = share_interval(hits[chosen], None if subjects is None else subjects[chosen])
+    return {"value": value, "low": low, "high": high}
 
 
 def share_interval(hits, subjects=None):
     """95% Wilson interval of a share in percent, also where nothing or everything hits.
 
-    Wilson, JASA 1927. Images of one subject are not independent: the number of images is divided
-    by the design effect (Kish, 1965), or is the number of subjects where the share is 0 or 1.
+    Wilson, JASA 1927. Images of one subject are not independent, so the number of images is divided
+    by the design effect (Kish, 1965). If the share is 0 or 1, the number of subjects is taken.
 
     Args:
         hits: (B,) bool.
@@ -50,7 +86,7 @@ def resampled_counts(num_images, samples, subjects=None, seed=0):
     whole persons are drawn (the cluster bootstrap; Davison and Hinkley, 1997, section 3.8).
 
     Args:
-        num_images: B.
+        num_images: number of images B.
         samples: number of bootstrap samples R.
         subjects: (B,) whole numbers, equal for one person, or None.
     Yields:
@@ -72,13 +108,13 @@ def resampled_counts(num_images, samples, subjects=None, seed=0):
 def bootstrap_sums(values, cells, num_cells, samples=1000, subjects=None, seed=0):
     """Sums of per-image values over each cell of a partition, in each bootstrap sample.
 
-    A matrix product a cell instead of a re-evaluation a sample: any mean, over any union of
-    cells, is a quotient of these sums (see pooled_means).
+    Each cell takes one matrix product. Any mean over any union of cells is a quotient of these
+    sums (see pooled_means).
 
     Args:
         values: (B, M) per-image contributions, NaN where an image has none.
         cells: (B,) whole numbers in 0..num_cells - 1, the cell of each image.
-        num_cells: C.
+        num_cells: number of cells C.
         samples: number of bootstrap samples R.
         subjects, seed: see resampled_counts.
     Returns:
@@ -109,8 +145,8 @@ def bootstrap_aurc(abs_errors, uncertainty, samples=1000, subjects=None, seed=0,
                    num_stretches=2000):
     """(R,) area under the risk-coverage curve in each bootstrap sample (see aurc).
 
-    More than num_stretches images are taken in by stretches of that number, and an image drawn
-    twice enters as one stretch: within each the error is its mean, as among ties.
+    To save time at most num_stretches groups of images enter, one after the other. Within a
+    group, and among the copies of an image, each error counts as their mean, as among ties.
     """
     order, ties = metrics.certain_first(uncertainty)
     cells = np.empty(len(order), dtype=int)
@@ -128,7 +164,7 @@ def bootstrap_aurc(abs_errors, uncertainty, samples=1000, subjects=None, seed=0,
 def percentile_interval(replicates):
     """95% percentile interval over the first axis (Efron, 1981): low and high.
 
-    Samples without a value (NaN) are left out; with none at all both ends are NaN.
+    Samples without a value (NaN) are left out; if no sample has one, both ends are NaN.
     """
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "All-NaN slice encountered")
@@ -138,8 +174,8 @@ def percentile_interval(replicates):
 def difference_p_value(replicates):
     """Two-sided bootstrap p-value of "no difference" from replicates of a difference.
 
-    Twice the smaller share of samples on either side of zero, at least 2/(R + 1): the level at
-    which a percentile interval just touches zero.
+    Twice the smaller share of samples on either side of zero, at least 2/(R + 1). It is the level
+    at which a percentile interval just touches zero.
     """
     replicates = np.asarray(replicates)
     tail = min((replicates <= 0).sum(), (replicates >= 0).sum())
@@ -147,10 +183,11 @@ def difference_p_value(replicates):
 
 
 def largest_gap(values, replicates):
-    """The largest difference between any two groups, and how often chance alone makes it.
+    """The largest difference between any two groups, and how often chance alone makes one so large.
 
-    Some two of many groups always differ. Each group's bootstrap samples, moved to a common mean,
-    show how wide the widest gap is when nothing differs (Hall and Wilson, Biometrics 1991).
+    Among many groups some two always differ. So each group's bootstrap samples are moved to a
+    common mean; their widest gaps are those of groups that do not differ (Hall and Wilson,
+    Biometrics 1991).
 
     Args:
         values: (G,) a mean for each group, G >= 2.

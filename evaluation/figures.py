@@ -1,9 +1,9 @@
-"""The report's figures: inline SVG whose colours are CSS variables of the page.
+"""The figures of the report: inline SVG whose colours are CSS variables of the page.
 
-Matplotlib draws with placeholder colours, and each is replaced by `var(--name)` afterwards, so
-that one figure serves light and dark. The page's series colours were searched for the largest
-least difference (CIE76 22 or more) between any two, as seen with full colour vision and without
-either kind of cone (Machado et al., 2009); lines differ in dash as well.
+Matplotlib draws with placeholder colours. Afterwards each is replaced by `var(--name)`, so that
+one figure serves a light and a dark page. A search chose the page's series colours: any two differ
+by at least 22 (CIE76), with full colour vision and without any one kind of cone (Machado et al.,
+2009). Lines also differ in their dashes.
 """
 
 import io
@@ -27,12 +27,17 @@ STYLE = {"svg.fonttype": "none", "font.size": 10, "axes.titlesize": 10, "axes.la
          "figure.facecolor": "none", "axes.spines.top": False, "axes.spines.right": False,
          "legend.frameon": False, "legend.labelcolor": INK, "figure.constrained_layout.use": True}
 WIDTH, HEIGHT = 5.0, 3.4  # inches; 10 pt text stays readable when this fills a phone
-BIN_YEARS = 2  # of the squares of predicted against true age
-FARTHEST = 50  # years
+BIN_YEARS = 2  # side of the squares in predicted against true age
+MAX_YEARS_OUTSIDE = 50  # predictions farther from all true ages are drawn at this distance
 
 
 def drawing(description, height=HEIGHT):
-    """Decorator: fill the axes of a new figure, return it as SVG text with a description."""
+    """Decorator of a function that fills axes: the result returns a figure as SVG text.
+
+    Args:
+        description: of the figure, for readers who cannot see it.
+        height: inches, or a function of the decorated function's arguments.
+    """
     def wrap(fill):
         def draw(*args, **kwargs):
             with matplotlib.rc_context(STYLE | {"svg.hashsalt": fill.__name__ + repr(kwargs)}):
@@ -64,11 +69,8 @@ def _to_svg(figure, description):
 
 @drawing("Predicted against true age, how many faces in each square", height=4.4)
 def draw_predicted_against_true(axes, ages, pred_ages):
-    """(B,) ages and predictions in years as squares of BIN_YEARS, darker for more faces.
-
-    Predictions more than FARTHEST years outside all true ages are drawn there.
-    """
-    pred_ages = pred_ages.clip(ages.min() - FARTHEST, ages.max() + FARTHEST)
+    """(B,) ages and predictions in years as squares of BIN_YEARS, darker for more faces."""
+    pred_ages = pred_ages.clip(ages.min() - MAX_YEARS_OUTSIDE, ages.max() + MAX_YEARS_OUTSIDE)
     low, high = np.floor(min(ages.min(), pred_ages.min())), max(ages.max(), pred_ages.max()) + 1
     squares = np.floor((np.column_stack([ages, pred_ages]) - low) / BIN_YEARS)
     squares, counts = np.unique(squares, axis=0, return_counts=True)
@@ -121,7 +123,7 @@ def draw_pit(axes, shares):
 
 @drawing("Measured against promised coverage of central intervals", height=4.0)
 def draw_coverage(axes, curves):
-    """{name: {"nominal_percent", "coverage_percent"}} as lines, the truth as the diagonal."""
+    """{name: {"nominal_percent", "coverage_percent"}} as lines; exact coverage is the diagonal."""
     axes.plot([0, 100], [0, 100], color=INK, linewidth=1, linestyle="--")
     for k, (name, curve) in enumerate(curves.items()):
         axes.plot(curve["nominal_percent"], curve["coverage_percent"], label=name,

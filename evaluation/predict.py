@@ -1,52 +1,73 @@
-"""From a checkpoint and a split to predictions: what test.py does, but for the reporting."""
+"""A trained model and a split of faces in, predictions out: what test.py does before it reports."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
+import torch
 
 import metrics
 from batches import build_eval_loader
 from checkpoint import load_checkpoint
 from dataset import FaceDataset
 from defaults import FREE_OF_CHECKPOINT, age_bins, override_cfg
-from engine import predict, predict_both
+from engine import predict
 from evaluation.predictions import Predictions
+from evaluation.scores import Variants
 from lists import OPTIONAL, read_sources
 from model import restore_model
 from utils.download import find_model
 from utils.files import file_sha256
 
+CALIBRATED_SHARES = (0.8, 0.9)  # central intervals that the temperature is fitted to
 
-@dataclass
-class TestedSplit:
-    """What one model predicts for one split.
+@dataclass(frozen=True)
+class SplitPredictions:
+    """What one model predicts for the faces of one split.
 
-    Args:
-        path: of the checkpoint.
-        checkpoint: its content.
-        cfg: its config with the overrides.
-        data: FaceDataset.
-        log_probs: {tta: (N, K) float32} before calibration, by whether each image is averaged
-            with its mirror image: cfg.TEST.TTA, and what else was asked for.
+    path: of the checkpoint.
+    checkpoint: its content.
+    cfg: its config, with the overrides of the command line.
+    data: FaceDataset of the N faces.
+    log_probs: (N, K) float32, before calibration, with test-time augmentation if cfg.TEST.TTA.
+    log_probs_tta: the same with test-time augmentation, or None if it was not asked for.
     """
 
     path: str
     checkpoint: dict
     cfg: object
     data: FaceDataset
-    log_probs: dict
+    log_probs: torch.Tensor
+    log_probs_tta: torch.Tensor | None = None
 
     @property
     def temperature(self):
-        """Of the calibration; None where the model has none."""
+        """The model's calibration temperature; None if it is not calibrated."""
         return self.checkpoint.get("temperature")
 
-    def predictions(self, tta=None, temperature=None):
-        """Predictions, by default as cfg.TEST.TTA says and at the model's own temperature."""
+    def calibrated(self, temperature):
+        """The same model with another calibration temperature."""
+        return replace(self, checkpoint=self.checkpoint | {"temperature": temperature})
+
+    @cached_property
+    def predictions(self):
+        """Predictions at the model's own temperature."""
+        return self._predictions(self.log_probs, self.temperature)
+
+    @cached_property
+    def variants(self):
+        """Variants of the predictions that a report compares them with."""
+        return Variants(
+            tta=None if self.log_probs_tta is None else
+            self._predictions(self.log_probs_tta, self.temperature),
+            uncalibrated=None if self.temperature is None else
+            self._predictions(self.log_probs, None),
+            temperature=self.temperature)
+
+    def _predictions(self, log_probs, temperature):
         faces, bins = self.data.faces, np.array(age_bins(self.cfg))
-        log_probs = self.log_probs[self.cfg.TEST.TTA if tta is None else tta]
-        probs = metrics.apply_temperature(log_probs.double().exp().numpy(),
-                                          temperature or self.temperature or 1.0)
+        probs = metrics.calibrated_probs(log_probs, temperature)
         table = faces[["photo", "age"]].assign(
             pred_age=metrics.DECODES[self.cfg.TEST.DECODE](probs, bins),
             pred_std=metrics.distribution_std(probs, bins))
@@ -55,12 +76,12 @@ class TestedSplit:
         return Predictions(table.join(faces[known]), bins, probs)
 
     def scores(self):
-        """Point metrics, see metrics.point_scores."""
-        return metrics.point_scores(self.data.labels, self.predictions().faces["pred_age"],
+        """MAE, CA(n) and the like: see metrics.point_scores."""
+        return metrics.point_scores(self.data.labels, self.predictions.faces["pred_age"],
                                     self.cfg.DATA.AGE_MAX)
 
     def provenance(self):
-        """{title: text} of where the predictions come from."""
+        """{title: text} that says where the predictions come from."""
         return {"Checkpoint": f"{self.path}, sha256 {file_sha256(self.path)}",
                 "Code that trained it": self.checkpoint.get("commit", "unknown"),
                 "Temperature": self.temperature or "none: not calibrated",
@@ -70,7 +91,7 @@ class TestedSplit:
 
 
 def predict_split(resume, sources, split, device, opts=(), protocol=None, cache_dir=None,
-                  both=False):
+                  with_tta=False):
     """Predict a split with a trained model; several processes share the work.
 
     Args:
@@ -81,9 +102,9 @@ def predict_split(resume, sources, split, device, opts=(), protocol=None, cache_
         opts: flat KEY VALUE pairs over the checkpoint's config: TEST.*, FREE_OF_CHECKPOINT.
         protocol: name of a split file, or None.
         cache_dir: folder of the crop cache, or None.
-        both: predict with test-time augmentation too where TEST.TTA is off.
+        with_tta: predict once more with test-time augmentation, unless TEST.TTA is on anyway.
     Returns:
-        TestedSplit.
+        SplitPredictions.
     Raises:
         ValueError, FileNotFoundError, OSError: see load_checkpoint, read_faces, FaceDataset.
     """
@@ -93,9 +114,50 @@ def predict_split(resume, sources, split, device, opts=(), protocol=None, cache_
     cfg = override_cfg(cfg, opts, "TEST", *FREE_OF_CHECKPOINT)
     faces = read_sources(sources, split, cfg, protocol)
     loader = build_eval_loader(faces, cfg, device, cache_dir)
-    if both and not cfg.TEST.TTA:
-        plain, averaged = predict_both(model, loader, device, "testing")
-        log_probs = {False: plain, True: averaged}
-    else:
-        log_probs = {cfg.TEST.TTA: predict(model, loader, device, cfg.TEST.TTA, "testing")}
-    return TestedSplit(str(path), checkpoint, cfg, loader.dataset, log_probs)
+    log_probs = predict(model, loader, device, cfg.TEST.TTA, "testing")
+    log_probs_tta = predict(model, loader, device, True, "testing with TTA") \
+        if with_tta and not cfg.TEST.TTA else None
+    return SplitPredictions(str(path), checkpoint, cfg, loader.dataset, log_probs, log_probs_tta)
+
+
+class Calibration(NamedTuple):
+    """A fitted temperature and what it changes.
+
+    temperature: T > 0.
+    count: faces with an exact age that it is fitted on.
+    coverage: {share of a central interval: (percent of the ages in it before, after)}, the
+        latter on each half of the faces with the temperature fitted on the other half.
+    mae: (years before, years after).
+    """
+
+    temperature: float
+    count: int
+    coverage: dict
+    mae: tuple
+
+
+def fit_calibration(predicted):
+    """Fit the calibration temperature to the faces of a split that have an exact age.
+
+    Args:
+        predicted: SplitPredictions.
+    Returns:
+        Calibration.
+    Raises:
+        ValueError: fewer than two faces have an exact age.
+    """
+    exact = ~metrics.is_interval(predicted.data.labels).numpy()
+    if exact.sum() < 2:
+        raise ValueError("--calibrate needs faces with an exact age; this split has none")
+    ages = predicted.data.labels["age"].numpy()[exact].astype(float)
+    log_probs = predicted.log_probs.numpy()[exact].astype(float)
+    bins = np.array(age_bins(predicted.cfg))
+    decode = metrics.DECODES[predicted.cfg.TEST.DECODE]
+
+    temperature = metrics.fit_temperature(log_probs, ages, bins, CALIBRATED_SHARES)
+    before, after = (metrics.calibrated_probs(log_probs, t) for t in (None, temperature))
+    unseen = metrics.cross_calibrated(log_probs, ages, bins, CALIBRATED_SHARES)
+    covered = zip(metrics.coverage_curve(before, ages, bins, CALIBRATED_SHARES),
+                  metrics.coverage_curve(unseen, ages, bins, CALIBRATED_SHARES), strict=True)
+    return Calibration(temperature, len(ages), dict(zip(CALIBRATED_SHARES, covered, strict=True)),
+                       tuple(metrics.mae(ages, decode(probs, bins)) for probs in (before, after)))

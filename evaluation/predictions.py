@@ -1,8 +1,8 @@
-"""The table of predictions, one row a face, of any model: what predictions.csv holds.
+"""The table of predictions of any model, one row for each face: the content of predictions.csv.
 
-Columns: photo, age, pred_age; where known pred_std and the predicted distribution p0 .. p100;
-where the data set has them age_std, age_min, age_max, gender, race, subject, dataset,
-confidence. Rows whose age_min and age_max differ are known as an interval only.
+Columns: photo, age, pred_age; if the model knows them pred_std and the predicted distribution
+p0 .. p100; if the data set knows them age_std, age_min, age_max, gender, race, subject, dataset,
+confidence. If age_min and age_max differ, only the interval of the age is known.
 """
 
 import re
@@ -26,7 +26,7 @@ PROB_DIGITS = 6  # significant digits of p0, p1, ... in predictions.csv
 class Predictions:
     """One model's checked predictions.
 
-    faces: DataFrame, one row a face, without the distributions.
+    faces: DataFrame, one row for each of the B faces, without the distributions.
     age_bins: (K,) int years, or None without distributions.
     probs: (B, K) float64, rows sum to 1, or None.
     """
@@ -47,9 +47,41 @@ class Predictions:
         """(B,) bool: only an interval of ages is known."""
         return metrics.is_interval(self.labels)
 
+    @cached_property
+    def subjects(self):
+        """(B,) int, equal for one person of one data set; None unless every person is known."""
+        faces = self.faces
+        if not len(faces) or "subject" not in faces or faces["subject"].isna().any():
+            return None
+        names = faces["subject"].astype(str)
+        if "dataset" in faces:
+            names = faces["dataset"].astype(str) + "/" + names
+        return pd.factorize(names)[0]
+
+    def count_units(self, chosen=None):
+        """Number of independent units: of persons if these are known, else of faces.
+
+        Args:
+            chosen: (B,) bool, which rows count; None: all.
+        """
+        if self.subjects is None:
+            return len(self.faces) if chosen is None else int(chosen.sum())
+        return len(np.unique(self.subjects if chosen is None else self.subjects[chosen]))
+
+    @cached_property
+    def pred_std(self):
+        """(B,) years, the standard deviation of each distribution; None unless all are known."""
+        known = "pred_std" in self.faces and self.faces["pred_std"].notna().all()
+        return self.faces["pred_std"].to_numpy() if known else None
+
+    @cached_property
+    def abs_errors(self):
+        """(B,) absolute error in years, of the middle of an interval for a face with one."""
+        return metrics.absolute_error(self.faces["age"], self.faces["pred_age"])
+
     @property
     def last_age(self):
-        """Years, the last age bin; without distributions infinity."""
+        """Years, the last age bin; infinity without distributions."""
         return np.inf if self.age_bins is None else self.age_bins[-1]
 
     @cached_property
@@ -72,8 +104,8 @@ def read_predictions(path):
         Predictions with float ages, and pred_std where there are distributions.
     Raises:
         FileNotFoundError: no such file.
-        ValueError: not a CSV, a missing column, a row that is not usable (all are listed, up
-            to twenty).
+        ValueError: the file is not a CSV, a column is missing, or rows are not usable (the first
+            twenty are listed).
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"predictions '{path}' not found; test.py --output writes them")
@@ -86,7 +118,11 @@ def read_predictions(path):
 
 
 def check_predictions(frame, name):
-    """Predictions of a table, checked; name is what an error calls it.
+    """Predictions from a table, checked.
+
+    Args:
+        frame: DataFrame with the columns of a predictions.csv.
+        name: what an error calls the table.
 
     Raises:
         ValueError: see read_predictions.
@@ -122,13 +158,13 @@ def check_predictions(frame, name):
 
 
 def _check_intervals(faces, bad):
-    """Half an interval, or one that ends before it begins, is no age that is known exactly."""
+    """Note the rows with only one end of an interval, or with age_min > age_max."""
     ends = [faces[name] if name in faces else pd.Series(np.nan, faces.index)
             for name in ("age_min", "age_max")]
     wrong = (ends[0].isna() != ends[1].isna()) | (ends[0] > ends[1])
     for row in np.flatnonzero(wrong):
         low, high = ("" if np.isnan(end[row]) else f"{end[row]:g}" for end in ends)
-        bad.setdefault(row, f"age_min '{low}' and age_max '{high}' are no interval")
+        bad.setdefault(row, f"age_min '{low}' and age_max '{high}' are not an interval")
 
 
 def _numbers(column, may_be_empty, bad):
@@ -151,13 +187,13 @@ def _distributions(columns, bad, name):
     totals = probs.sum(axis=1)
     wrong = ~((probs >= 0).all(axis=1) & (np.abs(totals - 1) < 0.01))
     for row in np.flatnonzero(wrong):
-        bad.setdefault(row, f"p{age_bins[0]} .. p{age_bins[-1]} are no distribution "
+        bad.setdefault(row, f"p{age_bins[0]} .. p{age_bins[-1]} are not a distribution "
                             f"(sum {totals[row]:.4g})")
     return age_bins, probs / np.where(wrong, 1, totals)[:, None]
 
 
 def write_predictions(predictions, path):
-    """Write Predictions as CSV: photo, age, pred_age, pred_std, p0, ..., and the rest.
+    """Write Predictions as CSV: photo, age, pred_age, pred_std, p0, ..., then the other columns.
 
     Probabilities get PROB_DIGITS significant digits; those below metrics.PROB_FLOOR become 0.
     """
@@ -168,18 +204,21 @@ def write_predictions(predictions, path):
         columns = [f"p{age}" for age in predictions.age_bins]
         parts.insert(1, pd.DataFrame(_significant(predictions.probs), faces.index, columns))
     table = pd.concat(parts, axis=1)
-    with replaced(path) as temporary:  # half a table must not pass for a whole one
+    with replaced(path) as temporary:  # so that half a table is never taken for a whole one
         table.to_csv(temporary, index=False)
 
 
 def _significant(values):
-    """Values rounded to PROB_DIGITS significant digits; to_csv's float_format takes minutes."""
+    """Values rounded to PROB_DIGITS significant digits (to_csv's float_format takes minutes)."""
     values = np.where(values < metrics.PROB_FLOOR, 0, values)
     scale = 10.0 ** (PROB_DIGITS - 1 - np.floor(np.log10(np.maximum(values, metrics.PROB_FLOOR))))
     return np.round(values * scale) / scale
 
 
 def face_keys(faces, columns):
-    """Index of (B,) rows: the columns, and a number among the rows they share: faces of a photo."""
+    """MultiIndex of (B,) rows: the columns, and a running number that tells equal rows apart.
+
+    Equal rows are the faces of one photo.
+    """
     texts = faces[columns].astype(str)
     return pd.MultiIndex.from_frame(texts.assign(number=texts.groupby(columns).cumcount()))

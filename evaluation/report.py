@@ -1,6 +1,6 @@
-"""Write an evaluation as a page, a JSON file and a table: report.html, metrics.json, CSV.
+"""Write an Evaluation as a page, a JSON file and tables: report.html, metrics.json, CSV.
 
-The page holds everything it shows: no other file and no network is needed to read it.
+The page is complete in itself: to read it takes no other file and no network.
 """
 
 import base64
@@ -24,77 +24,53 @@ from evaluation.predictions import write_predictions
 from evaluation.scores import (
     BANDS,
     COVERAGES,
-    EPSILON_STD_FLOOR,
     FAMILIES,
     INTERVAL_METRICS,
-    LEAST_IMAGES,
-    LEAST_IN_BAND,
     METRICS,
+    MIN_EPSILON_STD,
+    MIN_FACES,
+    MIN_IN_BAND,
     NO_DISTRIBUTION,
     TOLERATED,
-    compare,
-    evaluate,
-    score,
-    seed_spread,
-    subject_codes,
 )
+from utils.files import replaced
 
+REPORT_FILES = ("report.html", "metrics.json", "predictions.csv")  # and a table for each model more
 PACKAGES = ("torch", "torchvision", "timm", "pretrainedmodels", "facenet-pytorch", "openvino",
             "opencv-python", "numpy", "pandas", "pillow", "matplotlib")
 WORST, BEST = 20, 5  # faces shown
 PHOTO_SIZE = 128  # pixels, of the faces in the page
 SIGNIFICANT = 0.05  # a gap is called real below this p-value
-COVERAGE_TOLERANCE = 2  # points between measured and promised coverage that still pass as true
+COVERAGE_TOLERANCE = 2  # points between measured and promised coverage that count as none
 
 
-def write_report(models, out_dir, provenance=None, tta=None, uncalibrated=None,
-                 temperature=None, photo_of=None, title="Age estimation report", samples=1000,
-                 seed=0):
-    """Evaluate predictions and write report.html, metrics.json and predictions.csv.
+def write_report(evaluation, out_dir, provenance=None, photo_of=None,
+                 title="Age estimation report"):
+    """Write report.html, metrics.json and predictions.csv.
 
     Args:
-        models: {name: [Predictions, ...]}, of a recipe with several seeds one each. The first
-            name's first is the one described in detail, which tta, uncalibrated, temperature and
-            photo_of are about.
-        out_dir: folder, created where needed; existing reports in it are replaced.
-        provenance: {title: text, number, list or dict} on how the predictions were made.
-        tta: its Predictions with test-time augmentation, or None.
-        uncalibrated, temperature: its Predictions at temperature 1, and its own temperature;
-            None without calibration.
-        photo_of: function (row of its table) -> (S, S, 3) uint8 RGB face, or None.
+        evaluation: Evaluation, from scores.evaluate_all().
+        out_dir: folder, created if it is missing; an earlier report in it is replaced.
+        provenance: {title: text, number, list or dict} that says how the predictions were made.
+        photo_of: function (row of the described model's table) -> (S, S, 3) uint8 RGB face, or
+            None.
         title: of the page.
-        samples: bootstrap samples.
-        seed: of the bootstrap.
     Returns:
         dict, the content of metrics.json.
     """
-    first = next(iter(models))
-    evaluations = {name: [evaluate(one, samples, seed) for one in seeds]
-                   for name, seeds in models.items()}
-    results = dict(evaluations[first][0])
-    scored = models[first][0].exact if results["n_exact"] else models[first][0]
-    results["bootstrap"] = {"samples": samples, "seed": seed,
-                            "unit": "face" if subject_codes(scored.faces) is None else "subject"}
-    results["tta"] = results["uncalibrated"] = None
-    if tta is not None:
-        results["tta"] = score(tta.exact, samples, seed) | {
-            "change": compare(models[first][:1], [tta], samples, seed)}
-    if uncalibrated is not None:
-        results["uncalibrated"] = {"temperature": temperature} | score(uncalibrated.exact,
-                                                                       samples, seed)
-    results["models"] = _side_by_side(evaluations)
-    results["comparisons"] = _compare_all(models, samples, seed)
-    results["seeds"] = {name: seed_spread(runs) for name, runs in evaluations.items()
-                        if len(runs) > 1}
-    results["provenance"] = _with_versions(provenance)
+    results = evaluation.results | {"provenance": _with_versions(provenance)}
     out_dir = Path(out_dir)
     out_dir.mkdir(parents=True, exist_ok=True)
-    _write_tables(models, out_dir)  # what took longest first
-    (out_dir / "metrics.json").write_text(
-        json.dumps(results, indent=1, allow_nan=False, default=str) + "\n", encoding="utf-8")
-    page = _render(title, results, evaluations, models[first][0], photo_of)
-    (out_dir / "report.html").write_text(page, encoding="utf-8")
+    _write_tables(evaluation.models, out_dir)  # first what took longest to make
+    _write(out_dir / "metrics.json",
+           json.dumps(results, indent=1, allow_nan=False, default=str) + "\n")
+    _write(out_dir / "report.html", _render(title, results, evaluation, photo_of))
     return results
+
+
+def _write(path, text):
+    with replaced(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
 
 
 def _write_tables(models, out_dir):
@@ -105,25 +81,6 @@ def _write_tables(models, out_dir):
             write_predictions(one, out_dir / f"predictions{tail}.csv")
 
 
-# ---- More than one table
-
-
-def _side_by_side(evaluations):
-    """{model or "recipe, seed k": its metrics}; empty for a single model."""
-    runs = {name if len(runs) == 1 else f"{name}, seed {s}": results
-            for name, runs in evaluations.items() for s, results in enumerate(runs, 1)}
-    if len(runs) == 1:
-        return {}
-    return {name: {"n_exact": results["n_exact"]} | {key: results[key] for key in METRICS}
-            for name, results in runs.items()}
-
-
-def _compare_all(models, samples, seed):
-    names = list(models)
-    return [{"first": a, "second": b} | compare(models[a], models[b], samples, seed)
-            for i, a in enumerate(names) for b in names[i + 1:]]
-
-
 def _with_versions(provenance):
     made = dict(provenance or {})
     made.setdefault("Report written", datetime.now().astimezone().isoformat(timespec="seconds"))
@@ -132,7 +89,7 @@ def _with_versions(provenance):
 
 
 def package_versions():
-    """{package: version} of those that shape a result and are installed."""
+    """{package: version} of the installed packages that can change a result."""
     versions = {}
     for package in PACKAGES:
         try:
@@ -145,19 +102,18 @@ def package_versions():
 # ---- The page
 
 
-def _render(title, results, evaluations, predictions, photo_of):
+def _render(title, results, evaluation, photo_of):
     environment = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True,
                               undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters |= {"show": show, "value": _value, "interval": _interval,
                             "thousands": "{:,}".format, "count": _count}
-    exact = predictions.exact
+    exact = evaluation.described.exact
     return environment.get_template("report.html.jinja").render(
         title=title, results=results, metrics=METRICS, all_metrics=METRICS | INTERVAL_METRICS,
         why_left_out=_why_left_out, families=FAMILIES, tolerated=TOLERATED,
-        coverages=COVERAGES, least_images=LEAST_IMAGES, least_in_band=LEAST_IN_BAND,
-        floor=EPSILON_STD_FLOOR,
-        significant=SIGNIFICANT, no_distribution=NO_DISTRIBUTION,
-        findings=_findings(results), figures=_figures(results, evaluations, exact),
+        coverages=COVERAGES, min_faces=MIN_FACES, min_in_band=MIN_IN_BAND,
+        min_epsilon_std=MIN_EPSILON_STD, no_distribution=NO_DISTRIBUTION,
+        findings=_findings(results), figures=_figures(results, evaluation.runs, exact),
         cell_table=_cell_table(results["groups"].get("gender_race_age_band", {})),
         gap_sentences=_gap_sentences(results["gaps"]), verdicts=_verdicts(results),
         missing=_reasons(results["models"]), faces=_extreme_faces(exact, photo_of),
@@ -165,7 +121,7 @@ def _render(title, results, evaluations, predictions, photo_of):
 
 
 def show(number, unit="years", digits=2):
-    """A measured number as HTML: value, unit and interval, or the reason for having none."""
+    """A measured number as HTML: value, unit and interval, or why it is not known."""
     if number["value"] is None:
         return Markup('<span class="missing">not known: {}</span>').format(number["why"])
     text = Markup("<b>{}</b>{}").format(_value(number["value"], digits), _unit(unit))
@@ -195,11 +151,10 @@ def _interval(number, digits=2):
     return f"{_value(number['low'], digits)} to {_value(number['high'], digits)}"
 
 
-def _figures(results, evaluations, exact):
+def _figures(results, runs, exact):
     """{name: SVG} of every figure that the data allows."""
     if not len(exact.faces):
         return _interval_figures(results["intervals"])
-    runs = {name: seeds[0] for name, seeds in evaluations.items()}
     drawn = {"scatter": figures.draw_predicted_against_true(
         exact.faces["age"].to_numpy(), exact.faces["pred_age"].to_numpy()),
         "cs": figures.draw_cs_curves({name: run["cs_curve"] for name, run in runs.items()
@@ -253,7 +208,7 @@ def _interval_figures(intervals):
 
 
 def _cell_table(cells):
-    """Rows of age bands by columns of (gender, race), each {"n", "mae", "bias", "shade"}."""
+    """Columns of (gender, race), and rows of age bands of {"n", "mae", "bias", "shade"}."""
     if not cells:
         return None
     keys = {tuple(name.rsplit(", ", 2)): cell for name, cell in cells.items()}
@@ -272,7 +227,7 @@ def _shaded(cell, highest):
 
 
 def _findings(results):
-    """What a reader should take away, as (heading, sentence) pairs."""
+    """The main findings, as (heading, sentence) pairs."""
     found = []
     if results["mae"]["value"] is not None:
         found += [("Error", _error_sentence(results)), ("Direction", _bias_sentence(results))]
@@ -314,17 +269,17 @@ def _gap_sentences(gaps):
 
 def _gap_sentence(gap, name):
     if "share_percent" in gap:
-        name += f" (ages {_span(gap['bands'])}: {gap['share_percent']:.0f}% of the faces)"
+        name += f" (in ages {_span(gap['bands'])}: {gap['share_percent']:.0f}% of the faces)"
     text = (f"The largest gap in {name} is {_plain(gap)}, {gap['highest']} above "
             f"{gap['lowest']}")
     if gap["p_value"] < SIGNIFICANT:
         return f"{text}: more than noise ({_p_value(gap['p_value'])})."
-    return (f"{text}: no more than noise ({_p_value(gap['p_value'])}: groups that do not differ "
-            "at all show such a gap that often).")
+    return (f"{text}: no more than noise ({_p_value(gap['p_value'])}, the share of samples without "
+            "any difference that show such a gap).")
 
 
 def _span(bands):
-    """Age bands in words: the first to the last where none between them is missing."""
+    """Age bands in words; "first to last" if none between them is missing."""
     names = [name for name, _ in BANDS]
     first = names.index(bands[0])
     whole = len(bands) > 2 and bands == names[first:first + len(bands)]
@@ -341,7 +296,7 @@ def _coverage_sentence(results):
     if covered[80]["low"] is None:
         verdict = covered[80]["why"]
     elif not off:
-        verdict = "no more off than noise" if max(
+        verdict = "off by no more than noise" if max(
             abs(number["value"] - q) for q, number in covered.items()) > COVERAGE_TOLERANCE else (
             f"within {COVERAGE_TOLERANCE} points of what they promise")
     else:
@@ -358,7 +313,7 @@ def _is_off(number, q):
 
 def _refusal_sentence(results):
     curve = results["risk_coverage"].get("std")
-    if curve is None or results["n_exact"] < LEAST_IMAGES:
+    if curve is None or results["n_exact"] < MIN_FACES:
         return None
     kept = np.interp(80, curve["kept_percent"], curve["mae_years"])
     return (f"Refusing the least certain fifth of the faces changes the MAE from "
@@ -398,15 +353,15 @@ def _comparison_sentence(comparison):
 
 
 def _why_left_out(comparison):
-    """Why faces cannot be compared, in words."""
+    """Why faces are not compared, in words."""
     if not comparison["n_other_age"]:
         return "no photo with an exact age is in both"
-    return (f"{_count(comparison['n_other_age'], 'face')} with another true age in each, as "
-            "with another DATA.APPA_REAL_LABEL")
+    return (f"{_count(comparison['n_other_age'], 'face')} with another true age in each table, "
+            "for example because DATA.APPA_REAL_LABEL differed")
 
 
 def _reasons(models):
-    """{model: why some of its metrics are not known}, each reason once."""
+    """{model: list of reasons why some of its metrics are not known}, each reason once."""
     reasons = {name: dict.fromkeys(run[key]["why"] for key in METRICS if run[key]["value"] is None)
                for name, run in models.items()}
     return {name: list(why) for name, why in reasons.items() if why}
@@ -465,7 +420,7 @@ def _face(exact, k, photo_of):
 
 
 def _image(photo_of, row):
-    """A face as a data URL, or None where it cannot be read."""
+    """A face as a data URL, or None if it cannot be read."""
     try:
         face = Image.fromarray(np.asarray(photo_of(row), dtype=np.uint8))
     except (OSError, ValueError):
@@ -484,7 +439,7 @@ def _labels_beyond(exact):
 
 
 def _flattened(provenance):
-    """[(title, text, is_long)]: nested dicts and lists as lines of text."""
+    """List of (title, text, whether it is long), with dicts and lists as lines of text."""
     rows = []
     for title, content in provenance.items():
         if isinstance(content, dict):

@@ -1,19 +1,23 @@
 """From predictions to every number of a report: errors, groups, uncertainty, decisions, gaps.
 
-Works on Predictions, of any model. Rows whose age is known as an interval only never enter a
-metric of exact ages.
+`evaluate_all` takes the Predictions of any models and returns an Evaluation, which report.py
+writes. Faces whose age is known only as an interval never enter a metric of exact ages.
 
-A measured number is {"value", "low", "high"}: with the 95% bootstrap interval, of a share of hits
-Wilson's, over subjects where all are known. What cannot be given is null; "why" says the reason.
+A measured number is {"value", "low", "high"} with a 95% interval: Wilson's for the rates of
+threshold decisions and of hits in an interval, else the bootstrap's. If all persons are known,
+both are over persons. A number that is not known has None for the value, and "why" in words.
 """
 
+import itertools
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 
 import metrics
 from evaluation import bootstrap
+from evaluation.bootstrap import measured, measured_share, unknown
 from evaluation.predictions import Predictions, face_keys
 
 METRICS = {  # key: (title, unit, decimals, what it is)
@@ -35,7 +39,7 @@ METRICS = {  # key: (title, unit, decimals, what it is)
     "coverage_95": ("95% interval covers", "%", 1, "share of true ages in the central 95%"),
     "aurc": ("AURC", "years", 2, "mean MAE over all shares kept, least certain refused first"),
 }
-INTERVAL_METRICS = {  # of faces whose age is known as a range, like METRICS
+INTERVAL_METRICS = {  # like METRICS, for faces whose age is known as a range
     "interval_accuracy": ("In the right range", "%", 1, "share of predicted ages, rounded, that "
                           "lie in their range, both ends included"),
     "interval_distance": ("Distance from the range", "years", 2,
@@ -43,47 +47,123 @@ INTERVAL_METRICS = {  # of faces whose age is known as a range, like METRICS
 }
 COVERAGES = (50, 80, 90, 95)  # percent
 BANDS = (("0-2", 0), ("3-9", 3), *((f"{a}-{a + 9}", a) for a in range(10, 80, 10)), ("80+", 80))
-LEAST_IMAGES = 30  # of a gender x race x age cell, and of a group that enters a gap
-LEAST_IN_BAND = 5  # faces, or persons, of each group in an age band compared at the same ages
-LEAST_COMPARED = 0.5  # share of all faces that these bands must hold
-EPSILON_STD_FLOOR = 0.5  # years; votes are whole years, so no spread below that is known
+MIN_FACES = 30  # in a gender x race x age cell, and in a group that enters a gap
+MIN_IN_BAND = 5  # faces, or persons, of every group in an age band, for the same mix of ages
+MIN_SHARE_COMPARED = 0.5  # share of all faces that these age bands must hold
+MIN_EPSILON_STD = 0.5  # years; votes are whole years, so a smaller spread cannot be measured
 CS_LIMITS = np.arange(0, 15.5, 0.5)  # years
 THRESHOLDS = (13, 16, 18, 21, 25)  # years
 MARGINS = (0, 1, 2, 3, 5, 7, 10)  # years
 SURETIES = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99)  # probability of being old enough
 CURVE_MARGINS = np.arange(0, 15.25, 0.25)
 CURVE_SURETIES = np.linspace(0.5, 1, 101)
-TOLERATED = (5, 1)  # percent of minors passed at which two rules are compared
-CUTOFF_DIGITS = {"mean": 1, "mass": 3}  # decimals of the cutoffs found for that
-CURVE_POINTS = 200  # of a risk-coverage curve
+TOLERATED = (5, 1)  # percent of minors passed at which the two rules are compared
+CUTOFF_DIGITS = {"mean": 1, "mass": 3}  # decimals of the cutoffs found for these
+CURVE_POINTS = 200  # in a risk-coverage curve
 FAMILIES = {"age_band": "age band", "gender": "gender", "race": "race",
             "gender_race_age_band": "gender × race × age band"}
-UNKNOWN = "unknown"  # group of the faces whose gender or race is not given
+UNKNOWN = "unknown"  # name of the group whose gender or race is not given
 
 NO_DISTRIBUTION = "the predictions have no distribution (no columns p0, p1, ...)"
 NO_EXACT_AGES = "no face with an exact age"
-LEAST_UNITS = 10  # faces, or persons, of an interval: of fewer a bootstrap's is far too narrow
-TOO_FEW = f"fewer than {LEAST_UNITS} images or persons, so no interval"
 
 
 # ---- The whole evaluation
 
 
+class Variants(NamedTuple):
+    """The same model's predictions made in other ways, to compare with.
+
+    tta: Predictions with test-time augmentation, or None.
+    uncalibrated: Predictions before calibration; None if the model is not calibrated.
+    temperature: the model's calibration temperature, or None.
+    """
+
+    tta: Predictions | None = None
+    uncalibrated: Predictions | None = None
+    temperature: float | None = None
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Everything that a report states.
+
+    models: {name: [Predictions, ...]}, as they were evaluated.
+    results: dict of plain Python values, for metrics.json: `evaluate` of the first model, and the
+        comparisons.
+    runs: {name: `evaluate` of its first seed}.
+    """
+
+    models: dict
+    results: dict
+    runs: dict
+
+    @property
+    def described(self):
+        """Predictions of the model that is described in detail."""
+        return next(iter(self.models.values()))[0]
+
+
+def evaluate_all(models, variants=None, samples=1000, seed=0):
+    """Every number about one or several models.
+
+    Args:
+        models: {name: [Predictions, ...]}: one for each seed of a recipe, or a single one. The
+            first of the first name is described in detail.
+        variants: Variants of that one, or None.
+        samples: number of bootstrap samples.
+        seed: of the bootstrap; the same seed pairs two models on the same faces.
+    Returns:
+        Evaluation.
+    """
+    variants = variants or Variants()
+    runs = {name: [evaluate(one, samples, seed) for one in seeds]
+            for name, seeds in models.items()}
+    first = next(iter(models))
+    described = models[first][0]
+    results = dict(runs[first][0])
+    scored = described.exact if results["n_exact"] else described
+    results["bootstrap"] = {"samples": samples, "seed": seed,
+                            "unit": "face" if scored.subjects is None else "subject"}
+    results["tta"] = results["uncalibrated"] = None
+    if variants.tta is not None:
+        results["tta"] = score(variants.tta.exact, samples, seed) | {
+            "change": compare([described], [variants.tta], samples, seed)}
+    if variants.uncalibrated is not None:
+        results["uncalibrated"] = {"temperature": variants.temperature} | score(
+            variants.uncalibrated.exact, samples, seed)
+    results["models"] = _side_by_side(runs)
+    results["comparisons"] = [
+        {"first": a, "second": b} | compare(models[a], models[b], samples, seed)
+        for a, b in itertools.combinations(models, 2)]
+    results["seeds"] = {name: seed_spread(seeds) for name, seeds in runs.items() if len(seeds) > 1}
+    return Evaluation(models, results, {name: seeds[0] for name, seeds in runs.items()})
+
+
+def _side_by_side(runs):
+    """{"model" or "recipe, seed k": its metrics}; empty for a single model."""
+    named = {name if len(seeds) == 1 else f"{name}, seed {k}": results
+             for name, seeds in runs.items() for k, results in enumerate(seeds, 1)}
+    if len(named) == 1:
+        return {}
+    return {name: {"n_exact": results["n_exact"]} | {key: results[key] for key in METRICS}
+            for name, results in named.items()}
+
+
 def evaluate(predictions, samples=1000, seed=0):
-    """Every number about one model (see the top of this file for their form).
+    """Every number about one model, as measured numbers (see the top of this file).
 
     Args:
         predictions: Predictions.
-        samples: bootstrap samples.
-        seed: of the bootstrap; the same seed pairs two models on the same faces.
+        samples, seed: see evaluate_all.
     Returns:
-        dict of plain Python values: the keys of METRICS, n, groups, gaps, and the parts of the
-        page that are more than a number.
+        dict of plain Python values: the keys of METRICS, n, groups, gaps, and the curves and
+        tables of the page.
     """
     exact = predictions.exact
     results = {"n": len(predictions.faces), "n_exact": len(exact.faces),
                "n_interval": int(predictions.is_interval.sum()),
-               "n_subjects": _count_subjects(predictions.faces)}
+               "n_subjects": None if predictions.subjects is None else predictions.count_units()}
     results |= score(exact, samples, seed)
     results["groups"], results["gaps"] = score_groups(exact, samples, seed)
     results["cs_curve"] = _cs_curve(exact)
@@ -100,83 +180,45 @@ def score(exact, samples=1000, seed=0):
     if not len(exact.faces):
         return {key: unknown(NO_EXACT_AGES) for key in METRICS}
     values = contributions(exact)
-    subjects = subject_codes(exact.faces)
     sums, numbers = bootstrap.bootstrap_sums(values.to_numpy(), np.zeros(len(values), dtype=int), 1,
-                                           samples, subjects, seed)
+                                             samples, exact.subjects, seed)
     replicates = bootstrap.pooled_means(sums, numbers, [0])
     results = {}
     for column, key in enumerate(values):
         known = values[key].dropna()
         finish = np.sqrt if key == "rmse" else np.asarray  # its contributions are squares
         results[key] = (measured(finish(known.mean()), finish(replicates[:, column]),
-                                 count_units(subjects, values[key].notna().to_numpy()))
+                                 exact.count_units(values[key].notna().to_numpy()))
                         if len(known) else unknown(_why_missing(key)))
-    results["aurc"] = _aurc(exact, _uncertainty(exact), samples, seed)
+    results["aurc"] = _aurc(exact, exact.pred_std, samples, seed)
     return {key: results[key] for key in METRICS}
 
 
 def contributions(exact):
-    """(B, M) DataFrame of what each face adds to a metric's mean; NaN where it has no part in it.
+    """(B, M) DataFrame of what each face adds to each metric; NaN if it does not count in it.
 
-    The metric is the mean of its column, except `rmse`, the root of it.
+    A metric is the mean of its column; `rmse` is the root of that mean.
     """
     faces, age_bins, probs = exact.faces, exact.age_bins, exact.probs
     ages, pred_ages = faces["age"].to_numpy(), faces["pred_age"].to_numpy()
-    errors = metrics.each_error(ages, pred_ages)
+    errors = metrics.signed_error(ages, pred_ages)
     nothing = np.full(len(faces), np.nan)
-    values = {"mae": np.abs(errors), "mae_median": nothing, "bias": errors,
+    values = {"mae": exact.abs_errors, "mae_median": nothing, "bias": errors,
               "rmse": np.square(errors)}
-    values |= {f"ca{n}": 100 * metrics.each_ca(ages, pred_ages, n) for n in (3, 5, 7)}
-    values["cs5"] = 100 * metrics.each_cs(ages, pred_ages, 5)
+    values |= {f"ca{n}": 100 * metrics.ca_hits(ages, pred_ages, n) for n in (3, 5, 7)}
+    values["cs5"] = 100 * metrics.cs_hits(ages, pred_ages, 5)
     values["epsilon_error"] = (nothing if "age_std" not in faces else
-                               metrics.each_epsilon_error(pred_ages, ages, faces["age_std"],
-                                                          EPSILON_STD_FLOOR))
+                               metrics.epsilon_error(pred_ages, ages, faces["age_std"],
+                                                          MIN_EPSILON_STD))
     values |= dict.fromkeys(["nll", "crps", *(f"coverage_{q}" for q in COVERAGES)], nothing)
     if probs is not None:
-        values["mae_median"] = np.abs(metrics.each_error(
-            ages, metrics.distribution_median(probs, age_bins)))
-        values["nll"] = metrics.each_nll(probs, ages, age_bins)
-        values["crps"] = metrics.each_crps(probs, ages, age_bins)
-        values |= {f"coverage_{q}": 100 * metrics.each_coverage(probs, ages, age_bins, q / 100)
+        values["mae_median"] = metrics.absolute_error(
+            ages, metrics.distribution_median(probs, age_bins))
+        values["nll"] = metrics.nll(probs, ages, age_bins)
+        values["crps"] = metrics.crps(probs, ages, age_bins)
+        values |= {f"coverage_{q}": 100 * metrics.coverage(probs, ages, age_bins, q / 100)
                    for q in COVERAGES}
     return pd.DataFrame(values)
-
-
-def measured(value, replicates, units):
-    """{"value", "low", "high"} from a value and its bootstrap samples over `units` units."""
-    if units < LEAST_UNITS:
-        return {"value": float(value), "low": None, "high": None, "why": TOO_FEW}
-    low, high = bootstrap.percentile_interval(replicates)
-    return {"value": float(value), "low": float(low), "high": float(high)}
-
-
-def unknown(why):
-    return {"value": None, "low": None, "high": None, "why": why}
-
-
-def subject_codes(faces):
-    """(B,) int, equal for one person of one data set; None unless all are known."""
-    if not len(faces) or "subject" not in faces or faces["subject"].isna().any():
-        return None
-    names = faces["subject"].astype(str)
-    if "dataset" in faces:
-        names = faces["dataset"].astype(str) + "/" + names
-    return pd.factorize(names)[0]
-
-
-def count_units(subjects, rows):
-    """Independent units among rows: faces, or the persons where these are known.
-
-    Args:
-        subjects: of subject_codes.
-        rows: (B,) bool.
-    """
-    return int(rows.sum()) if subjects is None else len(np.unique(subjects[rows]))
-
-
-def _count_subjects(faces):
-    subjects = subject_codes(faces)
-    return None if subjects is None else int(subjects.max()) + 1
 
 
 def _why_missing(key):
@@ -185,23 +227,13 @@ def _why_missing(key):
     return NO_DISTRIBUTION
 
 
-def _uncertainty(exact):
-    """(B,) years, the predicted standard deviation, or None."""
-    known = "pred_std" in exact.faces and exact.faces["pred_std"].notna().all()
-    return exact.faces["pred_std"].to_numpy() if known else None
-
-
 def _aurc(exact, uncertainty, samples, seed):
     if uncertainty is None:
         return unknown("no predicted standard deviation is known (no columns pred_std or p0, ...)")
-    sizes, subjects = _sizes(exact), subject_codes(exact.faces)
-    return measured(metrics.aurc(sizes, uncertainty),
-                    bootstrap.bootstrap_aurc(sizes, uncertainty, samples, subjects, seed),
-                    count_units(subjects, np.ones(len(sizes), dtype=bool)))
-
-
-def _sizes(exact):
-    return np.abs(metrics.each_error(exact.faces["age"], exact.faces["pred_age"]))
+    return measured(metrics.aurc(exact.abs_errors, uncertainty),
+                    bootstrap.bootstrap_aurc(exact.abs_errors, uncertainty, samples,
+                                             exact.subjects, seed),
+                    exact.count_units())
 
 
 # ---- Groups
@@ -214,28 +246,30 @@ def age_bands(ages):
 
 
 def score_groups(exact, samples=1000, seed=0):
-    """MAE and bias by age band, gender, race and, from LEAST_IMAGES faces, their cells.
+    """MAE and bias by age band, by gender, by race and by cells of all three.
+
+    A cell needs MIN_FACES faces. A group enters a gap if it has MIN_FACES faces of at least
+    bootstrap.MIN_UNITS persons.
 
     Returns:
-        groups: {family: {group: {"n", "mae", "bias"}}}; gender and race groups also have
-            `mae_same_ages`, the MAE at the age bands' shares in the whole set, of the bands in
-            which each group has LEAST_IN_BAND units and which hold LEAST_COMPARED of all faces.
-            A family without its column is absent.
-        gaps: {family: {"mae", "bias", "mae_same_ages": see bootstrap.largest_gap}} where two or
-            more groups have LEAST_IMAGES faces of LEAST_UNITS persons; the last one with
-            `bands`, and their `share_percent` of all faces.
+        groups: {family: {group: {"n", "mae", "bias"}}}, without the families whose column is
+            missing. Groups of gender and race also have `mae_same_ages`, their MAE at the same
+            mix of ages (see _at_same_ages), if enough faces can be compared.
+        gaps: {family: {"mae", "bias", "mae_same_ages": see bootstrap.largest_gap}}, without the
+            families in which fewer than two groups are large enough. `mae_same_ages` also has
+            the `bands` compared and their `share_percent` of all faces.
     """
     if not len(exact.faces):
         return {}, {}
-    errors = metrics.each_error(exact.faces["age"], exact.faces["pred_age"])
+    errors = metrics.signed_error(exact.faces["age"], exact.faces["pred_age"])
     labels = _group_labels(exact.faces)
     cells, cell_keys = _finest_cells(labels)
-    values = np.column_stack([np.abs(errors), errors])
-    subjects = subject_codes(exact.faces)
-    sums, numbers = bootstrap.bootstrap_sums(values, cells, len(cell_keys), samples, subjects, seed)
+    values = np.column_stack([exact.abs_errors, errors])
+    sums, numbers = bootstrap.bootstrap_sums(values, cells, len(cell_keys), samples,
+                                             exact.subjects, seed)
     cell_sums = np.stack([np.bincount(cells, v, len(cell_keys)) for v in values.T], axis=1)
     cell_counts = np.bincount(cells, minlength=len(cell_keys))
-    table = _CellTable(cell_keys, cell_sums, cell_counts, sums, numbers, cells, subjects)
+    table = _CellTable(exact, cells, cell_keys, cell_sums, cell_counts, sums, numbers)
     groups, gaps = {}, {}
     for family in _families(labels):
         groups[family], gap = _score_family(table, family)
@@ -246,25 +280,27 @@ def score_groups(exact, samples=1000, seed=0):
 
 @dataclass(frozen=True)
 class _CellTable:
-    """Sums over the finest cells, here and in each bootstrap sample.
+    """Sums over the finest cells, of the faces and of each bootstrap sample.
 
-    keys: DataFrame (C rows) of age_band, gender, race labels.
-    sums: (C, 2) of |error| and error; counts: (C,) faces.
-    boot_sums, boot_numbers: (R, C, 2).
-    of_faces: (B,) index of each face's cell; subjects: of subject_codes.
+    exact: Predictions of the B faces.
+    cells: (B,) index of each face's cell.
+    keys: DataFrame (C rows) with the age_band, gender and race of each cell.
+    sums: (C, 2) of |error| and error.
+    counts: (C,) faces.
+    boot_sums, boot_numbers: (R, C, 2), from bootstrap.bootstrap_sums.
     """
 
+    exact: Predictions
+    cells: np.ndarray
     keys: pd.DataFrame
     sums: np.ndarray
     counts: np.ndarray
     boot_sums: np.ndarray
     boot_numbers: np.ndarray
-    of_faces: np.ndarray
-    subjects: np.ndarray | None
 
     def units(self, cells):
-        """Independent units in a union of cells, see count_units."""
-        return count_units(self.subjects, np.isin(self.of_faces, cells))
+        """Independent units in a union of cells, see Predictions.count_units."""
+        return self.exact.count_units(np.isin(self.cells, cells))
 
     def means(self, cells):
         """(2,) MAE and bias of a union of cells, and (R, 2) its bootstrap samples."""
@@ -296,7 +332,7 @@ def _members(table, family):
     """{group: indices of its cells}, age bands in their order."""
     if family == "gender_race_age_band":
         names = table.keys["gender"] + ", " + table.keys["race"] + ", " + table.keys["age_band"]
-        return {name: [k] for k, name in enumerate(names) if table.counts[k] >= LEAST_IMAGES
+        return {name: [k] for k, name in enumerate(names) if table.counts[k] >= MIN_FACES
                 and UNKNOWN not in (table.keys["gender"][k], table.keys["race"][k])}
     found = table.keys[family]
     names = [n for n, _ in BANDS if n in set(found)] if family == "age_band" else (
@@ -311,7 +347,7 @@ def _score_family(table, family):
         n, units = int(table.counts[cells].sum()), table.units(cells)
         groups[name] = {"n": n, "mae": measured(mae, replicates[:, 0], units),
                         "bias": measured(bias, replicates[:, 1], units)}
-        if n >= LEAST_IMAGES and units >= LEAST_UNITS and name != UNKNOWN:
+        if n >= MIN_FACES and units >= bootstrap.MIN_UNITS and name != UNKNOWN:
             large[name] = cells
     gaps = {}
     if len(large) > 1:
@@ -331,24 +367,28 @@ def _score_family(table, family):
 def _gap(groups):
     names = list(groups)
     gap = bootstrap.largest_gap([value for value, _ in groups.values()],
-                              np.column_stack([replicates for _, replicates in groups.values()]))
+                                np.column_stack([replicates for _, replicates in groups.values()]))
     return gap | {"highest": names[gap["highest"]], "lowest": names[gap["lowest"]]}
 
 
 def _at_same_ages(table, groups):
-    """The groups' MAE at the whole set's age mix (direct standardisation).
+    """The MAE of each group if all had the same mix of ages (direct standardisation).
+
+    The MAE of a group in each age band is weighted by the band's share of the whole set. Only
+    bands in which every group has MIN_IN_BAND faces (or persons) count; together they must hold
+    MIN_SHARE_COMPARED of all faces.
 
     Returns:
-        {group: (MAE, its samples)}, empty where too few faces can be compared.
-        list of the age bands compared, and the percentage of all faces in them.
+        {group: (MAE, its bootstrap samples)}, empty if too few faces can be compared; the names
+        of the age bands that count; the percentage of all faces in them.
     """
     bands = table.keys["age_band"].to_numpy()
     cells_of = {band: {name: [k for k in cells if bands[k] == band]
                        for name, cells in groups.items()} for band in np.unique(bands)}
     common = [band for band, by_group in cells_of.items()
-              if all(table.units(cells) >= LEAST_IN_BAND for cells in by_group.values())]
+              if all(table.units(cells) >= MIN_IN_BAND for cells in by_group.values())]
     share = table.counts[np.isin(bands, common)].sum() / table.counts.sum()
-    if share < LEAST_COMPARED:
+    if share < MIN_SHARE_COMPARED:
         return {}, [], 0.0
     weights = np.array([table.counts[bands == band].sum() for band in common], dtype=float)
     weights /= weights.sum()
@@ -371,7 +411,7 @@ def _cs_curve(exact):
 
 
 def _calibration(exact):
-    """PIT histogram and the coverage of every central interval, or None."""
+    """PIT histogram, coverage of central intervals and the mean width of the 80% one, or None."""
     if exact.probs is None or not len(exact.faces):
         return None
     ages, shares = exact.faces["age"].to_numpy(), np.arange(5, 100, 5)
@@ -387,11 +427,11 @@ def _risk_coverage(exact, aurc_by_std, samples, seed):
     """Curves by the predicted spread, by the detector's confidence and by the error itself."""
     if not len(exact.faces):
         return {}
-    sizes = _sizes(exact)
+    sizes = exact.abs_errors
     curves = {"error": _risk_curve(sizes, sizes) | {"aurc": {
         "value": metrics.aurc(sizes, sizes), "low": None, "high": None}}}
-    if _uncertainty(exact) is not None:
-        curves["std"] = _risk_curve(sizes, _uncertainty(exact)) | {"aurc": aurc_by_std}
+    if exact.pred_std is not None:
+        curves["std"] = _risk_curve(sizes, exact.pred_std) | {"aurc": aurc_by_std}
     if "confidence" in exact.faces and exact.faces["confidence"].notna().all():
         doubt = -exact.faces["confidence"].to_numpy()
         curves["confidence"] = _risk_curve(sizes, doubt) | {
@@ -409,7 +449,7 @@ def _risk_curve(sizes, uncertainty):
 
 
 def _decisions(exact):
-    """{threshold: rates of minors passed and adults refused by both rules} (years as keys)."""
+    """{threshold in years as text: rates of minors passed and adults refused by both rules}."""
     return {str(threshold): _decide(exact, threshold) for threshold in THRESHOLDS
             if len(exact.faces)}
 
@@ -421,14 +461,13 @@ def _decide(exact, threshold):
     if exact.probs is not None:
         scores["mass"] = metrics.mass_above(exact.probs, exact.age_bins, threshold)
     cutoffs = {"mean": (MARGINS, CURVE_MARGINS), "mass": (SURETIES, CURVE_SURETIES)}
-    subjects = subject_codes(exact.faces)
     for rule, score_of in scores.items():
         table, curve = cutoffs[rule]
         passed, refused = metrics.threshold_errors(is_adult, score_of, curve)
         result[rule] = {
             "table": [{"cutoff": cutoff,
-                       "minors_passed": _rate(score_of >= cutoff, ~is_adult, subjects, "younger"),
-                       "adults_refused": _rate(score_of < cutoff, is_adult, subjects, "older")}
+                       "minors_passed": _rate(score_of >= cutoff, ~is_adult, exact, "younger"),
+                       "adults_refused": _rate(score_of < cutoff, is_adult, exact, "older")}
                       for cutoff in table],
             "curve": {"cutoff": curve.tolist(), "minors_passed": _or_none(passed),
                       "adults_refused": _or_none(refused)},
@@ -438,23 +477,16 @@ def _decide(exact, threshold):
     return result
 
 
-def _rate(hits, chosen, subjects, side):
+def _rate(hits, chosen, exact, side):
     if not chosen.any():
         return unknown(f"no face {side} than the threshold")
-    return _share(hits, chosen, subjects)
-
-
-def _share(hits, chosen, subjects):
-    """A measured number: the percentage of hits among the chosen rows, with Wilson's interval."""
-    value, low, high = bootstrap.share_interval(hits[chosen],
-                                              None if subjects is None else subjects[chosen])
-    return {"value": value, "low": low, "high": high}
+    return measured_share(hits, chosen, exact.subjects)
 
 
 def _cost_of_safety(is_adult, scores, percent, digits):
-    """The lowest cutoff at which at most `percent` of the minors pass, and adults it refuses.
+    """The lowest cutoff at which at most `percent` of the minors pass, and the adults it refuses.
 
-    The cutoff has `digits` decimals, so that it holds as it is printed.
+    The cutoff is rounded up to `digits` decimals, so that the printed one keeps the promise too.
     """
     minors = np.sort(scores[~is_adult])
     if not len(minors) or not is_adult.any():
@@ -475,18 +507,18 @@ def _or_none(values):
 # ---- Ages known as intervals
 
 
-def _score_intervals(faces_in, samples, seed):
+def _score_intervals(ranged, samples, seed):
     """Interval accuracy and distance, overall and by interval, gender and race, or None."""
-    faces = faces_in.faces.reset_index(drop=True)
+    faces = ranged.faces.reset_index(drop=True)
     if not len(faces):
         return None
-    distances = metrics.each_interval_distance(faces["pred_age"], faces["age_min"],
-                                               faces["age_max"], faces_in.last_age)
+    distances = metrics.interval_distance(faces["pred_age"], faces["age_min"], faces["age_max"],
+                                          ranged.last_age)
     families = {"all": pd.Series(["all"] * len(faces)),
-                "interval": _interval_names(faces, faces_in.last_age)}
+                "interval": _interval_names(faces, ranged.last_age)}
     families |= {c: faces[c].astype("string").fillna(UNKNOWN) for c in ("gender", "race")
                  if c in faces and faces[c].notna().any()}
-    return {family: _score_partition(distances, names, subject_codes(faces), samples, seed)
+    return {family: _score_partition(ranged, distances, names, samples, seed)
             for family, names in families.items()}
 
 
@@ -497,21 +529,22 @@ def _interval_names(faces, last_age):
     return pd.Series(pd.Categorical(names, order["name"].unique()))
 
 
-def _score_partition(distances, names, subjects, samples, seed):
+def _score_partition(ranged, distances, names, samples, seed):
     groups = names.groupby(names, observed=True).groups
     codes = np.zeros(len(distances), dtype=int)
     for code, rows in enumerate(groups.values()):
         codes[rows] = code
     sums, numbers = bootstrap.bootstrap_sums(distances[:, None], codes, len(groups), samples,
-                                           subjects, seed)
+                                             ranged.subjects, seed)
     scored = {}
     for code, name in enumerate(groups):
         replicates = bootstrap.pooled_means(sums, numbers, [code])[:, 0]
         own = codes == code
         scored[str(name)] = {"n": int(own.sum()),
-                             "interval_accuracy": _share(distances == 0, own, subjects),
+                             "interval_accuracy": measured_share(distances == 0, own,
+                                                                 ranged.subjects),
                              "interval_distance": measured(distances[own].mean(), replicates,
-                                                           count_units(subjects, own))}
+                                                           ranged.count_units(own))}
     return scored
 
 
@@ -519,15 +552,16 @@ def _score_partition(distances, names, subjects, samples, seed):
 
 
 def compare(first, second, samples=1000, seed=0):
-    """Paired bootstrap of second minus first, on the photos both have.
+    """Paired bootstrap of second minus first, on the faces that both have.
 
     Args:
-        first, second: lists of Predictions, the seeds of one recipe (or one model); a face's
-            contribution is the mean over them.
+        first, second: lists of Predictions, one for each seed of a recipe; a face counts with the
+            mean over them.
+        samples, seed: see evaluate_all.
     Returns:
         {"n", "n_other_age", "differences": {metric: measured number with "p_value" and
-        "significant"}}, metrics that either lacks left out; "n_other_age": faces left out since
-        the tables do not agree on their true age; "n" 0 where no face is left.
+        "significant"}}. n: faces compared. n_other_age: faces left out because the tables give
+        them different true ages. Metrics that either side lacks are left out.
     """
     with_dataset = all("dataset" in one.faces for one in (*first, *second))
     sides = [[_by_photo(one.exact, with_dataset) for one in side] for side in (first, second)]
@@ -538,10 +572,10 @@ def compare(first, second, samples=1000, seed=0):
     if not agreed.any():
         return {"n": 0, "n_other_age": len(photos), "differences": {}}
     photos, sides = photos[agreed], [[one.rows(agreed) for one in side] for side in sides]
-    subjects = subject_codes(sides[0][0].faces)
+    paired = sides[0][0]
     means = [sum(contributions(one) for one in side) / len(side) for side in sides]
     sums, numbers = bootstrap.bootstrap_sums(np.hstack(means), np.zeros(len(photos), dtype=int), 1,
-                                           samples, subjects, seed)
+                                             samples, paired.subjects, seed)
     replicates = bootstrap.pooled_means(sums, numbers, [0])
     replicates = np.split(replicates, 2, axis=1)  # of the first and of the second
     differences = {}
@@ -552,22 +586,21 @@ def compare(first, second, samples=1000, seed=0):
             drawn = [finish(side[:, column]) for side in replicates]
             known = means[0][key].notna() & means[1][key].notna()
             differences[key] = _difference(values, drawn,
-                                           count_units(subjects, known.to_numpy()))
-    uncertain = [[_uncertainty(one) for one in side] for side in sides]
-    if all(one is not None for side in uncertain for one in side):
-        areas = [[(metrics.aurc(_sizes(one), spread),
-                   bootstrap.bootstrap_aurc(_sizes(one), spread, samples, subjects, seed))
-                  for one, spread in zip(*pair, strict=True)]
-                 for pair in zip(sides, uncertain, strict=True)]
+                                           paired.count_units(known.to_numpy()))
+    if all(one.pred_std is not None for side in sides for one in side):
+        areas = [[(metrics.aurc(one.abs_errors, one.pred_std),
+                   bootstrap.bootstrap_aurc(one.abs_errors, one.pred_std, samples,
+                                            paired.subjects, seed)) for one in side]
+                 for side in sides]
         differences["aurc"] = _difference(
             [np.mean([value for value, _ in side]) for side in areas],
             [np.mean([drawn for _, drawn in side], axis=0) for side in areas],
-            count_units(subjects, np.ones(len(photos), dtype=bool)))
+            paired.count_units())
     return {"n": len(photos), "n_other_age": int((~agreed).sum()), "differences": differences}
 
 
 def _by_photo(exact, with_dataset):
-    """The same with face_keys as index: of the photo, and where wanted of its data set."""
+    """The same with face_keys as index: of the photo, and of its data set if that is wanted."""
     keys = face_keys(exact.faces, ["dataset", "photo"] if with_dataset else ["photo"])
     return Predictions(exact.faces.set_axis(keys, axis=0), exact.age_bins, exact.probs)
 
@@ -597,7 +630,7 @@ def _difference(values, replicates, units):
 def seed_spread(evaluations):
     """{metric: {"mean", "sd", "n"}} over the seeds of one recipe; sd of the sample (n - 1).
 
-    Metrics of METRICS and INTERVAL_METRICS, those that every seed has.
+    Of METRICS and INTERVAL_METRICS those that every seed has.
     """
     spread = {}
     runs = [results | (results["intervals"]["all"]["all"] if results["intervals"] else {})

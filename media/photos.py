@@ -1,11 +1,11 @@
-"""Image files of a folder: found in a stable order, read whatever is in them, written back."""
+"""Image files of a folder: found in a stable order, and written."""
 
 import os
 from pathlib import Path
 
 from PIL import Image
 
-from preprocess.face import IMAGE_ENDINGS, load_photo
+from preprocess.face import IMAGE_ENDINGS
 from utils.files import replaced
 
 JPEG = {"quality": 92, "subsampling": 0}  # thin coloured lines stay sharp
@@ -39,19 +39,6 @@ def find_images(folder, recursive=False, leave_out=None):
         hint = "; there are some in folders below, add --recursive" if deeper else ""
         raise ValueError(f"no image ({', '.join(IMAGE_ENDINGS)}) in '{folder}'{hint}")
     return sorted(found, key=lambda path: path.parts)
-
-
-def read_photo(path):
-    """An image file as upright RGB, or why it cannot be read.
-
-    Returns:
-        PIL.Image, or str of one line.
-    """
-    try:
-        return load_photo(path)
-    except OSError as error:
-        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-        return " ".join(reason.replace(str(path), Path(path).name).split())
 
 
 def save_picture(picture, path):

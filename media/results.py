@@ -9,7 +9,7 @@ FACE_FIELDS = ("x1", "y1", "x2", "y2", "confidence", "roll_deg", "age", "median"
 FIELDS = ("file", "face", *FACE_FIELDS, "status")
 VIDEO_FIELDS = ("file", "frame", "time_s", *FIELDS[1:])
 DECIMALS = {"confidence": 4, "time_s": 3}  # of all other numbers 2
-OK, NO_FACE, NOT_DRAWN = "ok", "no face", "no annotated picture"
+OK, NO_FACE, NOT_DRAWN, UNREADABLE = "ok", "no face", "no annotated picture", "unreadable"
 RESULTS_NAME = "results.csv"
 
 

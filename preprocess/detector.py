@@ -1,7 +1,7 @@
 """Faces in photos and their upright alignment, with facenet_pytorch's MTCNN weights.
 
-The method is in mtcnn.py; here are the networks, on a CPU through OpenVINO where it is
-installed, and the two passes that every face of the project goes through:
+The method is in mtcnn.py. Here are the networks, on a CPU in ONNX Runtime and on a GPU in PyTorch,
+and the two passes that every face of the project goes through:
 
     detector = FaceDetector()
     [faces] = detector.align([photo], faces="all")
@@ -9,12 +9,11 @@ installed, and the two passes that every face of the project goes through:
 """
 
 import math
-import warnings
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 
 import numpy as np
-import torch
 
 from preprocess.face import (
     crop_face,
@@ -24,9 +23,7 @@ from preprocess.face import (
     turned_bbox,
 )
 from preprocess.mtcnn import (
-    CELL,
-    OUTPUT_SIZE,
-    REFINE_SIZE,
+    NETWORK_FILES,
     Detections,
     Networks,
     SummedPhoto,
@@ -36,9 +33,10 @@ from preprocess.mtcnn import (
     pyramid,
     windows,
 )
-from utils import fast_network
-from utils.pipeline import batches
+from utils.onnx_network import OnnxNetwork
+from utils.pipeline import available_cores, batches
 
+MISC = Path(__file__).parents[1] / "misc"  # holds the networks
 BATCH_PIXELS = 4_000_000  # of the photos that are searched together
 FIRST_SHARE = 0.25  # of a photo's shorter side: the search for the main face starts there
 SPAN = 4.0  # levels down to this fraction of a face's size have a say in where it is found
@@ -70,11 +68,11 @@ class FaceDetector:
     """MTCNN for lists of photos of any sizes.
 
     Args:
-        device: "cpu", "cuda" or a torch.device.
+        device: "cpu", or a device of PyTorch such as "cuda" or "cuda:1".
         min_face_size: pixels, smallest side of a face looked for.
         min_face_ratio: the same as a share of a photo's shorter side, 0 for no such limit.
             Speeds up large photos; small faces are then not found.
-        threads: CPU threads of the networks; those of PyTorch by default.
+        threads: CPU threads of the networks; one for each core by default.
     """
 
     def __init__(self, device="cpu", min_face_size=20, min_face_ratio=0.0, threads=None):
@@ -84,13 +82,17 @@ class FaceDetector:
             raise ValueError(f"min_face_ratio must lie in 0..1, got {min_face_ratio}")
         self.min_face_size = min_face_size
         self.min_face_ratio = min_face_ratio
-        self.device = torch.device(device)
-        self.threads = threads or torch.get_num_threads()
+        self.device = str(device)
+        self.threads = threads or available_cores()
 
     @cached_property
     def networks(self):
         """The three networks (mtcnn.Networks), loaded when first used."""
         return _load_networks(self.device, self.threads)
+
+    def load(self):
+        """Load the networks now instead of at the first photo."""
+        return self.networks
 
     def detect(self, photos):
         """All faces of each photo.
@@ -282,25 +284,22 @@ def _closest(bboxes, bbox, least_iou):
 
 
 def _load_networks(device, threads):
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # how the package loads its weights
-        from facenet_pytorch.models.mtcnn import ONet, PNet, RNet
-        networks = [network().eval() for network in (PNet, RNet, ONet)]
-    if device.type == "cpu" and fast_network.openvino is not None:
-        sides = (CELL, REFINE_SIZE, OUTPUT_SIZE)
-        return Networks(*(
-            fast_network.OpenVinoNetwork(network, torch.zeros(2, 3, side, side), threads)
-            for network, side in zip(networks, sides, strict=True)))
-    return Networks(*(_TorchNetwork(network.to(device), device) for network in networks))
+    if device == "cpu":
+        return Networks(*(OnnxNetwork(MISC / name, threads) for name in NETWORK_FILES))
+    from preprocess.export_mtcnn import torch_networks
+    return Networks(*(TorchNetwork(network, device) for network in torch_networks()))
 
 
-class _TorchNetwork:
+class TorchNetwork:
+    """A network of facenet_pytorch behind the interface of OnnxNetwork."""
+
     def __init__(self, network, device):
-        self.network, self.device = network, device
+        import torch
+        self.torch, self.network, self.device = torch, network.to(device), device
 
     def __call__(self, images):
         if not len(images):  # a network cannot run on nothing: its outputs' shapes tell
             return [output[:0] for output in self(np.zeros((1, *images.shape[1:]), np.float32))]
-        with torch.inference_mode():
-            outputs = self.network(torch.from_numpy(images).to(self.device))
+        with self.torch.inference_mode():
+            outputs = self.network(self.torch.from_numpy(images).to(self.device))
         return [output.cpu().numpy() for output in outputs]

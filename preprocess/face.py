@@ -1,11 +1,12 @@
 """Face geometry: how a photo is read, rotated upright and cropped.
 
-Every face in the project, in preparation, training, testing and the demo, passes through
-`load_photo`, `crop_face` and `resize_face`. Coordinates are xyxy pixels, 0-based, x2 and y2
-exclusive; an `aligned_bbox` lies in the rotated, expanded canvas that
-`PIL.Image.rotate(roll_deg, expand=True)` makes of the photo.
+Preparation, training, testing and the demo all use the same `load_photo`, `crop_face` and
+`resize_face`. Coordinates are xyxy pixels, 0-based, x2 and y2 exclusive. An `aligned_bbox` lies
+in the rotated, expanded canvas, which is `PIL.Image.rotate(roll_deg, expand=True)` of the photo.
 """
 
+import functools
+import hashlib
 import math
 import struct
 
@@ -13,16 +14,16 @@ import numpy as np
 from PIL import Image
 
 EXIF_ORIENTATION = 0x0112
-TIFF_SIZE = (0x0100, 0x0101)  # tags of the width and the height as stored
+TIFF_SIZE = (0x0100, 0x0101)  # tags of the stored width and height
 UPRIGHT = {2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180,
            4: Image.Transpose.FLIP_TOP_BOTTOM, 5: Image.Transpose.TRANSPOSE,
            6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
-           8: Image.Transpose.ROTATE_90}  # by EXIF orientation
-METADATA = ("exif", "xmp", "XML:com.adobe.xmp", "Raw profile type exif")  # hold an orientation
-SIDEWAYS = (5, 6, 7, 8)  # of these, which exchange width and height
+           8: Image.Transpose.ROTATE_90}  # EXIF orientation: what makes the photo upright
+METADATA = ("exif", "xmp", "XML:com.adobe.xmp", "Raw profile type exif")  # may hold an orientation
+SIDEWAYS = (5, 6, 7, 8)  # EXIF orientations that swap width and height
 CROP_RESAMPLING = Image.Resampling.BICUBIC  # the original scripts' rotation filter
 RESIZE_RESAMPLING = Image.Resampling.BICUBIC  # antialiased when shrinking
-ROLL_DECIMALS, BOX_DECIMALS = 4, 2  # of an aligned list
+ROLL_DECIMALS, BOX_DECIMALS = 4, 2  # in an aligned list
 IMAGE_ENDINGS = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff",
                  ".gif")
 
@@ -31,12 +32,13 @@ def load_photo(source):
     """Read an image file as upright RGB.
 
     Args:
-        source: path or binary file object of anything PIL reads; of an animation, the first
-            frame. 16-bit grayscale is scaled to 8 bits, transparency is laid on black.
+        source: path or binary file object in any format that PIL reads. Of an animation the
+            first frame is read. 16-bit grayscale is scaled to 8 bits; behind transparent pixels
+            the photo is black.
     Returns:
         PIL.Image in mode RGB, EXIF orientation applied.
     Raises:
-        OSError: the file is missing, is no image, or is truncated.
+        OSError: the file is missing, is not an image, or is truncated.
     """
     try:
         with Image.open(source) as photo:
@@ -44,15 +46,15 @@ def load_photo(source):
             return to_rgb(upright(photo))
     except OSError:
         raise
-    except Exception as error:  # decoders raise anything at all on broken files
+    except Exception as error:  # on broken files decoders raise errors of any class
         raise OSError(f"cannot read image: {error}") from error
 
 
 def upright(photo):
-    """PIL.Image turned and mirrored as its EXIF orientation says.
+    """PIL.Image turned and mirrored by its EXIF orientation; the result has no orientation.
 
-    The result has no orientation any more. PIL's own exif_transpose also rewrites all other EXIF
-    data, and fails where a byte of them is wrong.
+    PIL's own exif_transpose also rewrites all other EXIF data, and fails if a byte of them is
+    wrong.
     """
     step = UPRIGHT.get(_orientation(photo))
     if step is None:
@@ -64,19 +66,20 @@ def upright(photo):
 
 
 def upright_size(path):
-    """(width, height) that load_photo's result will have, from the file's header.
+    """(width, height) of load_photo's result, read from the file's header.
 
     Raises:
-        OSError: the file is missing, or is no image.
+        OSError: the file is missing, or is not an image.
     """
     try:
         with Image.open(path) as photo:
-            # The base class's getexif: that of a PNG decodes the photo to look for EXIF data
-            # behind it. A TIFF's size may be the upright one already, its tags' never is.
-            lies = _orientation(photo, Image.Image.getexif) in SIDEWAYS
+            # The getexif of a PNG decodes the whole photo, as EXIF data may follow it; that of
+            # the base class does not. PIL may report the size of a TIFF already rotated; its tags
+            # hold the stored size.
+            is_sideways = _orientation(photo, Image.Image.getexif) in SIDEWAYS
             stored = (tuple(photo.tag_v2[tag] for tag in TIFF_SIZE) if photo.format == "TIFF"
                       else photo.size)
-            return stored[::-1] if lies else stored
+            return stored[::-1] if is_sideways else stored
     except OSError:
         raise
     except Exception as error:  # see load_photo
@@ -91,7 +94,7 @@ def _orientation(photo, read_exif=lambda photo: photo.getexif()):
 
 
 def to_rgb(photo):
-    """PIL.Image of any mode to mode RGB, 8 bits a channel, transparency on black."""
+    """PIL.Image of any mode as mode RGB, 8 bits per channel, black behind transparent pixels."""
     if photo.mode.startswith("I;16") or photo.mode == "I":
         return Image.fromarray((np.asarray(photo, np.float32) / 257).round().clip(0, 255)
                                .astype(np.uint8)).convert("RGB")
@@ -103,7 +106,7 @@ def to_rgb(photo):
 
 
 def has_exif_rotation(path):
-    """Whether the file's EXIF orientation turns or mirrors it (True) or leaves it (False)."""
+    """Whether the photo in a file has an EXIF orientation that turns or mirrors it."""
     with Image.open(path) as photo:
         return _orientation(photo) in UPRIGHT
 
@@ -122,13 +125,13 @@ def roll_from_landmarks(landmarks):
 
 
 def as_listed(roll_deg, bbox):
-    """Angle and (4,) box as an aligned list holds them, rounded: what training reads."""
+    """Angle and (4,) box, rounded as in an aligned list, so that training reads the same."""
     return (round(float(roll_deg), ROLL_DECIMALS),
             [round(float(value), BOX_DECIMALS) for value in bbox])
 
 
 def iou(bboxes, bbox):
-    """Intersection over union, in [0, 1], of (..., 4) boxes and one (4,) box, xyxy."""
+    """Intersection over union of (..., 4) boxes with one (4,) box, xyxy: (...) in [0, 1]."""
     sides = np.minimum(bboxes[..., 2:], bbox[2:]) - np.maximum(bboxes[..., :2], bbox[:2])
     shared = sides.clip(min=0).prod(-1)
     areas = (bboxes[..., 2:] - bboxes[..., :2]).prod(-1)
@@ -136,7 +139,7 @@ def iou(bboxes, bbox):
 
 
 def rotation_to_canvas(size, roll_deg):
-    """The map that PIL.Image.rotate(roll_deg, expand=True) applies.
+    """The affine map of PIL.Image.rotate(roll_deg, expand=True).
 
     Args:
         size: (width, height) of the photo.
@@ -152,7 +155,7 @@ def rotation_to_canvas(size, roll_deg):
     linear = np.array([[cos, sin], [-sin, cos]])
     centre = np.array([width / 2, height / 2])
     corners = np.array([[0, 0], [width, 0], [width, height], [0, height]], dtype=float)
-    # As PIL does, the extent is measured with the inverse map: the two are mirror images.
+    # PIL uses the inverse map here; as its mirror image it has the same extent.
     turned = (corners - centre) @ linear.T + centre
     canvas_w, canvas_h = (np.ceil(turned.max(0)) - np.floor(turned.min(0))).astype(int)
     if roll_deg % 180 == 0:
@@ -164,7 +167,7 @@ def rotation_to_canvas(size, roll_deg):
 
 
 def rotate_photo(photo, roll_deg):
-    """The whole photo (PIL.Image) turned upright: the canvas in which aligned boxes lie."""
+    """The whole photo (PIL.Image) rotated by roll_deg: the canvas of aligned boxes."""
     return photo.rotate(roll_deg, expand=True, resample=CROP_RESAMPLING)
 
 
@@ -173,7 +176,7 @@ def expand_bbox(bbox, margin_ratio):
 
     Args:
         bbox: x1, y1, x2, y2 in pixels.
-        margin_ratio: share of the box, 0 leaves it.
+        margin_ratio: share of the box's width and height; 0 changes nothing.
     Returns:
         (x1, y1, x2, y2) floats; may overhang the image.
     """
@@ -183,15 +186,15 @@ def expand_bbox(bbox, margin_ratio):
 
 
 def crop_pixels(aligned_bbox, margin_ratio):
-    """The whole pixels that crop_face cuts out: (x1, y1, x2, y2) ints, see there."""
+    """(x1, y1, x2, y2) ints, the pixels of the canvas that crop_face cuts out; see there."""
     return tuple(round(value) for value in expand_bbox(aligned_bbox, margin_ratio))
 
 
 def crop_face(photo, aligned_bbox, roll_deg, margin_ratio):
-    """Cut a face out of the rotated photo without rotating the whole of it.
+    """Cut a face out of the rotated photo without rotating the whole photo.
 
-    The pixels are those of `photo.rotate(roll_deg, expand=True, resample=BICUBIC).crop(box)`,
-    the crop of the original two-pass scripts, at a cost that depends on the box alone.
+    The pixels equal `photo.rotate(roll_deg, expand=True, resample=BICUBIC).crop(box)`, the crop
+    of the original two-pass scripts. The cost depends on the size of the box only.
 
     Args:
         photo: PIL.Image, RGB, upright (see load_photo).
@@ -199,9 +202,9 @@ def crop_face(photo, aligned_bbox, roll_deg, margin_ratio):
         roll_deg: degrees, see roll_from_landmarks.
         margin_ratio: share of the box's width and height added on each side.
     Returns:
-        PIL.Image at the photo's resolution; what overhangs the photo is black.
+        PIL.Image at the photo's resolution; pixels outside the photo are black.
     Raises:
-        ValueError: the box is empty once rounded to pixels.
+        ValueError: the box, rounded to pixels, is empty.
     """
     x1, y1, x2, y2 = crop_pixels(aligned_bbox, margin_ratio)
     if x2 <= x1 or y2 <= y1:
@@ -215,12 +218,33 @@ def crop_face(photo, aligned_bbox, roll_deg, margin_ratio):
 
 
 def resize_face(crop, size):
-    """Square (size, size, 3) uint8 RGB array of a crop, stretched as the original scripts do."""
-    return np.asarray(crop.resize((size, size), RESIZE_RESAMPLING))
+    """Square (size, size, 3) uint8 RGB array of a crop, stretched as the original scripts do.
+
+    The width first, then the height, in two calls: in one, Pillow 13 takes the height first for
+    some crops, Pillow 10 to 12 never do, and the pixels in between are rounded.
+    """
+    wide = crop.resize((size, crop.height), RESIZE_RESAMPLING)
+    return np.asarray(wide.resize((size, size), RESIZE_RESAMPLING))
+
+
+@functools.cache
+def crop_fingerprint():
+    """Checksum of the pixels of a fixed face, as text.
+
+    Installations whose libraries cut and resize alike have the same one, so that a cache of crops
+    can tell whether it still holds what would be cut today.
+    """
+    rows, columns, channels = np.indices((211, 157, 3))
+    pattern = (rows * columns * 7 + rows * 31 + channels * 89) // 5 % 256
+    photo = Image.fromarray(pattern.astype(np.uint8))
+    digest = hashlib.sha256()
+    for bbox, roll_deg, size in (((20, 9, 130, 200), 0, 48), ((5, 40, 150, 120), -17.3, 160)):
+        digest.update(resize_face(crop_face(photo, bbox, roll_deg, 0.1), size).tobytes())
+    return digest.hexdigest()[:16]
 
 
 def to_canvas(points, size, roll_deg):
-    """Where points of the photo lie in the rotated, expanded canvas.
+    """Move points of the photo to the rotated, expanded canvas.
 
     Args:
         points: (..., 2) xy in the photo.
@@ -230,12 +254,12 @@ def to_canvas(points, size, roll_deg):
         (..., 2) float64 xy.
     """
     _, inverse = rotation_to_canvas(size, roll_deg)
-    # The inverse of a rotation is its transpose, so right-multiplying by the map turns back.
+    # The inverse of a rotation is its transpose: multiplying from the right rotates back.
     return (np.asarray(points, float) - inverse[:, 2]) @ inverse[:, :2]
 
 
 def turned_bbox(bbox, size, roll_deg):
-    """A box of the same sides around the same point of the face, in the rotated canvas.
+    """A box with the same side lengths and the same centre, in the rotated canvas.
 
     Args:
         bbox: x1, y1, x2, y2 in the photo.
@@ -249,14 +273,14 @@ def turned_bbox(bbox, size, roll_deg):
 
 
 def photo_quad(aligned_bbox, size, roll_deg):
-    """Corners of an aligned box in the photo's own pixels.
+    """Corners of an aligned box in the pixels of the photo.
 
     Args:
         aligned_bbox: x1, y1, x2, y2 in the rotated, expanded canvas.
         size: (width, height) of the photo.
         roll_deg: degrees, see roll_from_landmarks.
     Returns:
-        (4, 2) float64 xy, clockwise from the face's top left.
+        (4, 2) float64 xy, clockwise from the top left of the face.
     """
     _, inverse = rotation_to_canvas(size, roll_deg)
     return _corners(aligned_bbox) @ inverse[:, :2].T + inverse[:, 2]

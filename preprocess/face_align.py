@@ -3,44 +3,55 @@
     python -m preprocess.face_align --dataset utkface --data_dir DIR
 
 Works on every NAME_train.csv, NAME_valid.csv and NAME_test.csv with the columns photo and age,
-written by preprocess.generate_csv or by hand. Adds the columns deg (degrees, the roll of the
-first pass), box1..box4 (x1 y1 x2 y2, pixels of the photo turned by deg) and confidence (0.7..1).
-Rows without a face go to NAME_rejected.csv with the reason. A run that was stopped continues
-where it was when started again. Several processes, GPUs or machines share the work with
+written by preprocess.generate_csv or by hand. Adds the columns deg (degrees, the roll angle from
+the first pass), box1..box4 (x1 y1 x2 y2, pixels of the photo turned by deg) and confidence
+(0.7..1). Rows without a face go to NAME_rejected.csv with the reason. If a run was stopped, start
+it again and it continues. Several processes, GPUs or machines share the work with
 `torchrun --nproc_per_node=N -m preprocess.face_align ...`.
 """
 
 import argparse
-import contextlib
 import csv
-import functools
 import itertools
 import os
 from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
-import torch
 from tqdm import tqdm
 
-from lists import SPLITS, is_current
-from preprocess.detector import FaceDetector
+from preprocess.columns import ALIGNED, LOCATION, SPLITS
 from preprocess.face import load_photo
-from preprocess.journal import (
-    CHUNK,
-    Journal,
-    chunks,
-    merge,
-    read_rows,
-)
-from preprocess.readers import LOCATION, MISSING
-from preprocess.workers import RESULT, UNREADABLE, worker_pool
+from preprocess.readers import MISSING, UNREADABLE
+from preprocess.shards import CHUNK, Shards, chunks
 from utils.cli import HelpFormatter, add_device_flag, run_main
-from utils.distributed import choose_device
-from utils.files import file_sha256, replaced, writable_folder
+from utils.files import file_sha256, is_current, replaced, writable_folder
 from utils.pipeline import available_cores, map_ahead
+from utils.tables import read_rows
 
-AHEAD = 3  # chunks a worker process finds waiting
-REDONE = 64  # chunks that are aligned again before the journal is written anew
+AHEAD = 3  # chunks that wait for each worker process
+
+
+@dataclass(frozen=True)
+class Work:
+    """What to do with each list, and which share of it this process has.
+
+    data_dir: folder of the photos.
+    align: function of an iterable of chunks (lists of rows); yields their results in order, see
+        workers.align_rows.
+    settings: text that changes with every setting that changes results.
+    restart: begin again instead of continuing.
+    rank, world_size: number of this process, and how many processes share the work.
+    """
+
+    data_dir: Path
+    align: Callable
+    settings: str = ""
+    restart: bool = False
+    rank: int = 0
+    world_size: int = 1
 
 
 def parse_args():
@@ -50,15 +61,15 @@ def parse_args():
     parser.add_argument("--dataset", required=True, metavar="NAME",
                         help="the NAME in NAME_train.csv")
     parser.add_argument("--list_dir", metavar="DIR",
-                        help="folder of the lists, read and written; --data_dir without it")
+                        help="folder of the lists, read and written; without it --data_dir")
     parser.add_argument("--min_face_size", type=int, default=20, help="pixels")
     parser.add_argument("--min_face_ratio", type=float, default=0.0,
-                        help="smallest face as a share of the photo's shorter side; above 0 "
-                        "large photos are faster and small faces are not found")
+                        help="smallest face as a share of the photo's shorter side; a larger "
+                        "value is faster on large photos and misses small faces")
     parser.add_argument("--workers", type=int, metavar="N",
-                        help="processes, each on one CPU core; as many as there are cores")
+                        help="processes, each on one CPU core; without it one for each core")
     parser.add_argument("--restart", action="store_true",
-                        help="begin again instead of continuing or keeping what is there")
+                        help="begin again, even if a list is aligned already")
     add_device_flag(parser)
     return parser.parse_args()
 
@@ -69,8 +80,8 @@ def main():
     if not data_dir.is_dir():
         raise FileNotFoundError(f"folder '{data_dir}' not found; --data_dir is the folder of the "
                                 "photos")
-    lists = {split: path for split in SPLITS
-             if (path := list_dir / f"{args.dataset}_{split}.csv").is_file()}
+    lists = [path for split in SPLITS
+             if (path := list_dir / f"{args.dataset}_{split}.csv").is_file()]
     if not lists:
         raise FileNotFoundError(f"no list {args.dataset}_train.csv, {args.dataset}_valid.csv or "
                                 f"{args.dataset}_test.csv in '{list_dir}'; write them with "
@@ -82,44 +93,64 @@ def main():
     workers = max(1, available_cores() // local_size) if args.workers is None else args.workers
     if workers < 1:
         raise ValueError(f"--workers must be at least 1, got {workers}")
-    settings = {"device": rank_device(args.device), "min_face_size": args.min_face_size,
+    align_lists(lists, data_dir, args, workers, rank, world_size)
+
+
+def align_lists(lists, data_dir, args, workers, rank, world_size):
+    """Align every list with worker processes, or this process's share of the lists."""
+    from preprocess.detector import FaceDetector  # imported here: torch takes longer than -h may
+    from preprocess.workers import worker_pool
+
+    settings = {"device": device_of_process(args.device), "min_face_size": args.min_face_size,
                 "min_face_ratio": args.min_face_ratio}
-    FaceDetector(**settings)  # bad values end here, not in a worker
+    FaceDetector(**settings)  # raises for bad values, before the workers start
     with worker_pool(workers, data_dir, settings) as submit:
-        for split, path in lists.items():
-            align_list(path, split, args, settings, submit, workers, rank, world_size)
+        work = Work(data_dir, align=partial(map_ahead, submit, ahead=workers * AHEAD),
+                    settings=f"{args.min_face_size} {args.min_face_ratio}", restart=args.restart,
+                    rank=rank, world_size=world_size)
+        for path in lists:
+            align_list(path, work)
 
 
-def rank_device(name):
-    """Name of the device of this process: with torchrun, each one has a GPU of its own."""
+def device_of_process(name):
+    """Name of the device of this process; with torchrun each process has its own GPU."""
+    import torch
+
+    from utils.distributed import choose_device
+
     device = choose_device(name)
     if device.type == "cuda":
         return f"cuda:{int(os.environ.get('LOCAL_RANK', 0)) % torch.cuda.device_count()}"
     return str(device)
 
 
-def align_list(list_path, split, args, settings, submit, workers, rank, world_size):
-    """Align one list, or this process's share of it, and merge when all shares are there."""
+def align_list(list_path, work):
+    """Align NAME_SPLIT.csv, or this process's share of it; write the result if all is done."""
     target = list_path.with_name(f"{list_path.stem}_align.csv")
-    if not args.restart and is_current(target, list_path):
+    if not work.restart and is_current(target, list_path):
         print(f"{target.name} is newer than its list: kept; --restart aligns it again")
         return
-    row_count = _count_rows(list_path, args.data_dir)
+    row_count = _count_rows(list_path, work.data_dir)
     checksum = file_sha256(list_path)
-    fingerprint = f"{checksum} {settings['min_face_size']} {settings['min_face_ratio']}"
-    journal = Journal(target, fingerprint, row_count, rank, world_size)
-    fill_journal(journal, list_path, args.data_dir, submit, workers, args.restart)
-    if file_sha256(list_path) != checksum:
-        raise ValueError(f"{list_path} was changed while it was aligned; start again")
-    with contextlib.suppress(FileNotFoundError):  # another process has merged just now
-        if all(each.is_complete() for each in journal.siblings()):
-            write_results(journal, list_path, split, args.dataset)
+    shards = Shards(target, f"{checksum} {work.settings}")
+    shards.folder.mkdir(exist_ok=True)
+    try:
+        fill_shards(shards, list_path, row_count, work)
+        if file_sha256(list_path) != checksum:
+            raise ValueError(f"{list_path} was changed while it was aligned; start again")
+        if all(shards.is_done(number) for number in range(-(-row_count // CHUNK))):
+            write_results(shards, list_path)
         else:
-            print(f"{journal.path.name} is complete; {target.name} is written when all parts are")
+            print(f"the share of process {work.rank} is done; the last process to finish writes "
+                  f"{target.name}")
+    except FileNotFoundError:
+        if shards.folder.is_dir():
+            raise
+        print(f"{target.name} was finished by another process")
 
 
 def _count_rows(list_path, data_dir):
-    """Rows of a list of which some photo is there."""
+    """Number of rows of a list; raises FileNotFoundError if none of its photos exists."""
     count, found = 0, False
     for row in read_rows(list_path, ["photo", "age"]):
         found = found or (row["photo"] and Path(data_dir, row["photo"]).is_file())
@@ -131,46 +162,47 @@ def _count_rows(list_path, data_dir):
     return count
 
 
-def fill_journal(journal, list_path, data_dir, submit, workers, restart):
-    def my_chunks():
-        return (rows for number, rows in chunks(read_rows(list_path, ["photo", "age"]))
-                if journal.is_mine(number))
+def fill_shards(shards, list_path, row_count, work):
+    """Align the chunks of this process that are not done yet."""
+    def my_chunks(is_wanted):
+        return ((number, rows) for number, rows in chunks(read_rows(list_path, ["photo", "age"]))
+                if number % work.world_size == work.rank and is_wanted(number))
 
-    done = journal.open(restart)
+    forget_outdated(shards, my_chunks(shards.is_done), work)
+    sizes = {number: min(CHUNK, row_count - number * CHUNK)
+             for number in range(work.rank, -(-row_count // CHUNK), work.world_size)}
+    done = sum(size for number, size in sizes.items() if shards.is_done(number))
+    todo, sent = itertools.tee(my_chunks(lambda number: not shards.is_done(number)))
     counts = Counter()
-    bar = tqdm(total=journal.expected, initial=done, unit=" photos", smoothing=0.05,
-               desc=list_path.stem, disable=journal.rank > 0)
-    with contextlib.closing(journal), bar:
-        align_what_has_come(journal, my_chunks, data_dir, submit, workers)
-        todo = itertools.islice(my_chunks(), -(-done // CHUNK), None)
-        for results in map_ahead(submit, todo, workers * AHEAD):
-            journal.write(results)
+    with tqdm(total=sum(sizes.values()), initial=done, unit=" photos", smoothing=0.05,
+              desc=list_path.stem, disable=work.rank > 0) as bar:
+        for (number, _), results in zip(todo, work.align(rows for _, rows in sent), strict=False):
+            shards.write(number, results)
             counts.update("faces" if len(result) > 1 else "rejected" for result in results)
             bar.set_postfix(counts, refresh=False)
             bar.update(len(results))
 
 
-def align_what_has_come(journal, my_chunks, data_dir, submit, workers):
-    """Align the recorded chunks anew in which a photo was missing or broken and is there now."""
-    stale, recorded = [], journal.reasons()
-    for number, rows in enumerate(my_chunks()):
-        reasons = list(itertools.islice(recorded, len(rows)))
-        if len(reasons) < len(rows):
-            break  # from here on nothing is recorded
-        if any(map(functools.partial(has_come, data_dir), rows, reasons)):
-            stale.append(number)
-    if stale:
-        print(f"{len(stale)} chunks of {CHUNK} photos are aligned again: photos in them have come "
-              "since, or can be read by now")
-    for start in range(0, len(stale), REDONE):
-        some = stale[start:start + REDONE]
-        rows = (rows for number, rows in enumerate(my_chunks()) if number in some)
-        journal.replace_chunks(dict(zip(some, map_ahead(submit, rows, workers * AHEAD),
-                                        strict=True)))
+def forget_outdated(shards, done_chunks, work):
+    """Forget finished chunks with photos that were missing or unreadable and can be read now.
+
+    With work.restart every finished chunk of this process is forgotten.
+    """
+    repaired = 0
+    for number, rows in done_chunks:
+        if work.restart:
+            shards.forget(number)
+        elif any(is_readable_now(work.data_dir, row, result[0])
+                 for row, result in zip(rows, shards.read(number), strict=False)):
+            shards.forget(number)
+            repaired += 1
+    if repaired:
+        print(f"{repaired} chunks of {CHUNK} photos are aligned again: some of their photos were "
+              "missing or unreadable and can be read now")
 
 
-def has_come(data_dir, row, reason):
-    """Whether a photo that was missing or broken in an earlier run can be read by now."""
+def is_readable_now(data_dir, row, reason):
+    """Whether the photo of a row that was rejected for `reason` can be read by now."""
     path = Path(data_dir, row["photo"])
     if reason == MISSING:
         return path.is_file()
@@ -183,39 +215,38 @@ def has_come(data_dir, row, reason):
     return True
 
 
-def write_results(journal, list_path, split, dataset):
-    """The aligned list and the list of rejected rows, from all processes' journals."""
-    rows = read_rows(list_path, ["photo", "age"])
+def write_results(shards, list_path):
+    """Write the aligned list and the list of rejected rows from the results of all processes."""
+    dataset, split = list_path.stem.rsplit("_", 1)
     reasons, faces = Counter(), 0
     rejected_path = list_path.with_name(f"{dataset}_rejected.csv")
-    with replaced(journal.target) as target, replaced(rejected_path) as rejected_target, \
+    with replaced(shards.target) as target, replaced(rejected_path) as rejected_target, \
             target.open("w", encoding="utf-8", newline="") as file, \
             rejected_target.open("w", encoding="utf-8", newline="") as rejected_file:
         rejected = csv.writer(rejected_file, lineterminator="\n")
         rejected.writerow(["photo", "split", "reason"])
         rejected.writerows(rejected_elsewhere(rejected_path, split, list_path, dataset))
         aligned = None
-        for row, (reason, *values) in merge(journal.siblings(), rows):
-            row = {name: text for name, text in row.items() if name not in (*RESULT, *LOCATION)}
+        for row, (reason, *values) in shards.merge(read_rows(list_path, ["photo", "age"])):
+            row = {name: text for name, text in row.items() if name not in (*ALIGNED, *LOCATION)}
             if aligned is None:
                 aligned = csv.writer(file, lineterminator="\n")
-                aligned.writerow([*row, *RESULT])
+                aligned.writerow([*row, *ALIGNED])
             if reason:
                 reasons[reason] += 1
                 rejected.writerow([row["photo"], split, reason])
             else:
                 faces += 1
                 aligned.writerow([*row.values(), *values])
-    for part in journal.target.parent.glob(f"{journal.target.stem}.part*of*"):
-        part.unlink(missing_ok=True)
+    shards.remove_all()
     total = faces + sum(reasons.values())
-    print(f"{journal.target.name}: {faces:,} faces of {total:,} photos, "
+    print(f"{shards.target.name}: {faces:,} faces of {total:,} photos, "
           f"{sum(reasons.values())} rejected ({sum(reasons.values()) / max(total, 1):.2%})"
           + "".join(f"; {count} {reason}" for reason, count in reasons.most_common()))
 
 
 def rejected_elsewhere(path, split, list_path, dataset):
-    """Rows of the list of rejected photos that stem from the other lists there are."""
+    """Rows of the existing list of rejected photos that belong to other splits' lists."""
     if not path.is_file():
         return []
     others = {name for name in SPLITS

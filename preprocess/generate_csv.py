@@ -3,32 +3,23 @@
     python -m preprocess.generate_csv --dataset utkface --data_dir DIR
     python -m preprocess.generate_csv --dataset my_photos --data_dir DIR --table ages.csv
 
-Each list has the columns photo (relative to --data_dir) and age (years), and what else the data
-set knows. Published alternatives to its split become NAME_split_PROTOCOL.csv with the columns
-photo and split. Photos that cannot be used are listed with the reason in NAME_skipped.csv.
+Each list has the columns photo and age and what else the data set knows (preprocess/columns.py
+documents all columns). NAME_split_PROTOCOL.csv, with the columns photo and split, holds a
+published alternative to the split. NAME_skipped.csv holds the photos that cannot be used, with
+the reason.
 """
 
 import argparse
+import csv
 import re
 from collections import Counter
 from pathlib import Path
 
-import pandas as pd
 from tqdm import tqdm
 
-from lists import SPLITS
+from preprocess.columns import COLUMNS, LOCATION, SPLITS
 from preprocess.face import upright_size
-from preprocess.readers import (
-    COLUMNS,
-    DATASETS,
-    LOCATION,
-    MISSING,
-    OLDEST,
-    DataSet,
-    Options,
-    Skipped,
-    table_reader,
-)
+from preprocess.readers import DATASETS, MISSING, DataSet, Options, Skipped, table_reader
 from utils.cli import HelpFormatter, run_main
 from utils.files import replaced, writable_folder
 
@@ -41,25 +32,24 @@ def parse_args():
     parser.add_argument("--data_dir", required=True, metavar="DIR",
                         help="folder of the data set as released, or of your photos")
     parser.add_argument("--table", metavar="CSV",
-                        help="your own photos: a table with the columns photo (relative to "
-                        "--data_dir) and age, and what else of the lists' columns is known; a "
-                        "column split says train, valid or test, else a hash does")
+                        help="table of your own photos with the columns photo (relative to "
+                        "--data_dir) and age, and any other column of the lists; an optional "
+                        "column split holds train, valid or test, otherwise a hash chooses")
     parser.add_argument("--list_dir", metavar="DIR",
-                        help="folder the lists are written to, --data_dir without it")
+                        help="folder of the lists that are written; without it --data_dir")
     parser.add_argument("--drop_older", action="store_true",
-                        help="leave out faces older than the last age bin instead of taking "
-                        "them for that age")
+                        help="leave out faces that are older than the last age bin; without it "
+                        "they get that age")
     parser.add_argument("--train_on_test", action="store_true",
                         help="add the test photos to the training list, for a model that is "
-                        "measured elsewhere")
-    options = Options()
-    parser.add_argument("--appa_real_label", default=options.appa_real_label,
+                        "measured on another data set")
+    parser.add_argument("--appa_real_label", default=Options.appa_real_label,
                         choices=("apparent", "real"), help="appa_real: which age")
-    parser.add_argument("--min_face_score", type=float, default=options.min_face_score,
-                        help="imdb, wiki: least face_score")
+    parser.add_argument("--min_face_score", type=float, default=Options.min_face_score,
+                        help="imdb, wiki: lowest accepted face_score")
     parser.add_argument("--max_second_face_score", type=float,
-                        help="imdb, wiki: highest second_face_score; without it a photo with a "
-                        "second face is left out")
+                        help="imdb, wiki: highest accepted second_face_score; without it a photo "
+                        "with a second face is left out")
     return parser.parse_args()
 
 
@@ -76,8 +66,8 @@ def main():
             raise ValueError(f"--table '{args.table}' would be overwritten; rename it, or choose "
                              "another --list_dir")
     options = Options(args.appa_real_label, args.min_face_score, args.max_second_face_score)
-    rows, skipped, clipped = read_rows(dataset.read(data_dir, options), data_dir,
-                                       oldest=OLDEST, drop=args.drop_older)
+    rows, skipped, clipped = sort_records(dataset.read(data_dir, options), data_dir,
+                                          options.max_age, args.drop_older)
     if not rows:
         reasons = Counter(reason for _, reason in skipped).most_common(1)
         raise ValueError(f"no usable photo of {args.dataset} in '{data_dir}': {len(skipped)} "
@@ -87,35 +77,37 @@ def main():
     write_lists(rows, list_dir, args.dataset)
     protocols = dataset.protocols(rows, data_dir)
     for name, splits in protocols.items():
-        table = pd.DataFrame({"photo": list(splits), "split": list(splits.values())})
-        with replaced(list_dir / f"{args.dataset}_split_{name}.csv") as path:
-            table.to_csv(path, index=False)
+        write_csv(list_dir / f"{args.dataset}_split_{name}.csv", ["photo", "split"],
+                  splits.items())
     report(args.dataset, list_dir, rows, skipped, clipped, protocols)
 
 
 def choose_dataset(args):
-    """The DataSet asked for, of DATASETS or of --table."""
+    """The DataSet of --dataset or of --table."""
     if not args.table:
         if args.dataset not in DATASETS:
-            raise ValueError(f"--dataset '{args.dataset}' is none of {', '.join(DATASETS)}; name "
-                             "the table of your own photos and ages with --table")
+            raise ValueError(f"--dataset '{args.dataset}' is not one of {', '.join(DATASETS)}; "
+                             "for your own photos name the table of their ages with --table")
         return DATASETS[args.dataset]
     if args.dataset in DATASETS or not re.fullmatch(r"[\w-]+", args.dataset):
-        raise ValueError(f"--dataset '{args.dataset}': with --table choose a name of your own, of "
-                         f"letters, digits, - and _, and none of {', '.join(DATASETS)}")
+        raise ValueError(f"--dataset '{args.dataset}': with --table choose a name of your own. "
+                         "It may hold letters, digits, - and _, and is not one of "
+                         f"{', '.join(DATASETS)}")
     return DataSet(table_reader(args.table))
 
 
-def read_rows(records, data_dir, oldest, drop):
-    """Sort a reader's records into rows to write and photos skipped.
+def sort_records(records, data_dir, max_age, drop_older):
+    """Sort the records of a reader into rows that can be used and photos that are skipped.
 
     Args:
         records: iterable of dict and Skipped (see readers.py).
         data_dir: folder of the photos.
-        oldest: years, the last age bin.
-        drop: leave older faces out instead of taking them for that age.
+        max_age: years, the last age bin.
+        drop_older: skip older faces; otherwise they get max_age.
     Returns:
-        rows, list of Skipped, number of ages clipped.
+        rows: list of dicts.
+        skipped: list of Skipped.
+        clipped: number of ages that were above max_age.
     """
     rows, skipped, clipped, checked = [], [], 0, {}
     for record in tqdm(records, unit=" photos", delay=1):
@@ -123,7 +115,7 @@ def read_rows(records, data_dir, oldest, drop):
             skipped.append(record)
             continue
         photo = record["photo"]
-        if photo not in checked:  # MegaAge's test photos stand in two lists
+        if photo not in checked:  # MegaAge's test photos are in two lists
             checked[photo] = _image_size(Path(data_dir, photo))
         size = checked[photo]
         if photo != printable(photo):
@@ -132,26 +124,26 @@ def read_rows(records, data_dir, oldest, drop):
             skipped.append(Skipped(photo, size))
         elif record["age"] < 0:
             skipped.append(Skipped(photo, "negative age"))
-        elif record["age"] > oldest and drop:
-            skipped.append(Skipped(photo, f"older than {oldest}"))
+        elif record["age"] > max_age and drop_older:
+            skipped.append(Skipped(photo, f"older than {max_age}"))
         else:
-            clipped += record["age"] > oldest
+            clipped += record["age"] > max_age
             for name in ("age", "age_min", "age_max"):
                 if record.get(name, "") != "":
-                    record[name] = min(record[name], oldest)
+                    record[name] = min(record[name], max_age)
             rows.append(_located(record, size))
     return rows, skipped, clipped
 
 
 def printable(name):
-    """A file name as UTF-8, bytes that are none escaped."""
+    """A file name with every byte escaped that is not UTF-8."""
     return name.encode("utf-8", "backslashreplace").decode()
 
 
 def _image_size(path):
     """(width, height) of the upright photo, or the reason why it cannot be used."""
     try:
-        return upright_size(path)  # as the detector gets it
+        return upright_size(path)  # the detector gets the upright photo
     except FileNotFoundError:
         return MISSING
     except OSError:
@@ -159,7 +151,7 @@ def _image_size(path):
 
 
 def _located(row, size):
-    """Turn a location given as shares of the photo to pixels."""
+    """The row with a location in pixels if it was given in shares of the photo's sides."""
     if "location_ratio" in row:
         shares = row.pop("location_ratio")
         pixels = [round(share * size[i % 2], 1) for i, share in enumerate(shares)]
@@ -171,15 +163,15 @@ def train_on_test(rows, list_dir, name):
     """Move the test photos to the training list.
 
     Raises:
-        ValueError: a photo is in another list as well (MegaAge), or earlier lists of test photos
-            are there, with which the model would be measured on what it was trained on.
+        ValueError: a test photo is also in another list (MegaAge), or a list of test photos
+            exists: the model would be measured on photos that it was trained on.
     """
     elsewhere = {row["photo"] for row in rows if row["split"] != "test"}
     for row in rows:
         if row["split"] == "test":
             if row["photo"] in elsewhere:
-                raise ValueError(f"--train_on_test: '{row['photo']}' of {name} is in the train or "
-                                 "valid list as well; leave --train_on_test out")
+                raise ValueError(f"--train_on_test: '{row['photo']}' of {name} is also in the "
+                                 "train or valid list; leave --train_on_test out")
             row["split"] = "train"
     for path in (list_dir / f"{name}_test.csv", list_dir / f"{name}_test_align.csv"):
         if path.exists():
@@ -188,15 +180,22 @@ def train_on_test(rows, list_dir, name):
 
 
 def write_lists(rows, list_dir, name):
-    """NAME_{split}.csv for each split that has rows, with the columns that any row fills."""
+    """Write NAME_SPLIT.csv for each split that has rows, with the columns that are not empty."""
     used = [column for column in COLUMNS
             if any(row.get(column) not in (None, "") for row in rows)]
     for split in SPLITS:
-        members = [row for row in rows if row["split"] == split]
+        members = [[row.get(column) for column in used] for row in rows if row["split"] == split]
         if members:
-            table = pd.DataFrame(members).reindex(columns=used)
-            with replaced(list_dir / f"{name}_{split}.csv") as path:
-                table.to_csv(path, index=False, float_format="%g")
+            write_csv(list_dir / f"{name}_{split}.csv", used, members)
+
+
+def write_csv(path, header, rows):
+    """Write a CSV file whole or not at all; floats get six significant digits, None is empty."""
+    with replaced(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(header)
+        writer.writerows([f"{value:g}" if isinstance(value, float) else value for value in row]
+                         for row in rows)
 
 
 def report(name, list_dir, rows, skipped, clipped, protocols):
@@ -211,8 +210,8 @@ def report(name, list_dir, rows, skipped, clipped, protocols):
     path = list_dir / f"{name}_skipped.csv"
     path.unlink(missing_ok=True)
     if skipped:
-        table = pd.DataFrame(skipped, columns=["photo", "reason"])
-        table.assign(photo=table["photo"].map(printable)).to_csv(path, index=False)
+        write_csv(path, ["photo", "reason"],
+                  [(printable(photo), reason) for photo, reason in skipped])
         reasons = Counter(reason for _, reason in skipped).most_common()
         print(f"{len(skipped)} skipped, listed in {path}: "
               + ", ".join(f"{count} {reason}" for reason, count in reasons))

@@ -8,14 +8,14 @@ many photos pass a network together, and a search can be limited to one part of 
 some levels of its pyramid.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import cv2
 import numpy as np
-import torch
-from torchvision.ops import nms
 
+NETWORK_FILES = ("mtcnn_pnet.onnx", "mtcnn_rnet.onnx", "mtcnn_onet.onnx")  # in misc/
 CELL = 12  # pixels, side of the square that the proposal network judges
 STRIDE = 2  # pixels between two of its squares
 PYRAMID_FACTOR = 0.709  # from one level of the pyramid to the next
@@ -51,9 +51,9 @@ class Networks(NamedTuple):
     output: offsets (N, 4), landmarks (N, 10), probabilities (N, 2); input 48 x 48.
     """
 
-    propose: callable
-    refine: callable
-    output: callable
+    propose: Callable
+    refine: Callable
+    output: Callable
 
 
 class Level(NamedTuple):
@@ -324,7 +324,9 @@ def _select(indices, *arrays):
 def _nms(boxes, scores, iou):
     if len(boxes) < 2:
         return np.arange(len(boxes))
-    return nms(torch.from_numpy(boxes), torch.from_numpy(scores), iou).numpy()
+    corners = boxes.astype(float)
+    rects = np.concatenate([corners[:, :2], corners[:, 2:] - corners[:, :2]], axis=1)
+    return np.asarray(cv2.dnn.NMSBoxes(rects, scores, 0.0, iou), np.int64)
 
 
 def _nms_by_owner(boxes, scores, owners, iou):

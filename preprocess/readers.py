@@ -1,19 +1,19 @@
-"""One small reader a data set: from its released files to photos, ages and splits.
+"""One small reader for each data set: from its released files to photos, ages and splits.
 
-A reader is a generator `read(data_dir, options)` of rows and of `Skipped`. A row is a dict with
-`photo` (path relative to data_dir, '/' between folders), `age` in years and whatever else the
-data set knows of COLUMNS; `split` is train, valid or test, or a key such as a person's name that
-`share_by_hash` gives to a split as a whole. To add a data set, write a reader and a line in
-DATASETS.
+A reader is a generator function `read(data_dir, options)`. It yields rows, and `Skipped` for
+photos that cannot be used. A row is a dict with `photo`, `age`, `split` (train, valid or test)
+and any other of the COLUMNS that the data set knows. To add a data set, write a reader and add a
+line to DATASETS.
 
-Layouts were checked against released files where these were at hand. A reader that does not find
-what it expects raises an error that names what it looked for.
+The readers of APPA-REAL, FairFace and UTKFace were checked against the released files, the others
+against their published descriptions. A reader that does not find its files raises an error that
+names them.
 """
 
 import hashlib
-import io
 import math
 import re
+from collections import Counter, defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import date
@@ -21,26 +21,23 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import pandas as pd
 
 from defaults import load_cfg
-from lists import APPA_REAL_LABELS, SPLITS, count_votes, read_csv
+from preprocess.columns import COLUMNS, LOCATION, SPLITS
 from preprocess.face import IMAGE_ENDINGS
+from utils.tables import read_columns, read_rows
 
-MISSING = "file missing"  # why a photo cannot be used
-LOCATION = ["face_x1", "face_y1", "face_x2", "face_y2"]  # pixels of the photo
-COLUMNS = ["photo", "age", "age_std", "age_min", "age_max", "gender", "race", "subject", "votes",
-           *LOCATION]
-OLDEST = load_cfg().DATA.AGE_MAX  # years, closes an open interval such as "more than 70"
-SHARES = (("train", 0.8), ("valid", 0.1), ("test", 0.1))  # where nothing official exists
-VALID_FROM_TRAIN = (("train", 0.9), ("valid", 0.1))  # where only a test part is published
+MISSING, UNREADABLE = "file missing", "unreadable image"  # reasons to leave a photo out
+APPA_REAL_LABELS = {"apparent": "apparent_age_avg", "real": "real_age"}  # columns by label
+SHARES = (("train", 0.8), ("valid", 0.1), ("test", 0.1))  # for data sets without official splits
+VALID_FROM_TRAIN = (("train", 0.9), ("valid", 0.1))  # if only a test part is published
 MATLAB_EPOCH = 366  # days from Matlab's day 0 to Python's
 INTERVAL = re.compile(r"\(?(?P<low>\d{1,3})(?:-|, ?)(?P<high>\d{1,3})\)?|"
                       r"more than (?P<least>\d{1,3})|(?P<only>\d{1,3})", re.ASCII)
 
 
 class Skipped(NamedTuple):
-    """A photo that cannot be used, and why."""
+    """A photo that cannot be used, with the reason."""
 
     photo: str
     reason: str
@@ -48,25 +45,28 @@ class Skipped(NamedTuple):
 
 @dataclass(frozen=True)
 class Options:
-    """What a reader may be told.
+    """Choices that some readers offer.
 
-    appa_real_label: "apparent" or "real", the age of APPA-REAL.
-    min_face_score: IMDB-WIKI, least score of its own detector.
-    max_second_face_score: IMDB-WIKI, highest score of a second face; None allows no second face.
+    appa_real_label: "apparent" or "real", the age that is read from APPA-REAL.
+    min_face_score: IMDB-WIKI, lowest accepted score of its own face detector.
+    max_second_face_score: IMDB-WIKI, highest accepted score of a second face; None accepts no
+        second face.
+    max_age: years, the end of an open interval such as "more than 70".
     """
 
     appa_real_label: str = "apparent"
     min_face_score: float = 1.0
     max_second_face_score: float | None = None
+    max_age: int = field(default_factory=lambda: load_cfg().DATA.AGE_MAX)
 
 
 @dataclass(frozen=True)
 class DataSet:
     """A line of DATASETS.
 
-    read: the reader.
-    protocols: function(rows, data_dir) -> {PROTOCOL: {photo: split}}, published alternatives
-        to the split in the rows.
+    read: the reader, a function of data_dir and Options.
+    protocols: function of the rows and data_dir that returns {PROTOCOL: {photo: split}}:
+        published alternatives to the split in the rows.
     """
 
     read: Callable
@@ -74,13 +74,13 @@ class DataSet:
 
 
 def share_by_hash(key, shares=SHARES):
-    """Split of a key: the same on every machine and whatever else the data set holds.
+    """The split of a key, the same on every machine and in every version of the data set.
 
     Args:
-        key: file name, person or other text that must stay in one split.
-        shares: (split, share of all keys) pairs that sum to 1.
+        key: text, such as a file name or a person, that must stay in one split.
+        shares: (split, share of all keys) pairs; the shares sum to 1.
     Returns:
-        One of the splits.
+        one of the splits.
     """
     digest = hashlib.sha256(key.encode("utf-8", "surrogatepass")).digest()
     position = int.from_bytes(digest[:8], "big") / 2**64
@@ -96,34 +96,63 @@ def share_by_hash(key, shares=SHARES):
 
 def read_appa_real(data_dir, options):
     """APPA-REAL: apparent ages with their spread and votes, official splits."""
-    found = False
-    for split in SPLITS:
-        table_path = Path(data_dir, f"gt_avg_{split}.csv")
-        if not table_path.is_file():
-            continue
-        found = True
-        label = APPA_REAL_LABELS[options.appa_real_label]
-        table = read_csv(table_path, ["file_name", "apparent_age_std", label])
-        votes_path = Path(data_dir, f"gt_{split}.csv")
-        votes = count_votes(votes_path) if votes_path.is_file() else {}
-        for record in table.to_dict("records"):
-            name, age = record["file_name"], record[label]
-            photo = f"{split}/{name}_face.jpg"  # of a photo with several faces the one labelled
-            if not Path(data_dir, photo).is_file() and Path(data_dir, split, name).is_file():
-                photo = f"{split}/{name}"
-            if number_of(age) is None:
-                yield Skipped(photo, f"{label} '{age}' is no number" if age else f"no {label}")
-                continue
-            row = {"photo": photo, "age": float(age), "split": split}
-            if options.appa_real_label == "apparent":
-                row |= {"age_std": record["apparent_age_std"], "votes": votes.get(name, "")}
-            yield row
-    if not found:
+    splits = [split for split in SPLITS if Path(data_dir, f"gt_avg_{split}.csv").is_file()]
+    if not splits:
         raise _not_found(data_dir, "gt_avg_train.csv, gt_avg_valid.csv or gt_avg_test.csv")
+    for split in splits:
+        yield from appa_real_rows(data_dir, split, options.appa_real_label, data_dir)
+
+
+def appa_real_rows(label_dir, split, label, data_dir=None):
+    """Rows, or Skipped, of one split of APPA-REAL: the released face crops and their labels.
+
+    Args:
+        label_dir: folder of gt_avg_SPLIT.csv (one row for each photo) and, if there, of
+            gt_SPLIT.csv (one row for each vote).
+        split: train, valid or test.
+        label: "apparent" or "real", the age that is read.
+        data_dir: folder of the photos. If it is given, a missing face crop is replaced by the
+            whole photo, in which alignment can find the face.
+    """
+    column = APPA_REAL_LABELS[label]
+    votes_path = Path(label_dir, f"gt_{split}.csv")
+    votes = count_votes(votes_path) if label == "apparent" and votes_path.is_file() else {}
+    table_path = Path(label_dir, f"gt_avg_{split}.csv")
+    for record in read_rows(table_path, ["file_name", "apparent_age_std", column]):
+        name, age = record["file_name"], record[column]
+        photo = f"{split}/{name}_face.jpg"  # shows the person with the label, of several
+        if data_dir and not Path(data_dir, photo).is_file():
+            whole = f"{split}/{name}"
+            photo = whole if Path(data_dir, whole).is_file() else photo
+        if number_of(age) is None:
+            yield Skipped(photo, f"{column} '{age}' is not a number" if age else f"no {column}")
+            continue
+        row = {"photo": photo, "age": float(age), "split": split}
+        if label == "apparent":
+            row |= {"age_std": record["apparent_age_std"], "votes": votes.get(name, "")}
+        yield row
+
+
+def count_votes(path):
+    """The votes of APPA-REAL's gt_SPLIT.csv as {file_name: '23:3 24:7'}, ages in order.
+
+    Raises:
+        ValueError: the column apparent_age is missing, or a vote is not a number.
+    """
+    counts = defaultdict(Counter)
+    for record in read_rows(path, ["file_name", "apparent_age"]):
+        if record["apparent_age"].strip().lower() not in ("", "nan"):
+            age = number_of(record["apparent_age"])
+            if age is None:
+                raise ValueError(f"{path}: apparent_age '{record['apparent_age']}' of "
+                                 f"{record['file_name']} is not a number")
+            counts[record["file_name"]][age] += 1
+    return {name: " ".join(f"{age:g}:{count}" for age, count in sorted(ages.items()))
+            for name, ages in counts.items()}
 
 
 def read_megaage(data_dir, options):
-    """MegaAge and MegaAge-Asian: the official test list is written as valid and as test."""
+    """MegaAge and MegaAge-Asian: the official test list becomes both valid and test."""
     for part, splits in (("train", ("train",)), ("test", ("valid", "test"))):
         names = _lines(data_dir, f"list/{part}_name.txt")
         ages = _lines(data_dir, f"list/{part}_age.txt")
@@ -134,31 +163,31 @@ def read_megaage(data_dir, options):
         for split in splits:
             for name, age, histogram in zip(names, ages, votes, strict=True):
                 if number_of(age) is None:
-                    yield Skipped(f"{part}/{name}", f"age '{age}' is no number")
+                    yield Skipped(f"{part}/{name}", f"age '{age}' is not a number")
                     continue
                 yield {"photo": f"{part}/{name}", "age": float(age), "split": split,
                        "votes": histogram}
 
 
 def _megaage_votes(data_dir, part, ages):
-    """Posterior of each photo's age where the release has it, else empty texts."""
+    """The age posterior of each photo as text, or empty texts if the release has none."""
     path = Path(data_dir, f"list/{part}_age_dis.txt")
     if not path.is_file():
         return [""] * len(ages)
     try:
         weights = np.loadtxt(_comma_free(path), ndmin=2)
     except ValueError as error:
-        raise ValueError(f"'{path}': expected a line of numbers a photo: {error}") from error
+        raise ValueError(f"'{path}': expected a line of numbers for each photo: {error}") from error
     if len(weights) != len(ages):
         raise ValueError(f"'{path}' has {len(weights)} lines for {len(ages)} photos")
     totals = weights.sum(1)
     if (weights < 0).any() or not (totals > 0).all():
-        raise ValueError(f"'{path}': every line must hold weights of which one is positive")
+        raise ValueError(f"'{path}': no line may hold a negative weight, or only zeros")
     means = weights @ np.arange(weights.shape[1]) / totals
     known = np.array([np.nan if number_of(age) is None else float(age) for age in ages])
     if np.isnan(known).all():
         return [""] * len(ages)
-    gap = float(np.nanmedian(known - means))  # 0 or 1: the first column's age
+    gap = float(np.nanmedian(known - means))  # 0 or 1, the age of the first column
     if round(gap) not in (0, 1):
         raise ValueError(f"'{path}': the distributions are {gap:.1f} years off the ages of "
                          f"list/{part}_age.txt; expected columns for the ages from 0 or from 1")
@@ -167,17 +196,17 @@ def _megaage_votes(data_dir, part, ages):
 
 
 def _comma_free(path):
-    """Lines of a table of numbers, commas between them as good as blanks."""
+    """Lines of a table of numbers; some releases separate them by commas, others by spaces."""
     return [line.replace(",", " ") for line in _read_text(path).splitlines()]
 
 
 def read_morph(data_dir, options):
     """MORPH II: split by person, so that nobody is in two splits."""
-    table = read_csv(Path(data_dir, "morph_2008_nonCommercial.csv"), ["id_num", "photo", "age"])
-    for record in table.to_dict("records"):
+    path = Path(data_dir, "morph_2008_nonCommercial.csv")
+    for record in read_rows(path, ["id_num", "photo", "age"]):
         age = number_of(record["age"])
         if age is None:
-            yield Skipped(record["photo"], f"age '{record['age']}' is no number")
+            yield Skipped(record["photo"], f"age '{record['age']}' is not a number")
             continue
         yield {"photo": record["photo"].replace("\\", "/"), "age": age,
                "gender": _gender(record.get("gender", "")),
@@ -192,20 +221,20 @@ def _morph_protocols(rows, data_dir):
 
 
 def read_fairface(data_dir, options):
-    """FairFace: an interval of ages, official splits; the folder val is the split valid."""
+    """FairFace: intervals of ages, official splits; the folder val is the split valid."""
     for part, split in (("train", "train"), ("val", "valid")):
         path = Path(data_dir, f"fairface_label_{part}.csv")
-        for record in read_csv(path, ["file", "age", "gender", "race"]).to_dict("records"):
-            interval = _interval(record["age"])
+        for record in read_rows(path, ["file", "age", "gender", "race"]):
+            interval = parse_interval(record["age"], options.max_age)
             if interval is None:
-                yield Skipped(record["file"], f"age '{record['age']}' is no interval")
+                yield Skipped(record["file"], f"age '{record['age']}' is not an interval")
                 continue
             yield {"photo": record["file"], **interval, "gender": _gender(record["gender"]),
                    "race": record["race"].lower(), "split": split}
 
 
 def read_adience(data_dir, options):
-    """Adience: an interval of ages; fold 4 is the test, fold 3 the validation split."""
+    """Adience: intervals of ages; fold 4 is the split test, fold 3 the split valid."""
     folders = {"faces": "coarse_tilt_aligned_face", "aligned": "landmark_aligned_face"}
     folder = next((name for name in folders if Path(data_dir, name).is_dir()), None)
     if folder is None:
@@ -214,17 +243,12 @@ def read_adience(data_dir, options):
         path = Path(data_dir, f"fold_{fold}_data.txt")
         if not path.is_file():
             raise _not_found(data_dir, path.name)
-        table = pd.read_csv(io.StringIO(_read_text(path)), sep="\t", dtype=str,
-                            keep_default_na=False)
-        missing = {"user_id", "original_image", "face_id", "age"} - set(table.columns)
-        if missing:
-            raise ValueError(f"'{path}': column {', '.join(sorted(missing))} missing")
-        for record in table.to_dict("records"):
+        for record in read_rows(path, ["user_id", "original_image", "face_id", "age"]):
             name = f"{folders[folder]}.{record['face_id']}.{record['original_image']}"
             photo = f"{folder}/{record['user_id']}/{name}"
-            interval = _interval(record["age"])
+            interval = parse_interval(record["age"], options.max_age)
             if interval is None:
-                yield Skipped(photo, f"age '{record['age']}' is neither number nor interval")
+                yield Skipped(photo, f"age '{record['age']}' is neither a number nor an interval")
                 continue
             yield {"photo": photo, **interval, "gender": _gender(record.get("gender", "")),
                    "subject": record["user_id"], "fold": fold, "split": _fold_split(fold, 4)}
@@ -248,7 +272,7 @@ def read_wiki(data_dir, options):
 
 
 def _read_imdb_wiki(data_dir, name, person_field, options):
-    """IMDB-WIKI: age on 1 July of the photo's year, filtered by the scores of its detector."""
+    """IMDB-WIKI: the age on 1 July of the photo's year; options say which photos are kept."""
     folders = [folder for folder in (f"{name}_crop", name, ".") if Path(data_dir, folder).is_dir()]
     places = [Path(data_dir, folder, f"{name}.mat") for folder in [*folders, "."]]
     path = next((place for place in places if place.is_file()), None)
@@ -259,10 +283,10 @@ def _read_imdb_wiki(data_dir, name, person_field, options):
     is_cropped = Path(data_dir, folder).absolute().name.endswith("_crop")
     for index, full_path in enumerate(faces["full_path"]):
         photo = f"{folder}/{full_path}".removeprefix("./")
-        age = _age_in_july(faces["dob"][index], faces["photo_taken"][index])
+        age = age_on_1_july(faces["dob"][index], faces["photo_taken"][index])
         reason = _imdb_wiki_reason(faces, index, options)
-        if reason is None and (age is None or not 0 <= age <= OLDEST):
-            reason = f"age outside 0..{OLDEST}"  # of the person, from a wrong date
+        if reason is None and (age is None or not 0 <= age <= options.max_age):
+            reason = f"age outside 0..{options.max_age}"  # a date is wrong
         if reason is not None:
             yield Skipped(photo, reason)
             continue
@@ -293,8 +317,11 @@ def _load_mat(path, name):
     return faces
 
 
-def _age_in_july(day_number, year):
-    """Whole years on 1 July of the year, of someone born on a Matlab day; None: no such day."""
+def age_on_1_july(day_number, year):
+    """Whole years on 1 July of `year` of a person born on a Matlab day number.
+
+    Returns None if there is no such day or year.
+    """
     try:
         born, year = date.fromordinal(int(day_number) - MATLAB_EPOCH), int(year)
     except (ValueError, OverflowError):
@@ -322,7 +349,7 @@ UTKFACE_RACES = ("white", "black", "asian", "indian", "others")
 
 
 def read_utkface(data_dir, options):
-    """UTKFace chips or in-the-wild parts; some names miss a field or a dot."""
+    """UTKFace: chips or photos in the wild; some file names lack a field or a dot."""
     for photo in _photos(data_dir):
         name = photo.rsplit("/", 1)[-1]
         match = UTKFACE_NAME.match(name)
@@ -339,12 +366,12 @@ def read_utkface(data_dir, options):
 
 
 def _utkface_key(photo):
-    """The same for a chip and for its in-the-wild photo."""
+    """The same text for a chip and for the photo in the wild that it comes from."""
     return photo.rsplit("/", 1)[-1].split(".")[0].strip()
 
 
 def _utkface_protocols(rows, data_dir):
-    """Full range 60/20/20 in five rotations of ten folds, and ages 21 to 60."""
+    """All ages, 60/20/20, in five rotations of ten folds; and the ages 21 to 60."""
     tenths = [(fold, 0.1) for fold in range(10)]
     folds = {row["photo"]: share_by_hash("fold " + _utkface_key(row["photo"]), tenths)
              for row in rows}
@@ -359,10 +386,10 @@ def _rotated(fold, rotation):
 
 
 def _utkface_21_60(rows, data_dir):
-    """The published lists where utk_train.csv and utk_test.csv are there, else an 80/20 split.
+    """The published lists if utk_train.csv and utk_test.csv are there, else an 80/20 split.
 
-    The lists are those of Cao et al., "Rank consistent ordinal regression for neural networks",
-    2020. Either way a tenth of the training photos is set aside as valid.
+    The lists are from Cao et al., "Rank consistent ordinal regression for neural networks",
+    2020. In both cases a tenth of the training photos becomes valid.
     """
     def trained(row):
         return share_by_hash("21-60 " + _utkface_key(row["photo"]), VALID_FROM_TRAIN)
@@ -370,7 +397,7 @@ def _utkface_21_60(rows, data_dir):
     paths = {part: Path(data_dir, f"utk_{part}.csv") for part in ("train", "test")}
     if all(path.is_file() for path in paths.values()):
         listed = {_utkface_key(name): part for part, path in paths.items()
-                  for name in read_csv(path, ["file"])["file"]}
+                  for name in read_columns(path, ["file"])["file"]}
         parts = {row["photo"]: listed.get(_utkface_key(row["photo"])) for row in rows}
     else:
         parts = {row["photo"]: share_by_hash(_utkface_key(row["photo"]),
@@ -381,7 +408,7 @@ def _utkface_21_60(rows, data_dir):
 
 
 def read_fgnet(data_dir, options):
-    """FG-NET: person and age in the name; a tenth of the persons each for valid and test."""
+    """FG-NET: person and age in the file name; a tenth of the persons in valid and in test."""
     for photo, match in _matched(data_dir, r"(\d{3})A(\d{2})[A-Z]?\.\w+", "NNNAYY.JPG"):
         if match is None:
             yield Skipped(photo, "name is not NNNAYY.JPG")
@@ -391,7 +418,7 @@ def read_fgnet(data_dir, options):
 
 
 def _fgnet_protocols(rows, data_dir):
-    """Leave one person out: of the others, a tenth of the persons validates."""
+    """Leave one person out for test; a tenth of the other persons is valid."""
     def split(subject, person):
         if subject == person:
             return "test"
@@ -402,7 +429,7 @@ def _fgnet_protocols(rows, data_dir):
 
 
 def read_agedb(data_dir, options):
-    """AgeDB: person, age and gender in the name; split by person."""
+    """AgeDB: person, age and gender in the file name; split by person."""
     pattern = r"\d+_(.+)_(\d{1,3})_([mf])\.\w+"
     for photo, match in _matched(data_dir, pattern, "number_Name_age_m.jpg"):
         if match is None:
@@ -413,7 +440,7 @@ def read_agedb(data_dir, options):
 
 
 def read_cacd(data_dir, options):
-    """CACD: age and celebrity in the name; split by celebrity."""
+    """CACD: age and celebrity in the file name; split by celebrity."""
     for photo, match in _matched(data_dir, r"(\d{1,3})_(.+)_\d+\.\w+", "age_Name_number.jpg"):
         if match is None:
             yield Skipped(photo, "name is not age_Name_number.jpg")
@@ -423,7 +450,7 @@ def read_cacd(data_dir, options):
 
 
 def read_afad(data_dir, options):
-    """AFAD: age and gender as folders, no identities: split by file."""
+    """AFAD: age and gender as folders; split by file, as the persons are not known."""
     genders = {"111": "male", "112": "female"}
     known = False
     for photo in _photos(data_dir):
@@ -455,26 +482,26 @@ DATASETS = {
 }
 
 
-# ------------------------------------------------------------------------- one's own photos
+# ------------------------------------------------------------------------- your own photos
 
 
 def table_reader(path):
-    """Reader of a table of one's own photos.
+    """The reader of a table of your own photos.
 
     Args:
-        path: CSV with the columns photo and age, and what else of COLUMNS is known; an empty age
-            beside age_min and age_max is their middle. A column split (train, valid, test) says
-            where a photo belongs; where it is absent or empty the hash of the person does, or
-            of the photo's path.
+        path: table with the columns photo and age, and any other of COLUMNS. An empty age beside
+            age_min and age_max is their middle. A column split (train, valid or test) is
+            optional; if it is absent or empty, the hash of the person chooses, or the hash of
+            the photo's path.
     Returns:
-        Function for DataSet.read.
+        function for DataSet.read.
     """
     def read(data_dir, options):
-        for record in read_csv(path, ["photo", "age"]).to_dict("records"):
+        for record in read_rows(path, ["photo", "age"]):
             photo = record["photo"].replace("\\", "/")
             split = record.get("split", "").strip() or share_by_hash(record.get("subject") or photo)
             if split not in SPLITS:
-                raise ValueError(f"{path}: split '{split}' of '{photo}' is none of "
+                raise ValueError(f"{path}: split '{split}' of '{photo}' is not one of "
                                  f"{', '.join(SPLITS)}")
             ages = _ages_of(record)
             if isinstance(ages, str):
@@ -486,18 +513,18 @@ def table_reader(path):
 
 
 def _ages_of(record):
-    """age, and age_min and age_max where these are given, of a row; or what is wrong with it."""
+    """The age and, if given, the interval of a table's row; or text that says what is wrong."""
     ages = {}
     for name in ("age", "age_min", "age_max"):
         text = record.get(name, "").strip()
         ages[name] = number_of(text) if text else ""
         if ages[name] is None:
-            return f"{name} '{text}' is no number"
+            return f"{name} '{text}' is not a number"
     age, low, high = ages.values()
     if low == high == "":
         return {"age": age} if age != "" else "no age"
     if "" in (low, high) or low > high:
-        return f"age_min '{low}' to age_max '{high}' is no interval"
+        return f"age_min '{low}' to age_max '{high}' is not an interval"
     if age == "":
         return ages | {"age": (low + high) / 2}
     return ages if low <= age < high + 1 else f"age {age:g} is outside age_min to age_max"
@@ -525,7 +552,7 @@ def _read_text(path):
 
 
 def _photos(data_dir):
-    """Relative paths of all images below a folder, in the order of their names."""
+    """Relative paths of all images below a folder, sorted."""
     photos = sorted(path.relative_to(data_dir).as_posix() for path in Path(data_dir).rglob("*")
                     if path.suffix.lower() in IMAGE_ENDINGS)
     if not photos:
@@ -534,7 +561,7 @@ def _photos(data_dir):
 
 
 def _matched(data_dir, pattern, example):
-    """(photo, match of its file name or None) for all images; an error where none matches."""
+    """(photo, match of its file name or None) for all images; an error if no name matches."""
     compiled = re.compile(pattern, re.IGNORECASE)
     matches = [(photo, compiled.fullmatch(photo.rsplit("/", 1)[-1]))
                for photo in _photos(data_dir)]
@@ -557,13 +584,16 @@ def _gender(text):
         text.strip().lower(), "")
 
 
-def _interval(text):
-    """age, age_min and age_max of "3-9", "(4, 6)", "more than 70" or a single age; else None."""
+def parse_interval(text, max_age):
+    """age, age_min and age_max of "3-9", "(4, 6)", "more than 70" or a single age, else None.
+
+    max_age: years, where "more than 70" ends.
+    """
     match = INTERVAL.fullmatch(text.strip())
     if match is None:
         return None
     low = int(match["low"] or match["least"] or match["only"])
-    high = int(match["high"] or (OLDEST if match["least"] else low))
+    high = int(match["high"] or (max_age if match["least"] else low))
     if low > high:
         return None
     return {"age": low if low == high else (low + high) / 2, "age_min": low, "age_max": high}

@@ -1,28 +1,26 @@
-"""See whether the alignment is right: a contact sheet of random faces, and the ages of each split.
+"""Check the alignment by eye: a contact sheet of random faces, and the ages of each split.
 
     python -m preprocess.show --dataset utkface --data_dir DIR
 
-Writes NAME_faces.png, for each face the photo with its box, turned back by deg, beside the crop
-that training sees, and NAME_ages.png, how many faces of each age a split has.
+Writes two pictures. NAME_faces.png shows each photo with the box of its face, beside the crop
+that training sees. NAME_ages.png shows how many faces of each age a split has.
 """
 
 import argparse
 from pathlib import Path
 
 import numpy as np
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 from PIL import Image, ImageDraw
 
-from lists import REQUIRED, SPLITS
+from preprocess.columns import BOX, SPLITS
 from preprocess.face import crop_face, load_photo, photo_quad, resize_face
-from preprocess.journal import read_rows
 from utils.cli import HelpFormatter, run_main
 from utils.files import writable_folder
+from utils.tables import read_rows
 
-SIDE = 160  # pixels of a photo and of a crop on the sheet
-CAPTION = 16  # pixels below them
-PAIRS_A_ROW = 5
+SIDE = 160  # pixels, side of a photo and of a crop on the sheet
+CAPTION = 16  # pixels, height of the text below them
+PAIRS_PER_ROW = 5
 
 
 def parse_args():
@@ -32,13 +30,13 @@ def parse_args():
     parser.add_argument("--dataset", required=True, metavar="NAME",
                         help="the NAME in NAME_train_align.csv")
     parser.add_argument("--list_dir", metavar="DIR",
-                        help="folder of the lists, --data_dir without it")
+                        help="folder of the lists; without it --data_dir")
     parser.add_argument("--output_dir", metavar="DIR",
-                        help="folder of the pictures, that of the lists without it")
+                        help="folder of the pictures; without it the folder of the lists")
     parser.add_argument("--count", type=int, default=40, help="faces on the sheet")
     parser.add_argument("--margin", type=float, default=0.0,
                         help="share of the box added on each side of the crop, as DATA.MARGIN")
-    parser.add_argument("--seed", type=int, default=0, help="another one draws other faces")
+    parser.add_argument("--seed", type=int, default=0, help="another number chooses other faces")
     return parser.parse_args()
 
 
@@ -47,7 +45,7 @@ def main():
     if args.count < 1:
         raise ValueError(f"--count must be at least 1, got {args.count}")
     list_dir = Path(args.list_dir or args.data_dir)
-    splits = {split: list(read_rows(path, REQUIRED)) for split in SPLITS
+    splits = {split: list(read_rows(path, ["photo", "age", "deg", *BOX])) for split in SPLITS
               if (path := list_dir / f"{args.dataset}_{split}_align.csv").is_file()}
     faces = [row for rows in splits.values() for row in rows]
     if not faces:
@@ -68,32 +66,32 @@ def main():
 def contact_sheet(rows, data_dir, margin_ratio):
     """PIL.Image with the photo and the crop of each row of an aligned list."""
     across = 2 * SIDE + 8
-    lines = -(-len(rows) // PAIRS_A_ROW)
-    sheet = Image.new("RGB", (across * min(len(rows), PAIRS_A_ROW), (SIDE + CAPTION) * lines),
+    lines = -(-len(rows) // PAIRS_PER_ROW)
+    sheet = Image.new("RGB", (across * min(len(rows), PAIRS_PER_ROW), (SIDE + CAPTION) * lines),
                       "white")
     pen = ImageDraw.Draw(sheet)
     for index, row in enumerate(rows):
-        x, y = index % PAIRS_A_ROW * across, index // PAIRS_A_ROW * (SIDE + CAPTION)
+        x, y = index % PAIRS_PER_ROW * across, index // PAIRS_PER_ROW * (SIDE + CAPTION)
         before, after = before_and_after(row, data_dir, margin_ratio)
         sheet.paste(before, (x, y))
         sheet.paste(after, (x + SIDE, y))
-        pen.text((x + 2, y + SIDE + 2), f"{age_text(row)} years  {float(row['deg']):+.1f} deg"
+        pen.text((x + 2, y + SIDE + 2), f"{age_label(row)} years  {float(row['deg']):+.1f} deg"
                  f"  {row['photo'].rsplit('/', 1)[-1][:24]}", fill="black")
     return sheet
 
 
-def age_text(row):
-    """The age of a row, or its interval where only that is known."""
+def age_label(row):
+    """The age of a row, or its interval if only that is known."""
     return f"{float(row['age']):g}" if row["age"] else f"{row['age_min']}-{row['age_max']}"
 
 
 def before_and_after(row, data_dir, margin_ratio):
     """The photo with the face's box drawn, and the crop, each SIDE pixels square."""
     photo = load_photo(Path(data_dir, row["photo"]))
-    deg, *box = (float(row[name]) for name in REQUIRED[2:])
+    deg, *box = (float(row[name]) for name in ("deg", *BOX))
     crop = Image.fromarray(resize_face(crop_face(photo, box, deg, margin_ratio), SIDE))
     quad = photo_quad(box, photo.size, deg)
-    low = np.minimum(quad.min(0), 0)  # boxes overhang the photo: make room for all of them
+    low = np.minimum(quad.min(0), 0)  # a box may overhang the photo: show all of it
     high = np.maximum(quad.max(0), photo.size)
     scale = (SIDE - 2) / (high - low).max()
     before = Image.new("RGB", (SIDE, SIDE), "gray")
@@ -107,7 +105,10 @@ def before_and_after(row, data_dir, margin_ratio):
 
 
 def plot_ages(split_ages, name):
-    """matplotlib Figure: faces a year of age, one panel a split."""
+    """matplotlib Figure: a histogram of the ages in years, one panel for each split."""
+    from matplotlib.figure import Figure  # imported here, as it takes longer than -h may
+    from matplotlib.ticker import MaxNLocator
+
     figure = Figure(figsize=(8, 2 * len(split_ages)), layout="constrained")
     panels = figure.subplots(len(split_ages), sharex=True, squeeze=False)[:, 0]
     for panel, (split, ages) in zip(panels, split_ages.items(), strict=True):

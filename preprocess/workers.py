@@ -1,7 +1,7 @@
-"""Alignment in worker processes: one a CPU core, each reads photos and finds their faces.
+"""Alignment in worker processes, one for each CPU core: each reads photos and finds their faces.
 
-A process a core is faster than one process on several cores, and reading a photo in one overlaps
-with detection in the others.
+Several processes on one core each are faster than one process on several cores. While one process
+reads a photo, the others search theirs for faces.
 """
 
 import contextlib
@@ -18,41 +18,46 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-import torch
 
+from preprocess.columns import LOCATION
 from preprocess.detector import FaceDetector, detection_batches
 from preprocess.face import BOX_DECIMALS, ROLL_DECIMALS, as_listed, load_photo
-from preprocess.readers import LOCATION, MISSING, number_of
-
-RESULT = ["deg", "box1", "box2", "box3", "box4", "confidence"]  # columns, see face_align.py
-UNREADABLE = "unreadable image"
+from preprocess.readers import MISSING, UNREADABLE, number_of
 
 
 @contextlib.contextmanager
 def worker_pool(workers, data_dir, settings):
-    """A function that sends rows to a worker process and returns a future of their results."""
+    """Start the processes and yield submit: it takes rows and returns a future of their results.
+
+    Args:
+        workers: number of processes.
+        data_dir: folder of the photos.
+        settings: {name: value} of FaceDetector's arguments.
+    Raises:
+        OSError: a process died.
+    """
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, context, start_worker, (str(data_dir), settings)) as pool:
         try:
             yield partial(pool.submit, align_in_worker)
         except BrokenProcessPool as error:
-            raise OSError("a worker process died, perhaps out of memory; start again, if need be "
-                          f"with fewer than {workers} --workers: nothing done is lost") from error
+            raise OSError("a worker process died, perhaps because the memory was full; start "
+                          f"again, if necessary with fewer than {workers} --workers: finished "
+                          "work is kept") from error
         finally:
             pool.shutdown(cancel_futures=True)
 
 
 def start_worker(data_dir, settings):
     global worker
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the main process's to handle
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the main process handles Ctrl-C
     threading.Thread(target=end_with_parent, daemon=True).start()
-    torch.set_num_threads(1)
     cv2.setNumThreads(1)
     worker = partial(align_rows, FaceDetector(**settings, threads=1), Path(data_dir))
 
 
 def end_with_parent():
-    """Wait for the main process's end, however it comes, and end with it."""
+    """Wait until the main process ends, even by a kill, and end too."""
     multiprocessing.connection.wait([multiprocessing.parent_process().sentinel])
     os._exit(1)
 
@@ -62,18 +67,19 @@ def align_in_worker(rows):
 
 
 def align_rows(detector, data_dir, rows):
-    """Results of a few rows of a list.
+    """The results of some rows of a list.
 
     Args:
         detector: FaceDetector.
         data_dir: folder of the photos.
-        rows: list of dicts with photo and age, and perhaps the columns of LOCATION.
+        rows: list of dicts with photo and age, and perhaps the columns LOCATION.
     Returns:
-        list, one a row, of fields as text: a reason why there is no face, or "" and RESULT.
+        list with, for each row, a list of texts: the reason why there is no face, or "" and the
+        values of the columns ALIGNED.
     """
     results = [None] * len(rows)
 
-    def photos():  # read as the detector takes them, so that few are in memory
+    def photos():  # a generator, so that few photos are in memory
         for index, row in enumerate(rows):
             results[index] = row_problem(row)
             if results[index] is None:
@@ -104,18 +110,18 @@ def face_result(faces):
 
 
 def row_problem(row):
-    """Why a row cannot be used as it stands, as a result, or None."""
+    """A result that says why a row cannot be used, or None."""
     if not row["photo"]:
         return ["no photo"]
     if not row["age"].strip() and row.get("age_min") and row.get("age_max"):
         return None
     if number_of(row["age"]) is None:
-        return [f"age '{' '.join(row['age'].split())}' is no number"]
+        return [f"age '{' '.join(row['age'].split())}' is not a number"]
     return None
 
 
 def row_location(row):
-    """xyxy pixels of the face in question, or None where the list does not tell."""
+    """(4,) xyxy pixels of the face that the row is about, or None if the list does not say it."""
     try:
         return np.array([float(row[name]) for name in LOCATION])
     except (KeyError, ValueError):

@@ -88,6 +88,54 @@ def test_other_projects_checkpoints_are_refused(tmp_path, stored):
         load_checkpoint(tmp_path / "other.pth")
 
 
+@pytest.mark.parametrize(("content", "named"), [
+    (b"<!DOCTYPE html><html>404</html>", "web page"), (b"\n<html>", "web page"),
+    (b"version https://git-lfs.github.com/spec/v1\noid sha256:12\nsize 3\n", "git lfs pull")])
+def test_what_a_download_left_instead_is_named(tmp_path, content, named):
+    (tmp_path / "model.pth").write_bytes(content)
+    with pytest.raises(ValueError, match=named):
+        load_checkpoint(tmp_path / "model.pth")
+
+
+def test_a_checkpoint_of_which_a_bit_has_changed_is_refused(tmp_path):
+    path = tmp_path / "a.pth"
+    save_checkpoint(path, PLAIN)
+    whole = path.read_bytes()
+    place = whole.index(PLAIN["model"]["w"].numpy().tobytes()) + 2
+    path.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1:])
+    with pytest.raises(ValueError, match=r"a\.pth' is damaged"):
+        load_checkpoint(path)
+    path.write_bytes(whole)
+    load_checkpoint(path)
+
+
+def test_weights_saved_through_data_parallel_are_accepted(tmp_path):
+    model = {f"module.{name}": tensor for name, tensor in PLAIN["model"].items()}
+    save_checkpoint(tmp_path / "a.pth", PLAIN | {"model": model})
+    torch.testing.assert_close(load_checkpoint(tmp_path / "a.pth")["model"], PLAIN["model"])
+
+
+def test_a_full_disk_leaves_the_earlier_file_and_names_the_space(tmp_path, small_disk):
+    path = small_disk / "a.pth"
+    save_checkpoint(path, PLAIN)
+    before = path.read_bytes()
+    for count in (250_000, 900_000):  # beside other files, and larger than the disk
+        (small_disk / "other").write_bytes(bytes(1_500_000))
+        with pytest.raises(OSError, match=rf"no space left to write '{path}': .* free") as raised:
+            save_checkpoint(path, PLAIN | {"model": {"w": torch.zeros(count)}})
+        assert "\n" not in str(raised.value)
+        assert path.read_bytes() == before
+        assert {file.name for file in small_disk.iterdir()} == {"a.pth", "other"}
+        with pytest.raises(OSError, match="no space left to write"):
+            release_checkpoint([write_large(tmp_path / "large.pth", count)],
+                               small_disk / "model.pth")
+
+
+def write_large(path, count):
+    save_checkpoint(path, PLAIN | {"model": {"w": torch.full((count,), 1e9)}})
+    return path
+
+
 def test_a_newer_version_is_refused(tmp_path):
     torch.save({**PLAIN, "version": 99}, tmp_path / "new.pth")
     with pytest.raises(ValueError, match="version 99"):

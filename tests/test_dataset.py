@@ -16,7 +16,7 @@ from batches import OrderedBatches, ShuffledBatches, build_loader
 from crop_cache import cached_crops
 from dataset import FaceCrops, FaceDataset, to_pixels
 from defaults import load_cfg
-from lists import read_faces
+from lists import Source, read_faces
 from preprocess.face import load_photo, resize_face, upright_size
 
 AGES = [5, 20, 40, 60, 80, 95]
@@ -37,7 +37,7 @@ def folder(tmp_path):
 
 def dataset(folder, tmp_path, *opts, train=False):
     cfg = cfg_of(*opts)
-    faces = read_faces(folder, "drawn", "train", cfg)
+    faces = read_faces(Source(folder, "drawn", folder), "train", cfg)
     return FaceDataset(faces, cfg, train, tmp_path / "cache")
 
 
@@ -45,12 +45,12 @@ def test_cached_and_uncached_validation_pixels_are_equal(folder, tmp_path):
     cached = dataset(folder, tmp_path, "DATA.MARGIN", "0.3")
     uncached = dataset(folder, tmp_path, "DATA.MARGIN", "0.3", "DATA.CACHE", "False")
     keys = [(0, i) for i in range(len(AGES))]
-    torch.testing.assert_close(cached.__getitems__(keys)["pixels"],
-                               uncached.__getitems__(keys)["pixels"], rtol=0, atol=0)
+    torch.testing.assert_close(cached.batch(keys)["pixels"],
+                               uncached.batch(keys)["pixels"], rtol=0, atol=0)
 
 
 def test_the_pixels_are_those_of_rotating_cropping_and_resizing(folder, tmp_path):
-    pixels = dataset(folder, tmp_path, "DATA.MARGIN", "0.1").__getitems__([(0, 2)])["pixels"]
+    pixels = dataset(folder, tmp_path, "DATA.MARGIN", "0.1").batch([(0, 2)])["pixels"]
     photo = load_photo(folder / "drawn_2.png")
     turned = photo.rotate(3.5, expand=True, resample=Image.Resampling.BICUBIC)
     crop = turned.crop((20.2 - 6.02, 18 - 6.4, 80.4 + 6.02, 82 + 6.4))
@@ -73,8 +73,8 @@ def test_the_whole_image_is_the_crop_where_no_list_says_otherwise(tmp_path):
     (tmp_path / "gt_avg_valid.csv").write_text(
         "file_name,num_ratings,apparent_age_avg,apparent_age_std,real_age\n0.jpg,,30,4,\n")
     cfg = cfg_of()
-    data = FaceDataset(read_faces(tmp_path, "appa_real", "valid", cfg), cfg, False,
-                       tmp_path / "cache")
+    faces = read_faces(Source(tmp_path, "appa_real", tmp_path), "valid", cfg)
+    data = FaceDataset(faces, cfg, False, tmp_path / "cache")
     expected = resize_face(load_photo(tmp_path / "valid" / "0.jpg_face.jpg"), 32)
     np.testing.assert_array_equal(data.face(0), expected)
 
@@ -103,7 +103,7 @@ def test_making_the_cache_leaves_the_random_state_alone(folder, tmp_path):
 
 def test_an_interrupted_cache_goes_on_where_it_stopped(folder, tmp_path):
     cfg = cfg_of()
-    faces = read_faces(folder, "drawn", "train", cfg)
+    faces = read_faces(Source(folder, "drawn", folder), "train", cfg)
     cached_crops(FaceCrops(faces, 0.0, 32), tmp_path / "cache", 0)
     (made,) = (tmp_path / "cache").glob("*.u8")
     face_bytes = 32 * 32 * 3

@@ -35,14 +35,14 @@ def test_recipe_trains_goes_on_and_releases(tmp_path):
     assert network.ARCH == "timm/tf_efficientnet_lite2"
     assert network.PRETRAINED.endswith("mean_3.pth")
     assert "temperature" in released
-    for teachers in (f"{out}/teachers/default_160.csv, {out}/teachers/lite2.csv",
-                     f"{out}/better_teachers/default_160.csv, {out}/better_teachers/lite2_160.csv"):
+    for teachers in (f"{out}/teachers/lite0_160.csv, {out}/teachers/lite2.csv",
+                     f"{out}/better_teachers/lite0_160.csv, {out}/better_teachers/lite2_160.csv"):
         assert f"teachers: {teachers}" in done.stdout
     logs = {path: path.read_text(encoding="utf-8") for path in out.rglob("log.jsonl")}
     assert len(logs) == 9
     model = (out / "model.pth").read_bytes()
     (out / "model.pth").unlink()
-    done = run(f"{out}/", "TRAIN.WORKERS", "1", "DATA.CACHE", "False")  # written otherwise
+    done = run(f"{out}/", "TRAIN.WORKERS", "1", "DATA.CACHE", "False")  # other words
     assert done.returncode == 0, done.stderr
     assert logs == {path: path.read_text(encoding="utf-8") for path in out.rglob("log.jsonl")}
     assert (out / "model.pth").read_bytes() == model

@@ -5,8 +5,20 @@ from pathlib import Path
 
 import pytest
 
-from defaults import CHOICES, age_bins, known_keys, load_cfg, override_cfg, parse_cfg
-from losses import DECODES, LOSSES
+from defaults import (
+    ARCHS,
+    CHOICES,
+    RANGES,
+    age_bins,
+    known_keys,
+    load_cfg,
+    override_cfg,
+    parse_cfg,
+    value_of,
+)
+from losses import LOSSES
+from metrics import DECODES
+from model import list_archs
 
 ROOT = Path(__file__).parent.parent
 FAMILY = {  # names and values that users of this family of repositories know
@@ -16,11 +28,6 @@ FAMILY = {  # names and values that users of this family of repositories know
     "TRAIN.EPOCHS": 80, "TRAIN.AGE_STDDEV": 2.0, "DATA.MARGIN": 0.0, "LOSS.NAME": "kl_l1",
     "LOSS.LABEL": "gaussian", "MODEL.PRETRAINED": "imagenet", "TEST.TTA": False,
 }
-
-
-def value_of(cfg, key):
-    section, name = key.split(".")
-    return cfg[section][name]
 
 
 @pytest.mark.parametrize(("key", "value"), FAMILY.items())
@@ -123,6 +130,13 @@ def test_a_checkpoints_config_takes_overrides_of_some_sections_only():
 def test_choices_are_those_of_the_code():
     assert set(CHOICES["LOSS.NAME"]) == set(LOSSES)
     assert set(CHOICES["TEST.DECODE"]) == set(DECODES)
+    assert list(ARCHS) == list_archs()
+    assert set(CHOICES) | set(RANGES) <= set(known_keys())
+
+
+def test_every_number_but_the_first_and_last_age_has_a_range():
+    numbers = {key for key in known_keys() if type(value_of(load_cfg(), key)) in (int, float)}
+    assert numbers - set(RANGES) == {"DATA.AGE_MIN", "DATA.AGE_MAX"}
 
 
 @pytest.mark.parametrize("path", ["runs #2/best.pth", "a: b.pth", "2024", "off"])

@@ -8,8 +8,10 @@ import torch
 from matplotlib.cbook import get_sample_data
 from PIL import Image
 from skimage.data import astronaut
+from torchvision.ops import nms
 
-from preprocess.detector import FaceDetector, detection_batches
+from preprocess.detector import MISC, FaceDetector, TorchNetwork, detection_batches
+from preprocess.export_mtcnn import export_networks, torch_networks
 from preprocess.face import (
     crop_face,
     expand_bbox,
@@ -17,8 +19,17 @@ from preprocess.face import (
     roll_from_landmarks,
     rotate_photo,
 )
-from preprocess.mtcnn import SummedPhoto, Window, _nms_within, propose, pyramid, windows
-from utils import fast_network
+from preprocess.mtcnn import (
+    Networks,
+    SummedPhoto,
+    Window,
+    _nms,
+    _nms_within,
+    propose,
+    pyramid,
+    windows,
+)
+from utils.onnx_network import OnnxNetwork
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 
@@ -115,11 +126,37 @@ def test_a_face_does_not_depend_on_its_batch(faces_found, portraits):
     np.testing.assert_allclose(alone.aligned_bbox, among.aligned_bbox, atol=0.01)
 
 
-def test_pytorch_networks_find_the_same(portraits, faces_found, monkeypatch):
-    monkeypatch.setattr(fast_network, "openvino", None)
-    for ours, theirs in zip(faces_found.align(portraits),
-                            FaceDetector(threads=1).align(portraits), strict=True):
+def test_pytorch_networks_find_the_same(portraits, faces_found):
+    """They run on a GPU; here on the CPU."""
+    detector = FaceDetector()
+    detector.networks = Networks(*(TorchNetwork(network, "cpu") for network in torch_networks()))
+    for ours, theirs in zip(faces_found.align(portraits), detector.align(portraits), strict=True):
         np.testing.assert_allclose(ours[0].aligned_bbox, theirs[0].aligned_bbox, atol=0.01)
+
+
+def test_files_of_the_networks_are_what_the_command_writes(tmp_path):
+    """Up to the exporter's version, they compute the same."""
+    for path in export_networks(tmp_path):
+        new, shipped = OnnxNetwork(path, 1), OnnxNetwork(MISC / path.name, 1)
+        assert new.metadata.keys() == shipped.metadata.keys()
+        height, width = (30, 41) if "pnet" in path.name else new.input_shape[2:]
+        images = np.random.default_rng(0).uniform(-1, 1, (3, 3, height, width))
+        images = images.astype(np.float32)
+        for one, other in zip(new(images), shipped(images), strict=True):
+            np.testing.assert_allclose(one, other, atol=1e-5)
+
+
+@pytest.mark.parametrize("overlap", [0.5, 0.7])
+def test_suppression_is_that_of_torchvision(overlap):
+    rng = np.random.default_rng(0)
+    for trial in range(200):
+        sides, corners = rng.integers(12, 60, (100, 1)), rng.integers(0, 120, (100, 2))
+        boxes = np.concatenate([corners, corners + sides], axis=1).astype(np.float32)
+        if trial % 2:  # otherwise whole pixels, whose overlap is often the limit itself
+            boxes += rng.random(boxes.shape, np.float32)
+        scores = rng.integers(60, 100, 100).astype(np.float32) / 100  # many are equal
+        expected = nms(torch.from_numpy(boxes), torch.from_numpy(scores), overlap)
+        np.testing.assert_array_equal(_nms(boxes, scores, overlap), expected)
 
 
 def test_min_face_ratio_leaves_small_faces_out(faces_found, portraits):
@@ -227,10 +264,10 @@ def test_batches_bound_the_pixels_and_read_no_further(portraits):
     assert [len(batch) for batch in taken] == [1, 1, 2]
 
 
-def test_only_the_detector_imports_the_package():
+def test_only_the_export_of_the_networks_imports_the_package():
     users = [path.name for path in [*Path().glob("*.py"), *Path("preprocess").glob("*.py")]
              if re.search(r"(from|import) facenet_pytorch", path.read_text(encoding="utf-8"))]
-    assert users == ["detector.py"]
+    assert users == ["export_mtcnn.py"]
 
 
 @pytest.mark.slow

@@ -1,4 +1,5 @@
-import argparse
+"""Alignment of whole lists: columns, rejections, continuing, sharing; and the contact sheet."""
+
 import csv
 import os
 import shutil
@@ -6,8 +7,6 @@ import signal
 import subprocess
 import sys
 import time
-from concurrent.futures import Future, ThreadPoolExecutor
-from functools import partial
 
 import numpy as np
 import pytest
@@ -18,11 +17,11 @@ from skimage.data import astronaut
 from preprocess import face_align, show
 from preprocess.detector import FaceDetector
 from preprocess.face import EXIF_ORIENTATION, load_photo
-from preprocess.face_align import align_list
-from preprocess.journal import CHUNK, Journal, chunks, merge, read_rows
+from preprocess.face_align import Work, align_list
+from preprocess.shards import CHUNK, Shards, chunks
 from preprocess.workers import align_rows
-
-SETTINGS = {"device": "cpu", "min_face_size": 20, "min_face_ratio": 0.0}
+from utils.cli import run_main
+from utils.tables import read_rows
 
 
 @pytest.fixture(scope="module")
@@ -44,12 +43,24 @@ def photos(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def submit(photos):
-    align = partial(align_rows, FaceDetector(threads=1), photos)
-    with ThreadPoolExecutor(1) as pool:
-        send = partial(pool.submit, align)
-        send.data_dir = photos
-        yield send
+def detector():
+    return FaceDetector(threads=1)
+
+
+@pytest.fixture(scope="module")
+def work(photos, detector):
+    return work_on(photos, detector)
+
+
+def work_on(folder, detector, stop_after=None, **changes):
+    """The Work of a process that aligns in this thread, and is interrupted after some chunks."""
+    def align_chunks(todo):
+        for number, rows in enumerate(todo):
+            if number == stop_after:
+                raise KeyboardInterrupt
+            yield align_rows(detector, folder, rows)
+
+    return Work(folder, align_chunks, **changes)
 
 
 def write_rows(path, rows):
@@ -59,19 +70,24 @@ def write_rows(path, rows):
         writer.writerows(rows)
 
 
-def many_rows(count):
+def many_rows(count, one_in=8):
+    """Rows of which one in `one_in` is searched for a face; the others have no age, so are fast."""
     names = [f"photo {number}, é.png" for number in range(8)] + ["wall.png", "broken.jpg"]
-    return [{"photo": names[i % len(names)], "age": 20 + i % 50, "gender": "female",
-             "mood": "serious, mostly"} for i in range(count)]
+    return [{"photo": names[i // one_in % len(names)],
+             "age": f"x{i}" if i % one_in else 20 + i % 50,
+             "gender": "female", "mood": "serious, mostly"} for i in range(count)]
 
 
-def align(list_path, submit, rank=0, world_size=1, restart=False):
-    args = argparse.Namespace(dataset="mine", restart=restart, data_dir=submit.data_dir)
-    align_list(list_path, "train", args, SETTINGS, submit, 1, rank, world_size)
+def align(list_path, work):
+    align_list(list_path, work)
     return list_path.with_name("mine_train_align.csv")
 
 
-def test_columns_rejections_and_odd_rows(tmp_path, submit):
+def shards_in(folder):
+    return sorted(path.name for path in folder.glob("*.part*/*"))
+
+
+def test_columns_rejections_and_odd_rows(tmp_path, work):
     rows = [{"age": "31", "photo": "photo 3, é.png", "votes": "30:2 31:1", "face_x1": ""},
             {"age": "x\ny", "photo": "upright.png", "votes": "", "face_x1": ""},
             {"age": "5", "photo": "wall.png", "votes": "", "face_x1": ""},
@@ -84,7 +100,7 @@ def test_columns_rejections_and_odd_rows(tmp_path, submit):
                 {"photo": "other.jpg", "split": "valid", "reason": "file missing"},
                 {"photo": "left.jpg", "split": "test", "reason": "of a list that is gone"}])
     write_rows(tmp_path / "mine_valid.csv", [{"photo": "other.jpg", "age": "5"}])
-    aligned = list(read_rows(align(tmp_path / "mine_train.csv", submit), []))
+    aligned = list(read_rows(align(tmp_path / "mine_train.csv", work), []))
     assert list(aligned[0]) == ["age", "photo", "votes", "deg", "box1", "box2", "box3", "box4",
                                 "confidence"]
     assert [(row["photo"], row["age"]) for row in aligned] == [("photo 3, é.png", "31"),
@@ -93,22 +109,22 @@ def test_columns_rejections_and_odd_rows(tmp_path, submit):
     rejected = {row["photo"]: (row["split"], row["reason"])
                 for row in read_rows(tmp_path / "mine_rejected.csv", [])}
     assert rejected == {"other.jpg": ("valid", "file missing"),
-                        "upright.png": ("train", "age 'x y' is no number"),
+                        "upright.png": ("train", "age 'x y' is not a number"),
                         "wall.png": ("train", "no face in the first pass"),
                         "broken.jpg": ("train", "unreadable image"),
                         "gone.jpg": ("train", "file missing")}
     assert not list(tmp_path.glob("*.part*"))
 
 
-def test_exif_orientation_is_applied(tmp_path, submit):
+def test_exif_orientation_is_applied(tmp_path, work):
     write_rows(tmp_path / "mine_train.csv", [{"photo": "upright.png", "age": 3},
                                              {"photo": "sideways.png", "age": 3}])
-    upright, sideways = read_rows(align(tmp_path / "mine_train.csv", submit), [])
+    upright, sideways = read_rows(align(tmp_path / "mine_train.csv", work), [])
     for name in ("deg", "box1", "box2", "box3", "box4"):
         assert abs(float(upright[name]) - float(sideways[name])) < 0.1
 
 
-def test_given_location_chooses_the_face(photos, tmp_path, submit):
+def test_given_location_chooses_the_face(photos, tmp_path, work):
     left, right = (Image.open(photos / name) for name in ("upright.png", "photo 7, é.png"))
     couple = Image.new("RGB", (500, 240))
     couple.paste(left, (0, 0))
@@ -119,220 +135,216 @@ def test_given_location_chooses_the_face(photos, tmp_path, submit):
     row = {"photo": "couple.png", "age": 3}
     located = row | dict(zip(("face_x1", "face_y1", "face_x2", "face_y2"), box, strict=True))
     write_rows(tmp_path / "mine_train.csv", [located])
-    [chosen] = read_rows(align(tmp_path / "mine_train.csv", submit), [])
+    [chosen] = read_rows(align(tmp_path / "mine_train.csv", work), [])
     assert abs(float(chosen["deg"]) - face.roll_deg) < 8  # the other is upright
     assert "face_x1" not in chosen
 
 
-def test_processes_share_the_work_and_merge_in_order(tmp_path, submit):
+def test_processes_share_the_work_and_merge_in_order(photos, detector, tmp_path, work):
     (tmp_path / "alone").mkdir()
     for folder in (tmp_path, tmp_path / "alone"):
         write_rows(folder / "mine_train.csv", many_rows(3 * CHUNK + 7))
-    alone = align(tmp_path / "alone/mine_train.csv", submit)
-    shared = align(tmp_path / "mine_train.csv", submit, rank=2, world_size=3)
-    align(tmp_path / "mine_train.csv", submit, rank=0, world_size=3)
-    assert not shared.exists()
-    align(tmp_path / "mine_train.csv", submit, rank=1, world_size=3)
+    alone = align(tmp_path / "alone/mine_train.csv", work)
+    for rank in (2, 0):
+        shared = align(tmp_path / "mine_train.csv",
+                       work_on(photos, detector, rank=rank, world_size=3))
+        assert not shared.exists()
+    assert shards_in(tmp_path) == ["000000.csv", "000002.csv", "000003.csv"]
+    align(tmp_path / "mine_train.csv", work_on(photos, detector, rank=1, world_size=3))
     assert shared.read_bytes() == alone.read_bytes()
     assert ((tmp_path / "mine_rejected.csv").read_bytes()
             == (tmp_path / "alone/mine_rejected.csv").read_bytes())
     assert not list(tmp_path.glob("*.part*"))
 
 
-def test_finished_lists_are_kept_until_they_change(tmp_path, submit, capsys):
+@pytest.mark.parametrize("processes", [1, 4])
+def test_a_run_stopped_under_two_processes_continues_under_another_number(
+        photos, detector, tmp_path, work, processes):
+    for folder in (tmp_path / "stopped", tmp_path / "whole"):
+        folder.mkdir()
+        write_rows(folder / "mine_train.csv", many_rows(5 * CHUNK + 5))
+    path = tmp_path / "stopped/mine_train.csv"
+    for rank in (0, 1):
+        with pytest.raises(KeyboardInterrupt):
+            align(path, work_on(photos, detector, stop_after=1 + rank, rank=rank, world_size=2))
+    assert shards_in(path.parent) == ["000000.csv", "000001.csv", "000003.csv"]
+    done = []
+
+    def counted(todo):
+        for rows in todo:
+            done.append(len(rows))
+            yield align_rows(detector, photos, rows)
+
+    for rank in range(processes):
+        aligned = align(path, Work(photos, counted, rank=rank, world_size=processes))
+    assert sorted(done) == [5, CHUNK, CHUNK]
+    whole = align(tmp_path / "whole/mine_train.csv", work)
+    assert aligned.read_bytes() == whole.read_bytes()
+
+
+def test_finished_lists_are_kept_until_they_change(photos, detector, tmp_path, work, capsys):
     path = tmp_path / "mine_train.csv"
-    write_rows(path, many_rows(3))
-    aligned = align(path, submit)
+    write_rows(path, many_rows(3, one_in=1))
+    aligned = align(path, work)
     aligned.write_text("kept", encoding="utf-8")
-    align(path, submit)
+    align(path, work)
     assert aligned.read_text(encoding="utf-8") == "kept" and "--restart" in capsys.readouterr().out
-    align(path, submit, restart=True)
+    align(path, work_on(photos, detector, restart=True))
     assert len(list(read_rows(aligned, ["deg"]))) == 3
-    write_rows(path, many_rows(5))
+    write_rows(path, many_rows(5, one_in=1))
     os.utime(path, (time.time() + 5,) * 2)
-    align(path, submit)
+    align(path, work)
     assert len(list(read_rows(aligned, ["deg"]))) == 5
 
 
-def wait_for_rows(run, journal, count):
-    """Until the journal holds more than `count` rows; fails where the run ends before."""
+def test_a_restart_aligns_every_chunk_again(photos, detector, tmp_path):
+    path = tmp_path / "mine_train.csv"
+    write_rows(path, many_rows(2 * CHUNK))
+    with pytest.raises(KeyboardInterrupt):
+        align(path, work_on(photos, detector, stop_after=1))
+    [shard] = tmp_path.glob("*.part*/*")
+    shard.write_text('"",1,2,3,4,5,0.9\n' * CHUNK)
+    aligned = align(path, work_on(photos, detector, restart=True))
+    assert "1" not in {row["deg"] for row in read_rows(aligned, ["deg"])}
+
+
+def test_what_an_earlier_list_or_version_left_is_not_used_and_goes(photos, detector, tmp_path):
+    path = tmp_path / "mine_train.csv"
+    write_rows(path, many_rows(CHUNK + 1))
+    with pytest.raises(KeyboardInterrupt):
+        align(path, work_on(photos, detector, stop_after=1))
+    write_rows(path, many_rows(CHUNK + 1)[::-1])
+    for name in ("mine_train_align.part0of2", "mine_train_align.part0of2.lock"):
+        (tmp_path / name).write_text("journal of an earlier version\n")
+    aligned = align(path, work_on(photos, detector))
+    assert next(read_rows(aligned, []))["photo"] == many_rows(CHUNK + 1)[-1]["photo"]
+    assert not list(tmp_path.glob("*.part*"))
+
+
+def test_other_settings_begin_again(photos, detector, tmp_path):
+    write_rows(tmp_path / "mine_train.csv", many_rows(2 * CHUNK))
+    for settings in ("20 0.0", "40 0.0"):
+        with pytest.raises(KeyboardInterrupt):
+            align(tmp_path / "mine_train.csv",
+                  work_on(photos, detector, stop_after=1, settings=settings))
+    assert shards_in(tmp_path) == ["000000.csv", "000000.csv"]
+
+
+def test_a_damaged_file_of_results_is_aligned_again(photos, detector, tmp_path):
+    path = tmp_path / "mine_train.csv"
+    write_rows(path, many_rows(2 * CHUNK))
+    with pytest.raises(KeyboardInterrupt):
+        align(path, work_on(photos, detector, stop_after=1))
+    [shard] = tmp_path.glob("*.part*/*")
+    shard.write_text("")
+    with pytest.raises(ValueError, match="damaged and is deleted; start again"):
+        align(path, work_on(photos, detector))
+    assert len(list(read_rows(align(path, work_on(photos, detector)), []))) == CHUNK // 4
+
+
+def test_a_list_that_another_run_has_finished_ends_quietly(photos, detector, tmp_path, capsys):
+    path = tmp_path / "mine_train.csv"
+    write_rows(path, many_rows(2 * CHUNK))
+
+    def slow(todo):
+        for number, rows in enumerate(todo):
+            if number == 1:
+                align(path, work_on(photos, detector))
+            yield align_rows(detector, photos, rows)
+
+    aligned = align(path, Work(photos, slow))
+    assert "finished by another process" in capsys.readouterr().out
+    assert len(list(read_rows(aligned, []))) == CHUNK // 4 and not list(tmp_path.glob("*.part*"))
+
+
+def start_alignment(photos, list_dir, chunk_count):
+    """Start the script on a long list, and wait until more than `chunk_count` chunks are done."""
+    write_rows(list_dir / "mine_train.csv", many_rows(40 * CHUNK))
+    run = subprocess.Popen([sys.executable, "-m", "preprocess.face_align", "--dataset", "mine",
+                            "--data_dir", str(photos), "--list_dir", str(list_dir), "--workers",
+                            "1"], stderr=subprocess.PIPE, text=True, start_new_session=True)
     deadline = time.monotonic() + 300
-    while not (journal.exists() and journal.read_bytes().count(b"\n") > count):
+    while len(shards_in(list_dir)) <= chunk_count:
         assert run.poll() is None, run.communicate()
-        assert time.monotonic() < deadline, f"not {count} rows in five minutes"
+        assert time.monotonic() < deadline, f"not {chunk_count} chunks in five minutes"
         time.sleep(0.02)
+    return run
 
 
-def test_a_killed_run_continues_to_the_same_file(photos, tmp_path, submit):
-    for folder in (tmp_path / "killed", tmp_path / "whole"):
-        folder.mkdir()
-        write_rows(folder / "mine_train.csv", many_rows(6 * CHUNK + 5))
-    command = [sys.executable, "-m", "preprocess.face_align", "--dataset", "mine", "--data_dir",
-               str(photos), "--list_dir", str(tmp_path / "killed"), "--workers", "1"]
-    run = subprocess.Popen(command, stderr=subprocess.PIPE, start_new_session=True)
-    journal = tmp_path / "killed/mine_train_align.part0of1"
-    wait_for_rows(run, journal, 2 * CHUNK)
-    os.killpg(run.pid, signal.SIGKILL)
-    run.wait()
-    recorded = journal.read_bytes()  # fails where the run was over before it was killed
-    assert recorded.count(b"\n") < 6 * CHUNK
-    journal.write_bytes(recorded + b",3.1,12")  # a line of which a kill left a part
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    whole = align(tmp_path / "whole/mine_train.csv", submit)
-    assert (tmp_path / "killed/mine_train_align.csv").read_bytes() == whole.read_bytes()
-    assert "rejected (" in done.stdout
+def test_after_a_kill_every_file_is_whole_and_no_worker_is_left(photos, tmp_path):
+    run = start_alignment(photos, tmp_path, 2)
+    os.kill(run.pid, signal.SIGKILL)
+    run.communicate(timeout=120)  # raises while a worker lives, as it holds the pipe open
+    done = [path for path in tmp_path.glob("*.part*/*.csv") if not path.name.startswith(".")]
+    assert 2 < len(done) < 40
+    for path in done:
+        assert len(path.read_text(encoding="utf-8").splitlines()) == CHUNK
 
 
 def test_ctrl_c_ends_quietly(photos, tmp_path):
-    write_rows(tmp_path / "mine_train.csv", many_rows(20 * CHUNK))
-    run = subprocess.Popen([sys.executable, "-m", "preprocess.face_align", "--dataset", "mine",
-                            "--data_dir", str(photos), "--list_dir", str(tmp_path), "--workers",
-                            "1"], stderr=subprocess.PIPE, text=True, start_new_session=True)
-    journal = tmp_path / "mine_train_align.part0of1"
-    wait_for_rows(run, journal, CHUNK)
+    run = start_alignment(photos, tmp_path, 0)
     os.killpg(run.pid, signal.SIGINT)
-    errors = run.communicate(timeout=60)[1]
+    errors = run.communicate(timeout=120)[1]
     assert run.returncode == 130 and "Traceback" not in errors
-    assert (journal.read_bytes().count(b"\n") - 1) % CHUNK == 0
+    assert all(name.endswith(".csv") for name in shards_in(tmp_path))
 
 
-def test_workers_end_with_a_main_process_that_is_killed(photos, tmp_path):
-    write_rows(tmp_path / "mine_train.csv", many_rows(20 * CHUNK))
-    run = subprocess.Popen([sys.executable, "-m", "preprocess.face_align", "--dataset", "mine",
-                            "--data_dir", str(photos), "--list_dir", str(tmp_path), "--workers",
-                            "1"], stderr=subprocess.PIPE, start_new_session=True)
-    journal = tmp_path / "mine_train_align.part0of1"
-    wait_for_rows(run, journal, CHUNK)
-    os.kill(run.pid, signal.SIGKILL)
-    run.communicate(timeout=60)  # raises while a worker lives, which holds the pipe open
-
-
-def test_a_list_that_changes_meanwhile_is_not_merged(tmp_path, submit):
+def test_a_list_that_changes_meanwhile_is_not_merged(photos, detector, tmp_path):
     path = tmp_path / "mine_train.csv"
-    write_rows(path, many_rows(3))
+    write_rows(path, many_rows(3, one_in=1))
 
-    def submit_and_edit(rows):
-        future = submit(rows)
-        write_rows(path, many_rows(3)[::-1])
-        return future
+    def align_and_edit(todo):
+        for rows in todo:
+            write_rows(path, many_rows(3, one_in=1)[::-1])
+            yield align_rows(detector, photos, rows)
 
-    submit_and_edit.data_dir = submit.data_dir
     with pytest.raises(ValueError, match="changed while it was aligned"):
-        align(path, submit_and_edit)
+        align(path, Work(photos, align_and_edit))
     assert not (tmp_path / "mine_train_align.csv").exists()
 
 
-def test_photos_that_have_come_since_are_aligned_after_all(photos, tmp_path, capsys):
+def test_photos_that_can_be_read_since_are_aligned_after_all(photos, detector, tmp_path, capsys):
     names = ["photo 0, é.png", "photo 1, é.png"]
-    write_rows(tmp_path / "mine_train.csv", [{"photo": names[i % 2], "age": 20}
-                                             for i in range(5 * CHUNK)])
-    (tmp_path / "some").mkdir()
-    shutil.copy(photos / names[0], tmp_path / "some")
-    detector = FaceDetector(threads=1)
-    with ThreadPoolExecutor(1) as pool:
-        def send(rows):  # interrupted when one chunk is written and three are on the way
-            sent.append(rows)
-            if len(sent) > 4:
-                raise KeyboardInterrupt
-            return pool.submit(align_rows, detector, tmp_path / "some", rows)
-
-        sent, send.data_dir = [], tmp_path / "some"
-        with pytest.raises(KeyboardInterrupt):
-            align(tmp_path / "mine_train.csv", send)
-        (tmp_path / "some" / names[1]).write_bytes(b"half of it")
-        sent.clear()
-        with pytest.raises(KeyboardInterrupt):
-            align(tmp_path / "mine_train.csv", send)
-        assert "chunks of 32 photos are aligned again" in capsys.readouterr().out
-        shutil.copy(photos / names[1], tmp_path / "some")
-        whole = partial(pool.submit, align_rows, detector, tmp_path / "some")
-        whole.data_dir = tmp_path / "some"
-        aligned = align(tmp_path / "mine_train.csv", whole)
-    assert len(list(read_rows(aligned, []))) == 5 * CHUNK
+    path = tmp_path / "mine_train.csv"
+    write_rows(path, [{"photo": names[number // CHUNK % 2],
+                       "age": f"x{number}" if number % 8 else 20} for number in range(4 * CHUNK)])
+    some = tmp_path / "some"
+    some.mkdir()
+    shutil.copy(photos / names[0], some)
+    with pytest.raises(KeyboardInterrupt):  # the chunks 1 and 3 are of a photo that is missing
+        align(path, work_on(some, detector, stop_after=3))
+    first = (next(tmp_path.glob("*.part*/000000.csv"))).stat().st_mtime_ns
+    (some / names[1]).write_bytes(b"half of it")
+    with pytest.raises(KeyboardInterrupt):
+        align(path, work_on(some, detector, stop_after=1))
+    assert f"1 chunks of {CHUNK} photos are aligned again" in capsys.readouterr().out
+    with pytest.raises(KeyboardInterrupt):  # it is still unreadable: nothing to do again
+        align(path, work_on(some, detector, stop_after=0))
+    assert "aligned again" not in capsys.readouterr().out
+    assert (next(tmp_path.glob("*.part*/000000.csv"))).stat().st_mtime_ns == first
+    shutil.copy(photos / names[1], some)
+    aligned = align(path, work_on(some, detector))
+    assert f"1 chunks of {CHUNK} photos are aligned again" in capsys.readouterr().out
+    assert len(list(read_rows(aligned, []))) == 4 * CHUNK // 8
 
 
-def test_only_chunks_with_photos_that_have_come_are_aligned_again(tmp_path):
-    photos = {name: tmp_path / name for name in ("missing.jpg", "broken.jpg", "come.png")}
-    photos["broken.jpg"].write_bytes(b"no photo")
-    Image.new("RGB", (20, 20)).save(photos["come.png"])
-    rows = [{"photo": "come.png", "age": str(number)} for number in range(3 * CHUNK + 5)]
-    results = [["", f'"{number}", é'] for number in range(len(rows))]
-    rows[1]["photo"], results[1] = "missing.jpg", ["file missing"]
-    rows[2]["photo"], results[2] = "broken.jpg", ["unreadable image"]
-    results[CHUNK + 3], results[3 * CHUNK] = ["unreadable image"], ["file missing"]
-    journal = Journal(tmp_path / "a_align.csv", "print", 4 * CHUNK)
-    journal.open()
-    journal.write(results)
-    journal.close()
-    assert journal.open() == 3 * CHUNK  # the fourth chunk was not whole
-    asked = []
-
-    def submit(rows):
-        asked.append([row["age"] for row in rows])
-        future = Future()
-        future.set_result([["", "anew"]] * len(rows))
-        return future
-
-    face_align.align_what_has_come(journal, lambda: (chunk for _, chunk in chunks(rows)),
-                                   tmp_path, submit, 1)
-    journal.write([["", "written after"]] * CHUNK)
-    journal.close()
-    assert asked == [[str(number) for number in range(CHUNK, 2 * CHUNK)]]
-    expected = results[:CHUNK] + [["", "anew"]] * CHUNK + results[2 * CHUNK:3 * CHUNK]
-    assert [fields for _, fields in merge([journal], range(4 * CHUNK))] == \
-        expected + [["", "written after"]] * CHUNK
-
-
-def test_a_folder_without_any_photo_of_the_list_is_named(tmp_path, submit):
+def test_a_folder_without_any_photo_of_the_list_is_named(tmp_path, work):
     write_rows(tmp_path / "mine_train.csv", [{"photo": "a.jpg", "age": 3}])
     with pytest.raises(FileNotFoundError, match="none of the 1 photos of .*--data_dir"):
-        align(tmp_path / "mine_train.csv", submit)
-    assert not list(tmp_path.glob("*.part0*"))
-
-
-def test_two_runs_do_not_write_one_journal(tmp_path):
-    first, second = (Journal(tmp_path / "a_align.csv", "print", 3) for _ in range(2))
-    first.open()
-    for restart in (False, True):
-        with pytest.raises(OSError, match="written by another run"):
-            second.open(restart)
-    assert first.path.exists()
-    first.write([["", "1"]] * 3)
-    first.close()
-    assert second.open() == 3
-    second.close()
-    assert second.open(restart=True) == 0
-    second.close()
+        align(tmp_path / "mine_train.csv", work)
+    assert not list(tmp_path.glob("*.part*"))
 
 
 @pytest.mark.parametrize(("rows", "world_size"), [(0, 1), (1, 2), (64, 2), (70, 2), (70, 5)])
-def test_journals_expect_every_row_once(tmp_path, rows, world_size):
-    journals = Journal(tmp_path / "a_align.csv", "print", rows, 0, world_size).siblings()
-    assert sum(journal.expected for journal in journals) == rows
-    for number, chunk in chunks(range(rows)):
-        owners = [journal for journal in journals if journal.is_mine(number)]
-        assert len(owners) == 1 and len(chunk) <= CHUNK
-
-
-def test_journal_keeps_whole_chunks_and_nothing_of_another_list(tmp_path):
-    def journal(fingerprint):
-        return Journal(tmp_path / "a_align.csv", fingerprint, 2 * CHUNK + 3)
-
-    first = journal("one list")
-    assert first.open() == 0
-    first.write([["", str(i)] for i in range(CHUNK)])
-    first.write([["", str(i)] for i in range(CHUNK, CHUNK + 10)])  # a chunk broken off
-    first.close()
-    again = journal("one list")
-    assert again.open() == CHUNK and not again.is_complete()
-    again.write([["", str(i)] for i in range(CHUNK, 2 * CHUNK + 3)])
-    again.close()
-    assert again.is_complete()
-    assert [fields[1] for _, fields in merge([again], range(2 * CHUNK + 3))] == [
-        str(i) for i in range(2 * CHUNK + 3)]
-    assert not journal("another list").is_complete()
-    assert journal("another list").open() == 0
+def test_every_row_is_in_one_chunk(tmp_path, rows, world_size):
+    shards = Shards(tmp_path / "a_align.csv", "print")
+    shards.folder.mkdir()
+    for rank in reversed(range(world_size)):
+        for number, chunk in chunks(range(rows)):
+            if number % world_size == rank:
+                shards.write(number, [["", str(row), 'a "quoted", é'] for row in chunk])
+    assert list(shards.merge(range(rows))) == [
+        (row, ["", str(row), 'a "quoted", é']) for row in range(rows)]
 
 
 @pytest.mark.parametrize(("text", "message"), [
@@ -351,18 +363,20 @@ def test_lists_that_are_none(tmp_path, text, message):
     (["--data_dir", "."], "preprocess.generate_csv"),
     (["--data_dir", ".", "--list_dir", "LISTS", "--workers", "-2"], "--workers must be"),
     (["--data_dir", ".", "--list_dir", "LISTS", "--min_face_size", "0"], "min_face_size")])
-def test_bad_calls_end_in_one_line(tmp_path, arguments, message):
+def test_bad_calls_end_in_one_line(tmp_path, monkeypatch, capsys, arguments, message):
     write_rows(tmp_path / "mine_train.csv", [{"photo": "a.jpg", "age": 3}])
     arguments = [str(tmp_path) if word == "LISTS" else word for word in arguments]
-    done = subprocess.run([sys.executable, "-m", "preprocess.face_align", "--dataset", "mine",
-                           *arguments], capture_output=True, text=True)
-    assert done.returncode == 2 and done.stderr.startswith("error: ")
-    assert message in done.stderr and done.stderr.count("\n") == 1
+    monkeypatch.setattr(sys, "argv", ["face_align", "--dataset", "mine", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        run_main(face_align.main)
+    errors = capsys.readouterr().err
+    assert ended.value.code == 2 and errors.startswith("error: ")
+    assert message in errors and errors.count("\n") == 1
 
 
-def test_contact_sheet_and_ages(photos, tmp_path, submit, monkeypatch):
-    write_rows(tmp_path / "mine_train.csv", many_rows(7))
-    align(tmp_path / "mine_train.csv", submit)
+def test_contact_sheet_and_ages(photos, tmp_path, work, monkeypatch):
+    write_rows(tmp_path / "mine_train.csv", many_rows(7, one_in=1))
+    align(tmp_path / "mine_train.csv", work)
     monkeypatch.setattr(sys, "argv", ["show", "--data_dir", str(photos), "--dataset", "mine",
                                       "--list_dir", str(tmp_path), "--count", "7"])
     show.main()
@@ -372,11 +386,11 @@ def test_contact_sheet_and_ages(photos, tmp_path, submit, monkeypatch):
     assert Image.open(tmp_path / "mine_ages.png").size[0] > 500
 
 
-def test_the_sheet_shows_intervals_where_no_age_is_known(photos, tmp_path, submit, monkeypatch):
-    rows = [row | {"age": "", "age_min": "3", "age_max": "9"} for row in many_rows(2)]
+def test_the_sheet_shows_intervals_when_no_age_is_known(photos, tmp_path, work, monkeypatch):
+    rows = [row | {"age": "", "age_min": "3", "age_max": "9"} for row in many_rows(2, one_in=1)]
     write_rows(tmp_path / "mine_train.csv", rows)
-    aligned = list(read_rows(align(tmp_path / "mine_train.csv", submit), []))
-    assert show.age_text(aligned[0]) == "3-9" and show.age_text({"age": "31.0"}) == "31"
+    aligned = list(read_rows(align(tmp_path / "mine_train.csv", work), []))
+    assert show.age_label(aligned[0]) == "3-9" and show.age_label({"age": "31.0"}) == "31"
     monkeypatch.setattr(sys, "argv", ["show", "--data_dir", str(photos), "--dataset", "mine",
                                       "--list_dir", str(tmp_path)])
     show.main()
@@ -384,7 +398,10 @@ def test_the_sheet_shows_intervals_where_no_age_is_known(photos, tmp_path, submi
 
 
 @pytest.mark.parametrize("module", ["generate_csv", "face_align", "show"])
-def test_help(module):
-    done = subprocess.run([sys.executable, "-m", f"preprocess.{module}", "--help"],
-                          capture_output=True, text=True)
+def test_help_needs_neither_torch_nor_pandas_nor_matplotlib(module):
+    done = subprocess.run([sys.executable, "-X", "importtime", "-m", f"preprocess.{module}",
+                           "--help"], capture_output=True, text=True)
     assert done.returncode == 0 and "--list_dir" in done.stdout
+    imported = {line.rsplit("|", 1)[-1].strip() for line in done.stderr.splitlines()}
+    assert "argparse" in imported
+    assert not {"torch", "pandas", "matplotlib", "cv2", "scipy"} & imported

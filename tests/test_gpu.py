@@ -4,7 +4,7 @@ import pytest
 import torch
 from demo_inputs import ASTRONAUT
 from faces import TINY, write_dataset
-from test_train import script, train, weights
+from scripts import script, train, weights
 
 from preprocess.detector import FaceDetector
 from preprocess.face import load_photo

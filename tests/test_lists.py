@@ -18,11 +18,17 @@ from lists import (
     list_file,
     pair_folders,
     parse_votes,
+    read_csv,
     read_faces,
     warn_of_stale_lists,
 )
+from utils.tables import read_rows
 
 CFG = load_cfg()
+
+
+def read(folder, dataset, split, cfg, protocol=None):
+    return read_faces(Source(folder, dataset, folder), split, cfg, protocol)
 
 
 def write_appa_real(folder, real_ages=("", "")):
@@ -38,7 +44,7 @@ def test_columns_may_come_in_any_order_with_more_of_them(tmp_path):
     rows = write_dataset(tmp_path, [10, 60], columns={"gender": ["female", ""], "note": ["a", "b"]})
     write_list(tmp_path / "drawn_train_align.csv",
                [dict(reversed(row.items())) for row in rows])
-    faces = read_faces(tmp_path, "drawn", "train", CFG)
+    faces = read(tmp_path, "drawn", "train", CFG)
     assert faces["age"].tolist() == [10, 60]
     assert faces[["deg", "box1", "box4"]].iloc[0].tolist() == [3.5, 20.2, 82.0]
     assert faces["age_min"].tolist() == faces["age_max"].tolist() == [10, 60]
@@ -51,26 +57,26 @@ def test_an_interval_without_an_age_gets_its_middle(tmp_path):
     table = pd.read_csv(tmp_path / "drawn_train_align.csv")
     table["age"] = [None, 60]
     table.to_csv(tmp_path / "drawn_train_align.csv", index=False)
-    faces = read_faces(tmp_path, "drawn", "train", CFG)
+    faces = read(tmp_path, "drawn", "train", CFG)
     assert faces["age"].tolist() == [6, 60]
     assert faces["age_max"].tolist() == [9, 60]
 
 
 def test_an_interval_may_end_beyond_the_last_bin(tmp_path):
     write_dataset(tmp_path, [85, 60], columns={"age_min": [70, 60], "age_max": [100, 60]})
-    faces = read_faces(tmp_path, "drawn", "train", load_cfg(opts=["DATA.AGE_MAX", "80"]))
+    faces = read(tmp_path, "drawn", "train", load_cfg(opts=["DATA.AGE_MAX", "80"]))
     assert faces["age_max"].tolist() == [100, 60]
 
 
 def test_appa_real_as_released(tmp_path):
     write_appa_real(tmp_path, ("21", "43"))
     assert find_datasets(tmp_path) == ["appa_real"]
-    faces = read_faces(tmp_path, "appa_real", "train", CFG)
+    faces = read(tmp_path, "appa_real", "train", CFG)
     assert faces["photo"].tolist() == ["train/0.jpg_face.jpg", "train/1.jpg_face.jpg"]
     assert faces["age"].tolist() == [20.5, 40]
     assert faces["age_std"].tolist() == [4.0, 2.5]
     assert faces["deg"].isna().all()
-    real = read_faces(tmp_path, "appa_real", "train",
+    real = read(tmp_path, "appa_real", "train",
                       load_cfg(None, ["DATA.APPA_REAL_LABEL", "real"]))
     assert real["age"].tolist() == [21, 43]
     assert real["age_std"].isna().all()
@@ -80,7 +86,7 @@ def test_appa_reals_votes_are_counted(tmp_path):
     write_appa_real(tmp_path)
     (tmp_path / "gt_train.csv").write_text(
         "file_name,apparent_age,real_age,worker_age\n0.jpg,20,,50\n0.jpg,21,,31\n0.jpg,20,,8\n")
-    faces = read_faces(tmp_path, "appa_real", "train", CFG)
+    faces = read(tmp_path, "appa_real", "train", CFG)
     assert faces["votes"].iloc[0] == "20:2 21:1"
     assert pd.isna(faces["votes"].iloc[1])
 
@@ -88,7 +94,7 @@ def test_appa_reals_votes_are_counted(tmp_path):
 def test_an_empty_real_age_names_the_other_label(tmp_path):
     write_appa_real(tmp_path)
     with pytest.raises(ValueError, match=r"real_age is empty.*APPA_REAL_LABEL"):
-        read_faces(tmp_path, "appa_real", "train", load_cfg(None, ["DATA.APPA_REAL_LABEL", "real"]))
+        read(tmp_path, "appa_real", "train", load_cfg(None, ["DATA.APPA_REAL_LABEL", "real"]))
 
 
 def test_no_split_of_appa_real_is_raw_where_another_is_aligned(tmp_path):
@@ -97,10 +103,10 @@ def test_no_split_of_appa_real_is_raw_where_another_is_aligned(tmp_path):
     assert list_file(Source(tmp_path, "appa_real", tmp_path), "test").name == "gt_avg_test.csv"
     write_dataset(tmp_path, [10], name="appa_real", splits=("train",))
     with pytest.raises(FileNotFoundError, match="no test split; it has train"):
-        read_faces(tmp_path, "appa_real", "test", CFG)
+        read(tmp_path, "appa_real", "test", CFG)
     real = load_cfg(None, ["DATA.APPA_REAL_LABEL", "real"])
     with pytest.warns(UserWarning, match="generate_csv --appa_real_label"):
-        faces = read_faces(tmp_path, "appa_real", "train", real)
+        faces = read(tmp_path, "appa_real", "train", real)
     assert faces["age"].tolist() == [10]
 
 
@@ -116,13 +122,13 @@ def test_an_exclusion_list_with_fields_beyond_its_header_excludes(tmp_path):
     write_dataset(tmp_path, [10, 60])
     (tmp_path / "out.csv").write_text("file_name\ndrawn_0.png,blurred\n")
     cfg = load_cfg(None, ["DATA.EXCLUDE", str(tmp_path / "out.csv")])
-    assert read_faces(tmp_path, "drawn", "train", cfg)["age"].tolist() == [60]
+    assert read(tmp_path, "drawn", "train", cfg)["age"].tolist() == [60]
 
 
 def test_aligned_lists_win_over_the_raw_folder(tmp_path):
     write_appa_real(tmp_path)
     write_dataset(tmp_path, [30], name="appa_real")
-    assert read_faces(tmp_path, "appa_real", "train", CFG)["age"].tolist() == [30]
+    assert read(tmp_path, "appa_real", "train", CFG)["age"].tolist() == [30]
 
 
 def test_votes_fall_on_their_bins_and_beyond_the_ends_on_the_last():
@@ -143,18 +149,18 @@ def test_photos_are_excluded_by_path_name_or_original_name(tmp_path):
         listed = tmp_path / "ignore.csv"
         listed.write_text(f"file_name\n{name}\n")
         cfg = load_cfg(None, ["DATA.EXCLUDE", str(listed)])
-        assert read_faces(tmp_path, "appa_real", "train", cfg)["age"].tolist() == [40]
+        assert read(tmp_path, "appa_real", "train", cfg)["age"].tolist() == [40]
 
 
 def test_a_protocol_overrides_the_splits(tmp_path):
     write_dataset(tmp_path, [10, 20, 30], splits=("train",))
     (tmp_path / "drawn_split_fold0.csv").write_text(
         "photo,split\ndrawn_0.png,test\ndrawn_1.png,train\ndrawn_2.png,test\nrejected.png,test\n")
-    assert read_faces(tmp_path, "drawn", "test", CFG, protocol="fold0")["age"].tolist() == [10, 30]
+    assert read(tmp_path, "drawn", "test", CFG, protocol="fold0")["age"].tolist() == [10, 30]
     with pytest.raises(FileNotFoundError, match="fold1.*fold0"):
-        read_faces(tmp_path, "drawn", "test", CFG, protocol="fold1")
+        read(tmp_path, "drawn", "test", CFG, protocol="fold1")
     with pytest.raises(FileNotFoundError, match=r"no valid split; it has test, train"):
-        read_faces(tmp_path, "drawn", "valid", CFG, protocol="fold0")
+        read(tmp_path, "drawn", "valid", CFG, protocol="fold0")
 
 
 def test_a_protocol_keeps_both_faces_of_a_photo_and_takes_none_twice(tmp_path):
@@ -162,7 +168,7 @@ def test_a_protocol_keeps_both_faces_of_a_photo_and_takes_none_twice(tmp_path):
     for split in ("valid", "test"):  # MegaAge's validation is its test list
         write_list(tmp_path / f"drawn_{split}_align.csv", [*rows, rows[0] | {"age": 40}])
     (tmp_path / "drawn_split_all.csv").write_text("photo,split\ndrawn_0.png,test\n")
-    faces = read_faces(tmp_path, "drawn", "test", CFG, protocol="all")
+    faces = read(tmp_path, "drawn", "test", CFG, protocol="all")
     assert faces["age"].tolist() == [10, 40]
 
 
@@ -171,7 +177,7 @@ def test_a_protocol_keeps_other_faces_of_a_photo_in_another_list(tmp_path):
         rows = write_dataset(tmp_path, [age], splits=(split,))
         write_list(tmp_path / f"drawn_{split}_align.csv", [rows[0] | {"box1": left}])
     (tmp_path / "drawn_split_all.csv").write_text("photo,split\ndrawn_0.png,test\n")
-    faces = read_faces(tmp_path, "drawn", "test", CFG, protocol="all")
+    faces = read(tmp_path, "drawn", "test", CFG, protocol="all")
     assert faces[["age", "box1"]].to_numpy().tolist() == [[10, 20.5], [70, 1.0]]
 
 
@@ -181,7 +187,7 @@ def test_a_protocol_takes_a_face_once_that_a_second_list_has_alone(tmp_path):
     write_list(tmp_path / "drawn_train_align.csv", pair)
     write_list(tmp_path / "drawn_valid_align.csv", pair[1:])
     (tmp_path / "drawn_split_all.csv").write_text("photo,split\ndrawn_0.png,test\n")
-    faces = read_faces(tmp_path, "drawn", "test", CFG, protocol="all")
+    faces = read(tmp_path, "drawn", "test", CFG, protocol="all")
     assert faces["age"].tolist() == [10, 40]
 
 
@@ -189,8 +195,8 @@ def test_a_protocol_takes_a_face_once_that_a_second_list_has_alone(tmp_path):
 def test_a_number_without_end_is_none(tmp_path, column):
     rows = write_dataset(tmp_path, [10, 40])
     write_list(tmp_path / "drawn_train_align.csv", [row | {column: "inf"} for row in rows])
-    with pytest.raises(ValueError, match=f"{column} is no number: 2 of 2"):
-        read_faces(tmp_path, "drawn", "train", CFG)
+    with pytest.raises(ValueError, match=f"{column} is not a number: 2 of 2"):
+        read(tmp_path, "drawn", "train", CFG)
 
 
 def test_a_protocol_named_twice_is_found_once(tmp_path):
@@ -204,20 +210,20 @@ def test_a_list_that_is_all_excluded_is_named(tmp_path):
     write_dataset(tmp_path, [10])
     (tmp_path / "out.csv").write_text("drawn_0.png\n")
     with pytest.raises(ValueError, match=r"valid list of 'drawn'.*DATA\.EXCLUDE"):
-        read_faces(tmp_path, "drawn", "valid",
+        read(tmp_path, "drawn", "valid",
                    load_cfg(None, ["DATA.EXCLUDE", str(tmp_path / "out.csv")]))
 
 
 def test_a_missing_split_names_the_splits_there_are(tmp_path):
     write_dataset(tmp_path, [10])
     with pytest.raises(FileNotFoundError, match=r"no test split; it has train, valid.*--split"):
-        read_faces(tmp_path, "drawn", "test", CFG)
+        read(tmp_path, "drawn", "test", CFG)
 
 
 def test_a_missing_data_set_names_those_there_are(tmp_path):
     write_dataset(tmp_path, [10])
     with pytest.raises(FileNotFoundError, match=r"other_train_align\.csv.*drawn"):
-        read_faces(tmp_path, "other", "train", CFG)
+        read(tmp_path, "other", "train", CFG)
 
 
 @pytest.mark.parametrize(("change", "words"), [
@@ -228,7 +234,7 @@ def test_a_missing_data_set_names_those_there_are(tmp_path):
     ({"deg": "steep"}, ["deg", "steep"]),
     ({"photo": "gone.png"}, ["gone.png", "DATA.EXCLUDE"]),
     ({"age": 25, "age_min": 30, "age_max": 20}, ["age_min exceeds age_max", "30", "20"]),
-    ({"age_min": 12, "age_max": ""}, ["half an interval", "drawn_1.png", "12"]),
+    ({"age_min": 12, "age_max": ""}, ["not an interval", "drawn_1.png", "12"]),
     ({"age_min": 30, "age_max": 30}, ["20", "outside age_min to age_max"]),
     ({"age": 105, "age_min": 101, "age_max": 109}, ["105", "0..100"]),
 ])
@@ -237,9 +243,9 @@ def test_bad_rows_are_listed(tmp_path, change, words):
     rows[1].update(change)
     write_list(tmp_path / "drawn_train_align.csv", rows)
     with pytest.raises(ValueError) as raised:
-        read_faces(tmp_path, "drawn", "train", CFG)
+        read(tmp_path, "drawn", "train", CFG)
     assert "\n" not in str(raised.value)
-    for word in (*words, "1 of 3"):
+    for word in (*words, "1 of 3 rows"):
         assert word in str(raised.value)
 
 
@@ -247,7 +253,7 @@ def test_only_twenty_bad_rows_are_shown(tmp_path):
     rows = write_dataset(tmp_path, [10])
     write_list(tmp_path / "drawn_train_align.csv", [rows[0] | {"age": 200 + i} for i in range(25)])
     with pytest.raises(ValueError) as raised:
-        read_faces(tmp_path, "drawn", "train", CFG)
+        read(tmp_path, "drawn", "train", CFG)
     assert "25 of 25" in str(raised.value)
     assert "219" in str(raised.value)
     assert "220" not in str(raised.value)
@@ -258,9 +264,35 @@ def test_only_twenty_bad_rows_are_shown(tmp_path):
 def test_a_file_that_is_no_list_is_refused(tmp_path, content):
     (tmp_path / "drawn_train_align.csv").write_text(content)
     with pytest.raises(ValueError) as raised:
-        read_faces(tmp_path, "drawn", "train", CFG)
+        read(tmp_path, "drawn", "train", CFG)
     assert "drawn_train_align.csv" in str(raised.value)
     assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("separator", [",", ";", "\t"])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_tables_as_spreadsheets_write_them_are_read(tmp_path, separator, encoding):
+    lines = [["photo", " age", "note"], ["Zoë, 1.jpg" if separator != "," else '"Zoë, 1.jpg"', "3"],
+             [], ["b.jpg", "4", "of two", "beyond the header"]]
+    path = tmp_path / "table.csv"
+    path.write_text("\r\n".join(map(separator.join, lines)), encoding=encoding)
+    assert list(read_rows(path, ["age", "photo"])) == [
+        {"photo": "Zoë, 1.jpg", "age": "3", "note": ""},
+        {"photo": "b.jpg", "age": "4", "note": "of two"}]
+    assert read_csv(path, ["photo"])["age"].tolist() == ["3", "4"]
+
+
+@pytest.mark.parametrize(("content", "message"), [
+    (b"photo;years\na.jpg;3\n", "column age missing; it has photo, years. Commas, semicolons"),
+    (b"", "no header"),
+    ("photo,age\nZo\xeb.jpg,3\n".encode("latin-1"), "not a CSV file in UTF-8"),
+    ("photo,age\na.jpg,3\n".encode("utf-16")[:-1], "not a CSV file in UTF-8")])
+def test_what_is_not_a_table_is_refused(tmp_path, content, message):
+    (tmp_path / "table.csv").write_bytes(content)
+    with pytest.raises(ValueError, match=message):
+        read_csv(tmp_path / "table.csv", ["photo", "age"])
+    with pytest.raises(FileNotFoundError, match="list '.*gone.csv' not found"):
+        read_csv(tmp_path / "gone.csv", [])
 
 
 def test_folders_and_names_are_paired(tmp_path):
@@ -303,4 +335,4 @@ def test_a_list_that_was_changed_after_it_was_aligned_warns(tmp_path):
 
 def test_numbers_survive_a_round_trip(tmp_path):
     write_dataset(tmp_path, [10], columns={"age_std": [2.25]})
-    assert np.isclose(read_faces(tmp_path, "drawn", "train", CFG)["age_std"].iloc[0], 2.25)
+    assert np.isclose(read(tmp_path, "drawn", "train", CFG)["age_std"].iloc[0], 2.25)

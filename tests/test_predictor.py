@@ -1,6 +1,5 @@
 """AgeEstimator: the pixel path, what it accepts, batches; results, drawing, tracking."""
 
-import copy
 import csv
 import json
 import shutil
@@ -17,10 +16,9 @@ from PIL import Image
 
 import metrics
 from dataset import FaceDataset
-from defaults import override_cfg
-from lists import read_faces
+from lists import Source, read_faces
 from media.results import FIELDS, ResultFiles
-from predictor import AgeEstimator, as_photo, face_from_probs, pixel_count
+from predictor import AgeEstimator, Reading, as_photo, face_from_probs, pixel_count
 from preprocess import face_align
 from utils.pipeline import batches
 
@@ -57,13 +55,14 @@ def test_network_gets_the_pixels_of_training(estimator, tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["face_align", "--dataset", "p", "--data_dir", str(tmp_path),
                                       "--workers", "1"])
     face_align.main()
-    faces = read_faces(tmp_path, "p", "valid", estimator.cfg)
+    faces = read_faces(Source(tmp_path, "p", tmp_path), "valid", estimator.cfg)
     assert list(faces["photo"]) == [path.name for path in photos]
     dataset = FaceDataset(faces, estimator.cfg, train=False, cache_dir=tmp_path / "cache")
     trained = dataset.__getitems__([(0, index) for index in range(len(dataset))])["pixels"]
 
-    seen, network = [], estimator.model
-    monkeypatch.setattr(estimator, "model", lambda pixels: seen.append(pixels) or network(pixels))
+    seen, model = [], estimator.network.model
+    monkeypatch.setattr(estimator.network, "model",
+                        lambda pixels: seen.append(pixels) or model(pixels))
     images = [as_photo(path) for path in photos]
     found = [faces[0] for faces in estimator.detector.align(images, faces="all")]
     estimator.ages_of(list(zip(images, found, strict=True)))
@@ -153,24 +152,17 @@ def test_temperature_of_the_checkpoint_widens_the_distribution(estimator, tmp_pa
     np.testing.assert_allclose(wide.probs, expected, atol=1e-5)
 
 
-def with_opts(estimator, *opts):
-    """The same with other TEST keys, without loading the detector again."""
-    other = copy.copy(estimator)
-    other.cfg = override_cfg(estimator.cfg, opts, "TEST")
-    return other
-
-
-def test_mirror_averaging_is_symmetric(estimator):
+def test_mirror_averaging_is_symmetric(estimator, model_path):
     photo = as_photo(HOPPER)
     crop = estimator.face_crop(photo, estimator.detector.align([photo], faces="all")[0][0])
-    both = with_opts(estimator, "TEST.TTA", "True")
-    plain, mirrored = both._probs([crop, np.ascontiguousarray(crop[:, ::-1])])
+    both = AgeEstimator(model_path, "cpu", ["TEST.TTA", "True"])
+    plain, mirrored = both.network([crop, crop[:, ::-1]])
     np.testing.assert_allclose(plain, mirrored, atol=1e-6)
-    assert np.abs(estimator._probs([crop])[0] - plain).max() > 1e-4
+    assert np.abs(estimator.network([crop])[0] - plain).max() > 1e-4
 
 
-def test_faces_in_small_batches_are_the_same(estimator):
-    small = with_opts(estimator, "TEST.BATCH_SIZE", "1")
+def test_faces_in_small_batches_are_the_same(estimator, model_path):
+    small = AgeEstimator(model_path, "cpu", ["TEST.BATCH_SIZE", "1"])
     for one, other in zip(small(TWO_FACES), estimator(TWO_FACES), strict=True):
         np.testing.assert_allclose(one.probs, other.probs, atol=1e-5)
 
@@ -199,22 +191,28 @@ def test_stream_keeps_order_and_few_images(estimator):
         with lock:
             alive.add(number)
             most = max(most, len(alive))
-        return f"broken {number}" if number % 5 == 3 else as_photo(ASTRONAUT).resize((128, 128))
+        if number % 5 == 3:
+            raise OSError(f"broken\n{number}")
+        return as_photo(ASTRONAUT).resize((128, 128))
 
     count = 40
-    for number, (photo, faces) in enumerate(estimator.stream(range(count), read, 3)):
+    for number, reading in enumerate(estimator.stream(range(count), read, 3)):
         alive.discard(number)
-        assert (faces is None) == (number % 5 == 3)
-        assert photo == f"broken {number}" if faces is None else photo.size == (128, 128)
+        if number % 5 == 3:
+            assert (reading.photo, reading.faces) == (None, [])
+            assert reading.problem == f"broken {number}"
+        else:
+            assert reading.photo.size == (128, 128) and reading.problem == ""
     assert number == count - 1
     assert most < 16  # two batches, those decoded ahead, the one just handed out
 
 
 def test_batches_are_bounded_by_pixels():
-    photos = [Image.new("RGB", (20, 20)), "unreadable", Image.new("RGB", (20, 20)),
+    unreadable = Reading(None, [], "cut short")
+    photos = [Image.new("RGB", (20, 20)), unreadable, Image.new("RGB", (20, 20)),
               Image.new("RGB", (20, 20)), Image.new("RGB", (90, 90)), Image.new("RGB", (5, 5))]
     assert [len(batch) for batch in batches(photos, pixel_count, 1000, 16)] == [3, 1, 1, 1]
-    assert [len(batch) for batch in batches(["x"] * 5, pixel_count, 1000, 2)] == [2, 2, 1]
+    assert [len(batch) for batch in batches([unreadable] * 5, pixel_count, 1000, 2)] == [2, 2, 1]
 
 
 # ---- Result files

@@ -1,6 +1,9 @@
+"""The readers of the data sets, and the lists that generate_csv writes."""
+
 import os
 import subprocess
 import sys
+import warnings
 from collections import Counter
 from pathlib import Path
 
@@ -10,17 +13,18 @@ import pytest
 from PIL import Image
 from scipy.io import savemat
 
-from lists import SPLITS
-from preprocess.generate_csv import read_rows
+from preprocess.columns import SPLITS
+from preprocess.generate_csv import main, sort_records
 from preprocess.readers import (
     DATASETS,
     Options,
     Skipped,
-    _age_in_july,
-    _interval,
+    age_on_1_july,
+    parse_interval,
     share_by_hash,
     table_reader,
 )
+from utils.cli import run_main
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 
@@ -44,9 +48,18 @@ def read(name, folder, **options):
     return rows, dict(row for row in records if isinstance(row, Skipped))
 
 
-def generate(*arguments):
-    return subprocess.run([sys.executable, "-m", "preprocess.generate_csv", *map(str, arguments)],
-                          capture_output=True, text=True)
+@pytest.fixture
+def generate(monkeypatch, capsys):
+    """A function that runs generate_csv in this process, as subprocess.run would."""
+    monkeypatch.setattr(warnings, "formatwarning", warnings.formatwarning)  # run_main changes it
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["generate_csv", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            run_main(main)
+        return subprocess.CompletedProcess(arguments, ended.value.code or 0, *capsys.readouterr())
+
+    return run
 
 
 def test_shares_are_stable_and_as_asked():
@@ -122,8 +135,8 @@ def test_appa_real_votes_and_uncropped(tmp_path):
     write_text(tmp_path, "gt_avg_train.csv", "file_name,num_ratings,apparent_age_avg,"
                "apparent_age_std,real_age\n000000.jpg,3,abc,1.1,4\n000001.jpg,3,nan,1.1,4\n")
     assert read("appa_real", tmp_path)[1] == {
-        "train/000000.jpg": "apparent_age_avg 'abc' is no number",
-        "train/000001.jpg_face.jpg": "apparent_age_avg 'nan' is no number"}
+        "train/000000.jpg": "apparent_age_avg 'abc' is not a number",
+        "train/000001.jpg_face.jpg": "apparent_age_avg 'nan' is not a number"}
 
 
 @pytest.mark.parametrize("first_age", [0, 1])
@@ -155,7 +168,7 @@ def test_megaage_files_that_are_none_are_named(tmp_path):
     (tmp_path / "list/train_age_dis.txt").unlink()
     rows, skipped = read("megaage", tmp_path)
     assert rows["train/1.jpg"]["age"] == 30
-    assert skipped["train/2.jpg"] == skipped["test/2.jpg"] == "age '30y' is no number"
+    assert skipped["train/2.jpg"] == skipped["test/2.jpg"] == "age '30y' is not a number"
     for part in ("train", "test"):
         write_text(tmp_path, f"list/{part}_age.txt", "old\n30y\n")
     write_text(tmp_path, "list/train_age_dis.txt", "0 0 1\n0 0 1\n")
@@ -170,15 +183,16 @@ def test_megaage_files_that_are_none_are_named(tmp_path):
     ("more than 70", (70, 100)), ("0-2", (0, 2)),
     ("70+", None), ("3-Sep", None), ("Oct-19", None), ("9-3", None), ("None", None), ("", None),
     ("20-29-39", None), ("1990", None)])
-def test_an_interval_is_one_of_four_forms(text, interval):
-    found = _interval(text)
+def test_an_interval_has_one_of_four_forms(text, interval):
+    found = parse_interval(text, max_age=100)
     assert interval == (None if found is None else (found["age_min"], found["age_max"]))
     assert found is None or found["age"] == sum(interval) / 2
 
 
 def test_a_photo_without_a_year_has_no_age():
-    assert _age_in_july(700_000, 2000) == 83
-    assert _age_in_july(700_000, float("nan")) is None and _age_in_july(float("nan"), 2000) is None
+    assert age_on_1_july(700_000, 2000) == 83
+    assert age_on_1_july(700_000, float("nan")) is None
+    assert age_on_1_july(float("nan"), 2000) is None
 
 
 @pytest.mark.parametrize("content", [b"", b"no mat", "half"])
@@ -289,7 +303,7 @@ def test_wiki_in_its_own_folder(tmp_path, folder):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="file names are bytes on Linux only")
-def test_a_name_that_is_not_utf8_is_skipped(tmp_path):
+def test_a_name_that_is_not_utf8_is_skipped(tmp_path, generate):
     write_photos(tmp_path, ["14_Ann_0001.jpg"])
     Path(os.fsdecode(os.fsencode(tmp_path) + b"/15_Zo\xe9_0001.jpg")).write_bytes(
         (tmp_path / "14_Ann_0001.jpg").read_bytes())
@@ -299,7 +313,7 @@ def test_a_name_that_is_not_utf8_is_skipped(tmp_path):
     assert skipped == [{"photo": "15_Zo\\udce9_0001.jpg", "reason": "file name is not UTF-8"}]
 
 
-def test_location_of_a_crop_becomes_pixels(tmp_path):
+def test_location_of_a_crop_becomes_pixels(tmp_path, generate):
     (tmp_path / "imdb_crop").mkdir()
     write_imdb(tmp_path / "imdb_crop")
     write_photos(tmp_path, ["imdb_crop/00/p0.jpg"], size=(180, 90))
@@ -355,13 +369,18 @@ def test_afad_folders(tmp_path):
 
 @pytest.mark.parametrize("name", sorted(DATASETS))
 def test_a_wrong_folder_names_what_was_looked_for(tmp_path, name):
-    done = generate("--dataset", name, "--data_dir", tmp_path) if name == "utkface" else None
     with pytest.raises((FileNotFoundError, ValueError), match=r"holds no|not found"):
         read(name, tmp_path)
-    assert done is None or (done.returncode == 2 and done.stderr.count("\n") <= 2)
 
 
-def test_generate_counts_what_it_cannot_use(tmp_path):
+def test_an_error_of_the_script_is_one_line(tmp_path):
+    done = subprocess.run([sys.executable, "-m", "preprocess.generate_csv", "--dataset", "utkface",
+                           "--data_dir", tmp_path], capture_output=True, text=True)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1
+    assert done.stderr.startswith("error: ") and "holds no image" in done.stderr
+
+
+def test_generate_counts_what_it_cannot_use(tmp_path, generate):
     write_photos(tmp_path, [f"{age}_0_0_20170117000000{age:03}.jpg" for age in (1, 30, 116)])
     (tmp_path / "5_0_0_20170117000000999.jpg").write_bytes(b"no image")
     done = generate("--dataset", "utkface", "--data_dir", tmp_path, "--list_dir", tmp_path / "l")
@@ -378,7 +397,7 @@ def test_generate_counts_what_it_cannot_use(tmp_path):
     assert "1 older than 100" in done.stdout
 
 
-def test_train_on_test_moves_the_test_photos_and_refuses_a_list_of_them(tmp_path):
+def test_train_on_test_moves_the_test_photos_and_refuses_a_list_of_them(tmp_path, generate):
     write_photos(tmp_path, [f"30_0_0_20170117000000{i:03}.jpg" for i in range(60)])
     arguments = ["--dataset", "utkface", "--data_dir", tmp_path, "--list_dir", tmp_path / "lists"]
     assert generate(*arguments).returncode == 0
@@ -394,7 +413,7 @@ def test_train_on_test_moves_the_test_photos_and_refuses_a_list_of_them(tmp_path
         assert sorted(written["photo"]) == sorted(expected)
 
 
-def test_train_on_test_refuses_photos_that_validate(tmp_path):
+def test_train_on_test_refuses_photos_that_validate(tmp_path, generate):
     for part, name in (("train", "1.jpg"), ("test", "2.jpg")):
         write_text(tmp_path, f"list/{part}_name.txt", f"{name}\n")
         write_text(tmp_path, f"list/{part}_age.txt", "30\n")
@@ -405,7 +424,7 @@ def test_train_on_test_refuses_photos_that_validate(tmp_path):
     assert not (tmp_path / "megaage_asian_train.csv").exists()
 
 
-def test_unwritable_folder_names_the_way_out(tmp_path):
+def test_unwritable_folder_names_the_way_out(tmp_path, generate):
     write_photos(tmp_path, ["1_0_0_20170117000000001.jpg"])
     blocked = tmp_path / "file"
     blocked.touch()
@@ -421,7 +440,7 @@ def test_real_utkface_is_read_whole():
         "train": 15159, "valid": 1928, "test": 1901}
 
 
-def test_a_table_of_ones_own_photos_becomes_lists(tmp_path):
+def test_a_table_of_ones_own_photos_becomes_lists(tmp_path, generate):
     photos = [f"in/{i}.png" for i in range(12)]
     write_photos(tmp_path, photos)
     splits = ["train"] * 6 + ["valid", "test", "", "", "", ""]
@@ -439,14 +458,14 @@ def test_a_table_of_ones_own_photos_becomes_lists(tmp_path):
     assert set(lists["train"]["photo"]) >= set(photos[:6])
     assert set(lists[person]["photo"]) >= set(photos[8:])
     assert lists["valid"].set_index("photo").loc["in/6.png", "age"] == 24.5
-    assert lists["skipped"]["reason"].tolist() == ["file missing", "age 'old' is no number"]
+    assert lists["skipped"]["reason"].tolist() == ["file missing", "age 'old' is not a number"]
     assert "note" not in lists["train"]
 
     done = generate(*words)
     assert done.returncode == 2 and "utkface" in done.stderr and "--table" in done.stderr
+    given = ["--table", tmp_path / "ages.csv", "--dataset"]
     for changes, named in ((["--table", tmp_path / "no.csv"], "no.csv' not found"),
-                           (["--table", tmp_path / "ages.csv", "--dataset", "utkface"], "of your"),
-                           (["--table", tmp_path / "ages.csv", "--dataset", "a/b"], "of your own")):
+                           ([*given, "utkface"], "of your own"), ([*given, "a/b"], "of your own")):
         done = generate(*words, *changes)
         assert done.returncode == 2 and named in done.stderr and done.stderr.count("\n") == 1
     copy = tmp_path / "my-photos_train.csv"
@@ -456,22 +475,22 @@ def test_a_table_of_ones_own_photos_becomes_lists(tmp_path):
     assert len(pd.read_csv(copy)) == len(table)
     table.assign(split="dev").to_csv(tmp_path / "ages.csv", index=False)
     done = generate(*words, "--table", tmp_path / "ages.csv")
-    assert done.returncode == 2 and "split 'dev' of 'in/0.png' is none of train" in done.stderr
+    assert done.returncode == 2 and "split 'dev' of 'in/0.png' is not one of train" in done.stderr
 
 
 @pytest.mark.parametrize(("row", "kept"), [
     ("30,,", (30, None, None)), (",20,29", (24.5, 20, 29)), ("105,105,105", (100, 100, 100)),
     (",101,109", (100, 100, 100)), ("29.5,20,29", (29.5, 20, 29)),
-    (",,", "no age"), ("30,25,", "age_min '25.0' to age_max '' is no interval"),
-    ("30,40,20", "age_min '40.0' to age_max '20.0' is no interval"),
+    (",,", "no age"), ("30,25,", "age_min '25.0' to age_max '' is not an interval"),
+    ("30,40,20", "age_min '40.0' to age_max '20.0' is not an interval"),
     ("50,20,29", "age 50 is outside age_min to age_max"),
-    (",20s,29", "age_min '20s' is no number")])
+    (",20s,29", "age_min '20s' is not a number")])
 def test_a_table_gives_rows_that_training_takes(tmp_path, row, kept):
     write_photos(tmp_path, ["a.png", "b.png"])
     write_text(tmp_path, "ages.csv", f"photo,age,age_min,age_max,split\na.png,{row},train\n"
                                      "b.png,40,,,valid\n")
     records = table_reader(tmp_path / "ages.csv")(tmp_path, Options())
-    rows, skipped, _ = read_rows(records, tmp_path, oldest=100, drop=False)
+    rows, skipped, _ = sort_records(records, tmp_path, max_age=100, drop_older=False)
     if isinstance(kept, str):
         assert skipped == [("a.png", kept)] and len(rows) == 1
     else:

@@ -24,8 +24,9 @@ CPU = torch.device("cpu")
 
 def rates(*opts, steps_per_epoch=10, epochs=8):
     cfg = load_cfg(opts=["TRAIN.EPOCHS", str(epochs), *map(str, opts)])
-    return [optim.lr_factor(step, steps_per_epoch, cfg)
-            for step in range(epochs * steps_per_epoch)]
+    parameter = torch.nn.Parameter(torch.zeros(1))
+    schedule = optim.build_scheduler(torch.optim.SGD([parameter], lr=1.0), steps_per_epoch, cfg)
+    return [schedule.lr_lambdas[0](step) for step in range(epochs * steps_per_epoch)]
 
 
 def test_the_step_schedule_decays_every_so_many_epochs():
@@ -116,13 +117,13 @@ def test_a_gpu_that_only_emulates_bf16_gets_fp16(monkeypatch, capability, amp):
 
 @pytest.mark.parametrize("faster", ["off", "bf16"])
 def test_a_cpu_takes_the_faster_precision_and_leaves_the_run_as_it_was(monkeypatch, faster):
-    measure, tried = build._seconds_a_step, {}
+    measure, tried = build.seconds_per_step, {}
 
-    def slowed(amp, *words):  # what is measured on these few numbers is chance
+    def slowed(amp, *words):  # on so few numbers the measured time is chance
         tried[amp] = measure(amp, *words)
         return tried[amp] + (0 if amp == faster else 3600)
 
-    monkeypatch.setattr(build, "_seconds_a_step", slowed)
+    monkeypatch.setattr(build, "seconds_per_step", slowed)
     chosen, precisions = choose()
     assert chosen == faster
     assert set(tried) == {"off", "bf16"} and all(seconds > 0 for seconds in tried.values())

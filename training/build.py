@@ -10,9 +10,9 @@ from batches import ShuffledBatches, build_loader, to_device
 from dataset import FaceDataset
 from defaults import age_bins, parse_cfg
 from engine import Trainer
-from losses import DECODES, build_criterion, rare_age_weights
+from losses import build_criterion, rare_age_weights, target_builder
 from model import build_model, restore_model
-from training.optim import averaged_model, build_optimizer, lr_factor
+from training.optim import averaged_model, build_optimizer, build_scheduler
 from training.teachers import find_teachers, teacher_distributions
 from utils import distributed
 from utils.precision import arranged, autocast, keep_freed_memory
@@ -21,7 +21,7 @@ TRIAL_STEPS = 3  # timed training steps each way when TRAIN.AMP is auto on a CPU
 
 
 def build_train_loader(faces, cfg, device, cache_dir=None):
-    """Loader of a table of faces, shuffled, augmented, this process's share."""
+    """Loader of this process's share of a table of faces, shuffled and augmented."""
     teacher = teacher_distributions(find_teachers(cfg.LOSS.TEACHER), faces, age_bins(cfg)) \
         if cfg.LOSS.TEACHER else None  # before the crops are cut, which takes minutes
     data = FaceDataset(faces, cfg, train=True, cache_dir=cache_dir)
@@ -33,7 +33,7 @@ def build_train_loader(faces, cfg, device, cache_dir=None):
 
 
 def build_network(cfg, device, resumed=None):
-    """The network to train, on its device: a checkpoint's, or by the config."""
+    """The network to train, on its device: from a checkpoint, or a new one by the config."""
     if resumed is not None:
         return restore_model(resumed, device)[0]
     with distributed.main_first():
@@ -46,7 +46,7 @@ def build_trainer(cfg, device, model, loader, resumed=None):
     Args:
         cfg: the config.
         device: torch.device of this process.
-        model: of build_network.
+        model: AgeModel, from build_network().
         loader: of the training data, over ShuffledBatches.
         resumed: checkpoint to continue, or None.
     Returns:
@@ -54,10 +54,12 @@ def build_trainer(cfg, device, model, loader, resumed=None):
     """
     keep_freed_memory(device)
     bins = torch.tensor(age_bins(cfg), device=device)
-    criterion = build_criterion(
-        cfg, bins, rare_age_weights(loader.dataset.labels, bins.cpu(), cfg)
-        if cfg.LOSS.RARE_AGE_POWER > 0 else None)
-    batch = loader.dataset.__getitems__(next(iter(loader.batch_sampler)))
+    data, age_weights = loader.dataset, None
+    if cfg.LOSS.RARE_AGE_POWER > 0:
+        target = target_builder(cfg)(data.labels, bins.cpu())
+        age_weights = rare_age_weights(target.target_dist, cfg.LOSS.RARE_AGE_POWER)
+    criterion = build_criterion(cfg, bins, age_weights)
+    batch = data.batch(next(iter(loader.batch_sampler)))
     if resumed is not None and resumed.get("device", device.type) == device.type and \
             parse_cfg(resumed["cfg"]).TRAIN.AMP == cfg.TRAIN.AMP:
         amp = resumed["amp"]
@@ -70,10 +72,9 @@ def build_trainer(cfg, device, model, loader, resumed=None):
     trainer = Trainer(
         model=distributed.wrap(model, device),
         criterion=criterion,
-        decode=lambda logits: DECODES[cfg.TEST.DECODE](logits, bins),
+        age_bins=bins,
         optimizer=optimizer,
-        scheduler=torch.optim.lr_scheduler.LambdaLR(
-            optimizer, lambda step: lr_factor(step, steps_per_epoch, cfg)),
+        scheduler=build_scheduler(optimizer, steps_per_epoch, cfg),
         device=device,
         batch_faces=loader.batch_sampler.batch_size,
         amp=amp,
@@ -89,14 +90,13 @@ def build_trainer(cfg, device, model, loader, resumed=None):
 def choose_amp(amp, deterministic, device, model, criterion, batch):
     """Resolve TRAIN.AMP auto.
 
-    On a GPU bf16 where it has it (NVIDIA's from Ampere on), else fp16. On a CPU a few steps are
-    timed both ways, since what bf16 gains depends on the network and the CPU; with deterministic,
-    off.
+    A GPU that has bf16 (NVIDIA's from Ampere on) gets it, another one fp16. On a CPU a few steps
+    are timed both ways, since the gain of bf16 depends on the network and the CPU.
 
     Args:
         amp: auto | bf16 | fp16 | off.
-        deterministic: whether the choice must not depend on a clock.
-        device, model, criterion: of the run; model and random state are left as they are.
+        deterministic: True if the choice must not depend on a clock; a CPU then gets off.
+        device, model, criterion: of the run; model and random state do not change.
         batch: a training batch.
     Returns:
         bf16 | fp16 | off.
@@ -104,17 +104,18 @@ def choose_amp(amp, deterministic, device, model, criterion, batch):
     if amp != "auto":
         return amp
     if device.type == "cuda":
-        # Not is_bf16_supported(), which says yes where bf16 is emulated, slowly or in part.
+        # Not is_bf16_supported(): it is also True on GPUs that emulate bf16, slowly or in part.
         return "bf16" if torch.cuda.get_device_capability(device) >= (8, 0) else "fp16"
     if deterministic:
         return "off"
     with torch.random.fork_rng(devices=[]):
-        seconds = {name: _seconds_a_step(name, device, model, criterion, batch)
+        seconds = {name: seconds_per_step(name, device, model, criterion, batch)
                    for name in ("off", "bf16")}
     return min(seconds, key=seconds.get)
 
 
-def _seconds_a_step(amp, device, model, criterion, batch):
+def seconds_per_step(amp, device, model, criterion, batch):
+    """Median time of a few training steps on a copy of the model."""
     trial = arranged(copy.deepcopy(model), amp).train()
     batch = to_device(batch, device)
     times = []
@@ -124,4 +125,4 @@ def _seconds_a_step(amp, device, model, criterion, batch):
             logits = trial(batch["pixels"])
         criterion(logits, batch)["loss"].mean().backward()
         times.append(time.perf_counter() - started)
-    return float(np.median(times[1:]))  # the first pays for allocation
+    return float(np.median(times[1:]))  # the first also allocates the memory

@@ -1,19 +1,19 @@
-"""What a training run tells: the epoch's line, log.jsonl, TensorBoard's curves and pictures."""
+"""How a run reports: a line an epoch, log.jsonl, curves and pictures in TensorBoard.
+
+TensorBoard and matplotlib are imported only by a run that asks for their pictures.
+"""
 
 import json
 import math
 from pathlib import Path
 
-import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 import numpy as np
-from torch.utils.tensorboard import SummaryWriter
 
-from utils.files import replaced
+from metrics import is_interval
+from utils.files import named_full_disk, replaced
 
 SHOWN_FACES = 8  # validation faces drawn with their distributions
+AUGMENTED_SHOWN = 16  # training faces in the picture of the augmentation
 
 
 class Monitor:
@@ -23,17 +23,21 @@ class Monitor:
         folder: of the run; log.jsonl is appended there.
         tensorboard: log folder of TensorBoard, or None.
         name: of the run, a sub-folder of the log folder.
-        first_epoch: what an earlier part of the run told of it and of later ones is dropped.
+        first_epoch: the epoch that the run starts with; records of it and of later epochs, from
+            an earlier part of the run, are dropped.
     """
 
     def __init__(self, folder, tensorboard, name, first_epoch):
         self.log = Path(folder, "log.jsonl")
         _drop_lines_from(self.log, first_epoch)
         self.writers = {}
+        self.tensorboard = tensorboard
         if tensorboard:
-            self.writers = {part: SummaryWriter(str(Path(tensorboard, name, part)),
-                                                purge_step=first_epoch)
-                            for part in ("train", "valid")}
+            from torch.utils.tensorboard import SummaryWriter
+            with named_full_disk(tensorboard):
+                self.writers = {part: SummaryWriter(str(Path(tensorboard, name, part)),
+                                                    purge_step=first_epoch)
+                                for part in ("train", "valid")}
 
     def epoch(self, record, is_best):
         """Print the epoch's line, append it to log.jsonl, draw the curves.
@@ -44,26 +48,54 @@ class Monitor:
             is_best: marks the line.
         """
         print(_epoch_line(record, is_best), flush=True)
-        with self.log.open("a", encoding="utf-8") as file:
+        with named_full_disk(self.log), self.log.open("a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
         for part, writer in self.writers.items():
-            for name, value in record[part].items():
-                writer.add_scalar(name, value, record["epoch"])
-            if part == "train":
-                writer.add_scalar("lr", record["lr"], record["epoch"])
-                writer.add_scalar("images_per_s", record["images_per_s"], record["epoch"])
-            writer.flush()
+            with named_full_disk(self.tensorboard):
+                for name, value in record[part].items():
+                    writer.add_scalar(name, value, record["epoch"])
+                if part == "train":
+                    writer.add_scalar("lr", record["lr"], record["epoch"])
+                    writer.add_scalar("images_per_s", record["images_per_s"], record["epoch"])
+                writer.flush()
 
-    def augmented_faces(self, faces):
-        """Show what the network trains on: (n, S, S, 3) uint8 faces in a grid."""
+    def augmented_faces(self, data):
+        """Show what the network trains on: some faces of a FaceDataset in a grid."""
         if self.writers:
-            self.writers["train"].add_image("augmented_faces", face_grid(faces), 0,
-                                            dataformats="HWC")
+            faces = np.stack([data.face(index) for index in spread(len(data), AUGMENTED_SHOWN)])
+            with named_full_disk(self.tensorboard):
+                self.writers["train"].add_image("augmented_faces", face_grid(faces), 0,
+                                                dataformats="HWC")
+                self.writers["train"].flush()
 
-    def figure(self, name, figure, epoch):
-        """Show a matplotlib figure of the validation."""
-        self.writers["valid"].add_figure(name, figure, epoch)
-        self.writers["valid"].flush()
+    def validation(self, epoch, data, log_probs, pred_ages, target_of, age_bins):
+        """Show predicted against true ages, and some faces beside their distributions.
+
+        Args:
+            epoch: number of the epoch.
+            data: FaceDataset of the N validation faces.
+            log_probs: (N, K) predicted log-probabilities.
+            pred_ages: (N,) array, years.
+            target_of: function (labels, (K,) bins) -> losses.Target.
+            age_bins: (K,) years.
+        """
+        if not self.writers:
+            return
+        exact = ~is_interval(data.labels)
+        if exact.any():
+            self._figure("predicted_against_true", draw_scatter(
+                data.labels["age"][exact].numpy(), pred_ages[exact.numpy()]), epoch)
+        shown = spread(len(data), SHOWN_FACES)
+        labels = {name: values[shown] for name, values in data.labels.items()}
+        target = target_of(labels, labels["age"].new_tensor(age_bins))
+        self._figure("distributions", draw_distributions(
+            np.stack([data.face(index) for index in shown]), target.target_dist.numpy(),
+            log_probs[shown].exp().numpy(), age_bins, pred_ages[shown]), epoch)
+
+    def _figure(self, name, figure, epoch):
+        with named_full_disk(self.tensorboard):
+            self.writers["valid"].add_figure(name, figure, epoch)
+            self.writers["valid"].flush()
 
     def close(self):
         for writer in self.writers.values():
@@ -81,7 +113,7 @@ def _drop_lines_from(log, first_epoch):
 def _epoch_of(line):
     try:
         return json.loads(line)["epoch"]
-    except ValueError:  # of a line that a kill broke off
+    except ValueError:  # a line that a kill cut off
         return math.inf
 
 
@@ -99,7 +131,7 @@ def _epoch_line(record, is_best):
 
 
 def face_grid(faces, columns=4):
-    """(rows * S, columns * S, 3) uint8 picture of (n, S, S, 3) faces, black where none is left."""
+    """(n, S, S, 3) faces as one (rows * S, columns * S, 3) uint8 picture, black in empty cells."""
     count, size = len(faces), faces.shape[1]
     rows = -(-count // columns)
     cells = np.zeros((rows * columns, size, size, 3), np.uint8)
@@ -110,7 +142,10 @@ def face_grid(faces, columns=4):
 
 def draw_scatter(ages, pred_ages):
     """Figure of predicted against true age with the line of no error and the 5-year band."""
-    figure, axes = plt.subplots(figsize=(5, 5), layout="constrained")
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(5, 5), layout="constrained")
+    axes = figure.subplots()
     top = max(np.max(ages), np.max(pred_ages)) + 3
     axes.plot([0, top], [0, top], color="black", linewidth=1)
     axes.fill_between([0, top], [-5, top - 5], [5, top + 5], color="black", alpha=0.08,
@@ -131,9 +166,11 @@ def draw_distributions(faces, target_dist, probs, age_bins, pred_ages):
         age_bins: (K,) years.
         pred_ages: (n,) years.
     """
+    from matplotlib.figure import Figure
+
     rows = -(-len(faces) // 2)
-    figure, axes = plt.subplots(rows, 4, figsize=(10, 2 * rows), squeeze=False,
-                                width_ratios=(1, 2.4, 1, 2.4), layout="constrained")
+    figure = Figure(figsize=(10, 2 * rows), layout="constrained")
+    axes = figure.subplots(rows, 4, squeeze=False, width_ratios=(1, 2.4, 1, 2.4))
     for cell in axes.flat:
         cell.set_axis_off()
     for number, face in enumerate(faces):
@@ -147,3 +184,8 @@ def draw_distributions(faces, target_dist, probs, age_bins, pred_ages):
         plot.set_title(f"predicted {pred_ages[number]:.1f} years", fontsize=9)
     axes[0, 1].legend(fontsize=8, frameon=False)
     return figure
+
+
+def spread(count, shown):
+    """At most `shown` indices, evenly spaced over range(count)."""
+    return np.linspace(0, count - 1, min(shown, count)).round().astype(int)

@@ -6,39 +6,6 @@ import torch
 from torch.optim.swa_utils import AveragedModel
 
 
-def averaged_model(model, decay):
-    """Exponential moving average of weights and buffers, with a short memory at the start.
-
-    The decay of step t is min(decay, (1 + t) / (10 + t)), so that the random first weights are
-    soon forgotten.
-    """
-    def lerp(averaged, current, _):  # the number of steps given is on the GPU, to be waited for
-        if torch.is_floating_point(averaged[0]):
-            steps = int(ema.n_averaged)
-            torch._foreach_lerp_(averaged, current, 1 - min(decay, (1 + steps) / (10 + steps)))
-        else:
-            for mine, theirs in zip(averaged, current, strict=True):
-                mine.copy_(theirs)  # counters
-
-    ema = AveragedModel(model, multi_avg_fn=lerp, use_buffers=True)
-    return ema
-
-
-def lr_factor(step, steps_per_epoch, cfg):
-    """Learning rate relative to TRAIN.LR at a step of the run.
-
-    step: times LR_DECAY_RATE every LR_DECAY_STEP epochs. cosine: half a cosine to 0 at the last
-    step. Either starts with a linear warm-up over WARMUP_EPOCHS.
-    """
-    epoch = step / steps_per_epoch
-    warmup = min(1.0, (step + 1) / max(cfg.TRAIN.WARMUP_EPOCHS * steps_per_epoch, 1))
-    if cfg.TRAIN.SCHEDULE == "step":
-        return warmup * cfg.TRAIN.LR_DECAY_RATE ** (int(epoch) // cfg.TRAIN.LR_DECAY_STEP)
-    length = max(cfg.TRAIN.EPOCHS - cfg.TRAIN.WARMUP_EPOCHS, 1e-9)
-    done = min(max(epoch - cfg.TRAIN.WARMUP_EPOCHS, 0) / length, 1)
-    return warmup * 0.5 * (1 + math.cos(math.pi * done))
-
-
 def build_optimizer(model, cfg):
     """Adam, AdamW or SGD over the head and the backbone with their learning rates."""
     decays = cfg.TRAIN.WEIGHT_DECAY
@@ -58,3 +25,53 @@ def build_optimizer(model, cfg):
                                weight_decay=decays)
     optimizer = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[cfg.TRAIN.OPT]
     return optimizer(groups, lr=cfg.TRAIN.LR, weight_decay=decays)
+
+
+def build_scheduler(optimizer, steps_per_epoch, cfg):
+    """Learning rate over time, by TRAIN.SCHEDULE; it takes a step each batch."""
+    train = cfg.TRAIN
+    return torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: lr_factor(
+        step, steps_per_epoch, train.SCHEDULE, epochs=train.EPOCHS,
+        warmup_epochs=train.WARMUP_EPOCHS, decay_step=train.LR_DECAY_STEP,
+        decay_rate=train.LR_DECAY_RATE))
+
+
+def lr_factor(step, steps_per_epoch, schedule, epochs, warmup_epochs, decay_step, decay_rate):
+    """Learning rate relative to TRAIN.LR at a step of the run.
+
+    Both schedules begin with a linear warm-up.
+
+    Args:
+        step: of the run, from 0.
+        steps_per_epoch: batches of an epoch.
+        schedule: step: times decay_rate every decay_step epochs; cosine: half a cosine from the
+            end of the warm-up to 0 at the last step.
+        epochs: of the run.
+        warmup_epochs: need not be whole.
+        decay_step, decay_rate: of the step schedule.
+    """
+    epoch = step / steps_per_epoch
+    warmup = min(1.0, (step + 1) / max(warmup_epochs * steps_per_epoch, 1))
+    if schedule == "step":
+        return warmup * decay_rate ** (int(epoch) // decay_step)
+    length = max(epochs - warmup_epochs, 1e-9)
+    done = min(max(epoch - warmup_epochs, 0) / length, 1)
+    return warmup * 0.5 * (1 + math.cos(math.pi * done))
+
+
+def averaged_model(model, decay):
+    """Exponential moving average of weights and buffers, with a short memory at the start.
+
+    The decay of step t is min(decay, (1 + t) / (10 + t)), so that the average soon forgets the
+    random first weights.
+    """
+    def lerp(averaged, current, _):  # not the given number of steps: reading it waits for the GPU
+        if torch.is_floating_point(averaged[0]):
+            steps = int(ema.n_averaged)
+            torch._foreach_lerp_(averaged, current, 1 - min(decay, (1 + steps) / (10 + steps)))
+        else:
+            for mine, theirs in zip(averaged, current, strict=True):
+                mine.copy_(theirs)  # counters
+
+    ema = AveragedModel(model, multi_avg_fn=lerp, use_buffers=True)
+    return ema

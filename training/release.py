@@ -1,7 +1,7 @@
-"""Write the part of a checkpoint that is released: what using the model needs.
+"""Write the part of a checkpoint that using the model needs, to publish it.
 
-    python -m training.release RUN/best.pth misc/model.pth              # of one run
-    python -m training.release RUN_1/best.pth RUN_2/best.pth mean.pth   # the mean of their weights
+    python -m training.release RUN/best.pth misc/model.pth              # one run
+    python -m training.release RUN_1/best.pth RUN_2/best.pth mean.pth   # mean of the weights
 """
 
 import argparse
@@ -19,8 +19,8 @@ RELEASED = ("cfg", "commit", "epochs_done", "best", "metrics", "datasets", "temp
 def release_checkpoint(sources, target):
     """Write the part of a checkpoint that using it needs: half-precision weights, no optimiser.
 
-    Of several it is the mean of their weights, with the config of the first (model soups, Wortsman
-    et al., ICML 2022): of runs that start from the same weights, often better than each.
+    The mean of several runs that started from the same weights is often better than each of them
+    (model soups, Wortsman et al., ICML 2022). It gets the config of the first.
 
     Args:
         sources: checkpoints of training runs, one or more.
@@ -28,7 +28,7 @@ def release_checkpoint(sources, target):
     Returns:
         sha256 of the target, 64 hexadecimal digits.
     Raises:
-        ValueError: two of them are not of the same network.
+        ValueError: the checkpoints are not of the same network.
     """
     checkpoints = [load_checkpoint(source) for source in sources]
     first = checkpoints[0]
@@ -36,33 +36,33 @@ def release_checkpoint(sources, target):
         if _network(other) != _network(first):
             raise ValueError(f"'{source}' is of another network than '{sources[0]}'; the mean is "
                              "of runs of one architecture, input and range of ages")
-    of_all = RELEASED if len(checkpoints) == 1 else ("cfg", "commit", "datasets")
-    kept = {key: first[key] for key in of_all if key in first}
+    keys = RELEASED if len(checkpoints) == 1 else ("cfg", "commit", "datasets")
+    kept = {key: first[key] for key in keys if key in first}
     kept["model"] = {name: _halved(_mean([one["model"][name] for one in checkpoints]))
                      for name in first["model"]}
     cfg = parse_cfg(first["cfg"])
-    if cfg.DATA.EXCLUDE:  # a file of the machine it was trained on
+    if cfg.DATA.EXCLUDE:  # a file on the machine that trained it
         kept["cfg"] = override_cfg(cfg, ["DATA.EXCLUDE", ""], "DATA.EXCLUDE").dump()
     save_checkpoint(target, kept)
     return file_sha256(target)
 
 
 def _network(checkpoint):
-    """What two checkpoints share whose weights mean the same."""
+    """What must be equal in two checkpoints, so that the mean of their weights makes sense."""
     cfg = parse_cfg(checkpoint["cfg"])
     return (cfg.MODEL.ARCH, cfg.MODEL.IMG_SIZE, cfg.DATA.MARGIN, age_bins(cfg),
             {name: values.shape for name, values in checkpoint["model"].items()})
 
 
 def _mean(tensors):
-    """The mean of floats, in double precision; of counters the first."""
+    """The mean of float tensors, in double precision; of integer tensors, the first."""
     if len(tensors) == 1 or not tensors[0].is_floating_point():
         return tensors[0]
     return torch.stack([tensor.double() for tensor in tensors]).mean(dim=0)
 
 
 def _halved(values):
-    """Floats in half precision, but for a tensor that has some beyond its range."""
+    """A float tensor in half precision, unless it has values beyond the range of that."""
     if not values.is_floating_point():
         return values
     half = values.half()
@@ -73,7 +73,8 @@ def main():
     parser = argparse.ArgumentParser(prog="python -m training.release", description=__doc__,
                                      formatter_class=HelpFormatter)
     parser.add_argument("sources", nargs="+", metavar="source", help="checkpoint of a training "
-                        "run; of several, started from the same one, the mean of their weights")
+                        "run; several that started from the same one give the mean of their "
+                        "weights")
     parser.add_argument("target", help="file to write")
     args = parser.parse_args()
     print(f"{args.target}: sha256 {release_checkpoint(args.sources, args.target)}")

@@ -1,47 +1,41 @@
-"""A training run: its loaders, its network and optimiser, its folder, and where it stands."""
+"""A training run: what it trains, on what, and where it stands between two epochs or batches."""
 
 import hashlib
 import shlex
-import shutil
-import signal
-from contextlib import contextmanager
+import time
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 
-import numpy as np
-import torch
-
 import metrics
-from checkpoint import current_commit, load_checkpoint, save_checkpoint
+from checkpoint import current_commit
 from defaults import age_bins
 from engine import EpochProgress, Trainer, predict
 from lists import count_faces, list_file
-from losses import build_target
-from training.monitor import SHOWN_FACES, Monitor, draw_distributions, draw_scatter
+from losses import target_builder
+from training.folder import RunFolder
+from training.monitor import Monitor
 from training.teachers import find_teachers
 from utils import distributed
-from utils.files import replaced
-
-AUGMENTED_SHOWN = 16  # faces in TensorBoard's picture of the augmentation
 
 
 @dataclass(frozen=True)
 class Job:
-    """What a training works on and where, apart from its config.
+    """Which data a training reads, on which device it runs, where its files go.
 
     sources: list of Source, from lists.pair_folders().
     device: torch.device of this process.
     folder: Path of the run's files.
     data_words: flags that name data and device, for the commands that are printed.
-    cache_dir, tensorboard: folders, or None.
-    protocol: name of a split file, or None.
+    cache_dir: folder of the crop cache, or None for the user's.
+    tensorboard: log folder of TensorBoard, or None.
+    protocol: name of a split file, or None for the lists' own splits.
     resume: path of the checkpoint to continue, or None.
-    is_part: one of several trainings that the command runs.
+    is_part: True if the command runs several trainings, and this is one of them.
     """
 
     sources: list
-    device: torch.device
+    device: object
     folder: Path
     data_words: list
     cache_dir: str | None = None
@@ -51,7 +45,7 @@ class Job:
     is_part: bool = False
 
     def part(self, name):
-        """A part of it, in a folder of its own, from where it stands now."""
+        """This job for one training in the sub-folder `name`; resumes its last.pth if it exists."""
         last = self.folder / name / "last.pth"
         return replace(self, folder=last.parent, is_part=True,
                        resume=str(last) if last.is_file() else None)
@@ -70,7 +64,19 @@ class Job:
 
 @dataclass
 class Run:
-    """A training run, and where it stands between two epochs or batches."""
+    """A training run and where it stands.
+
+    job, cfg: what it trains, and how.
+    trainer: engine.Trainer.
+    loaders: {"train", "valid": DataLoader}.
+    epochs_done, progress: whole epochs, and the EpochProgress of the one under way.
+    best: {"metric", "value", "epoch"} of the best epoch, or {}.
+    best_ca: {"ca3", "ca5", "ca7": percent}, the best of each so far.
+    metrics: {name: value} of the last validation.
+    name: of the run, also in TensorBoard.
+    commit: of the code that is running.
+    monitor: Monitor, in the main process.
+    """
 
     job: Job
     cfg: object
@@ -82,18 +88,18 @@ class Run:
     best_ca: dict = field(default_factory=dict)
     metrics: dict = field(default_factory=dict)
     name: str = ""
-    commit: str = field(default_factory=current_commit)  # of the code that is running
-    monitor: Monitor | None = None  # of the main process
+    commit: str = field(default_factory=current_commit)
+    monitor: Monitor | None = None
 
-    @property
-    def folder(self):
-        return self.job.folder
+    def __post_init__(self):
+        self.files = RunFolder(self.job.folder)
+        self.saved_at = time.monotonic()
 
     def restore(self, checkpoint):
-        """Continue where the checkpoint of job.resume stands, also in the middle of an epoch.
+        """Continue from the checkpoint of job.resume, also in the middle of an epoch.
 
         Raises:
-            ValueError: it stands in the middle of an epoch over other faces.
+            ValueError: it was saved in the middle of an epoch over other faces.
         """
         path = Path(self.job.resume)
         for key in ("epochs_done", "best", "best_ca", "metrics"):
@@ -101,13 +107,18 @@ class Run:
         self.name = checkpoint["run_name"]
         if checkpoint["progress"] is not None:
             if checkpoint.get("faces", self.faces_digest()) != self.faces_digest():
-                raise ValueError(f"{path} stands in the middle of an epoch, and the training list "
-                                 "has changed since; bring it back, or resume an epochNNN_*.pth")
+                raise ValueError(f"{path} was saved in the middle of an epoch, and the training "
+                                 "list has changed since; restore the list, or resume an "
+                                 "epochNNN_*.pth")
             self.progress = EpochProgress.restore(checkpoint["progress"])
-        if distributed.is_main():
-            if path.resolve().parent != self.folder.resolve():
-                _set_aside_earlier_run(self.folder)
-            self._restore_best(path)
+        if not distributed.is_main():
+            return
+        if path.resolve().parent != self.files.path.resolve():
+            self.files.set_aside_earlier_run()
+        if self.best and not self.files.restore_best(self.name, self.best["epoch"], path):
+            print(f"the best model so far, of epoch {self.best['epoch']}, is not beside {path}: "
+                  "the next epoch counts as the best")
+            self.best = {}
 
     def faces_digest(self):
         """Hash of which faces are trained on, and in which order the list has them."""
@@ -115,34 +126,13 @@ class Run:
         names = "\n".join(faces["dataset"] + "/" + faces["photo"])
         return hashlib.sha256(names.encode("utf-8", "surrogatepass")).hexdigest()
 
-    def _restore_best(self, path):
-        """Let best.pth be this run's best so far, also in a new folder or after going back."""
-        if not self.best:
-            return  # interrupted in its first epoch
-        target = self.folder / "best.pth"
-        kept = f"epoch{self.best['epoch']:03d}_*.pth"
-        for candidate in (target, path, path.with_name("best.pth"), *path.parent.glob(kept)):
-            if not candidate.is_file():
-                continue
-            found = load_checkpoint(candidate)
-            if (found.get("run_name"), found.get("epochs_done"), found.get("progress")) == (
-                    self.name, self.best["epoch"], None):
-                if candidate != target:
-                    self.folder.mkdir(parents=True, exist_ok=True)
-                    _copy(candidate, target)
-                return
-        print(f"the best model so far, of epoch {self.best['epoch']}, is not beside {path}: "
-              "the next epoch counts as the best")
-        self.best = {}
-
     def start(self):
-        """Make the folder, say what is trained on what, open TensorBoard."""
-        job, cfg, data = self.job, self.cfg, self.loaders["train"].dataset
+        """Print what is trained on what, write the config, open TensorBoard."""
+        job, cfg = self.job, self.cfg
         if job.resume is None:
-            self.name = f"{self.folder.name}-{datetime.now():%Y%m%d-%H%M%S}"
-            _set_aside_earlier_run(self.folder)
-        self.folder.mkdir(parents=True, exist_ok=True)
-        (self.folder / "config.yaml").write_text(cfg.dump(), encoding="utf-8")
+            self.name = f"{job.folder.name}-{datetime.now():%Y%m%d-%H%M%S}"
+            self.files.set_aside_earlier_run()
+        self.files.write_config(cfg)
         print(cfg.dump())
         for source in job.sources:
             counts = [f"{count_faces(loader.dataset.faces, source)} {split}"
@@ -154,191 +144,154 @@ class Run:
         parameters = sum(p.numel() for p in self.trainer.evaluated_model().parameters())
         print(f"{cfg.MODEL.ARCH}, {parameters / 1e6:.2f} M parameters, on "
               f"{self.trainer.device} x {distributed.world_size()}, precision "
-              f"{self.trainer.amp}, commit {self.commit}, files in {self.folder}/")
+              f"{self.trainer.amp}, commit {self.commit}, files in {job.folder}/")
         if job.resume:
             print(f"resumed after {self.epochs_done} epochs and {self.progress.steps} batches")
-        self.monitor = Monitor(self.folder, job.tensorboard, self.name, self.epochs_done + 1)
-        self.monitor.augmented_faces(np.stack([
-            data.face(index) for index in _spread(len(data), AUGMENTED_SHOWN)]))
+        self.monitor = Monitor(job.folder, job.tensorboard, self.name, self.epochs_done + 1)
+        self.monitor.augmented_faces(self.loaders["train"].dataset)
 
     def finish_epoch(self):
-        """Validate, save, report.
+        """Save, validate, record, report.
 
         Raises:
             ValueError: the validation loss is not finite; last.pth is the best epoch's again.
         """
-        trainer, progress = self.trainer, self.progress.gather()
-        valid = self.loaders["valid"].dataset
-        distributed.share_buffers(trainer.evaluated_model())
-        checkpoint = self._checkpoint(progress)
-        if distributed.is_main():  # whoever stops the run may not wait until it is validated
-            self._save_last(checkpoint)
-        log_probs = predict(trainer.evaluated_model(), self.loaders["valid"], trainer.device,
-                            self.cfg.TEST.TTA, "validating")
-        losses = trainer.criterion(log_probs, valid.labels)
-        if not losses["loss"].mean().isfinite():
-            if distributed.is_main():
-                self._go_back()
-            raise ValueError(
-                f"the validation loss is {losses['loss'].mean():.3g} after epoch "
-                f"{self.epochs_done + 1}: the training has diverged; choose a lower TRAIN.LR than "
-                f"{self.cfg.TRAIN.LR:g}, or clip gradients with TRAIN.CLIP_NORM 1"
-                + (f", from --resume {self.folder / 'best.pth'}" if self.best else ""))
-        pred_ages = trainer.decode(log_probs)
-        faces = len(progress["index"])
-        train_labels = {name: values[progress["index"]] for name, values in
-                        self.loaders["train"].dataset.labels.items()}
-        record = {
-            "epoch": self.epochs_done + 1, "lr": progress["lr"], "seconds": progress["seconds"],
-            "images_per_s": faces / max(progress["seconds"], 1e-9),
-            "train": {name: total / faces for name, total in progress["sums"].items()}
-            | metrics.point_scores(train_labels, progress["pred_ages"], self.cfg.DATA.AGE_MAX),
-            "valid": {name: values.mean().item() for name, values in losses.items()}
-            | metrics.point_scores(valid.labels, pred_ages, self.cfg.DATA.AGE_MAX)}
+        progress = self.progress.gather()
+        distributed.share_buffers(self.trainer.evaluated_model())
+        self.save_last(progress)  # before validating, in case the run is killed during it
+        log_probs, pred_ages, losses = self.validate()
+        record = self.record(progress, pred_ages, losses)
         self.epochs_done += 1
         self.progress = EpochProgress()
         self.metrics = record["valid"]
-        is_best, improved = self._note_best()
-        checkpoint = self._checkpoint(progress=None)
+        is_best, improved = self.note_best()
+        if self.save_last(progress=None):
+            if improved:
+                self.files.keep_epoch(self.epochs_done, self.metrics["loss"],
+                                      self.metrics[self.metric])
+            if is_best:
+                self.files.keep_best()
         if distributed.is_main():
-            self._save(checkpoint, is_best, improved)
             self.monitor.epoch(record, is_best)
-            if self.monitor.writers:
-                self._draw(log_probs, pred_ages)
+            self.monitor.validation(
+                self.epochs_done, self.loaders["valid"].dataset, log_probs, pred_ages,
+                target_builder(self.cfg), age_bins(self.cfg))
+
+    def validate(self):
+        """Predict the validation faces, in all processes.
+
+        Returns:
+            log_probs: (N, K) float32.
+            pred_ages: (N,) array, years.
+            losses: {"loss", part: (N,) values}.
+        Raises:
+            ValueError: the loss is not finite; last.pth is the best epoch's again.
+        """
+        trainer = self.trainer
+        log_probs = predict(trainer.evaluated_model(), self.loaders["valid"], trainer.device,
+                            self.cfg.TEST.TTA, "validating")
+        losses = trainer.criterion(log_probs, self.loaders["valid"].dataset.labels)
+        loss = losses["loss"].mean()
+        if not loss.isfinite():
+            if distributed.is_main():
+                self.files.go_back(to_best=bool(self.best))
+            raise ValueError(
+                f"the validation loss is {loss:.3g} after epoch {self.epochs_done + 1}: the "
+                f"training has diverged; choose a lower TRAIN.LR than {self.cfg.TRAIN.LR:g}, or "
+                "clip gradients with TRAIN.CLIP_NORM 1"
+                + (f", from --resume {self.files.best}" if self.best else ""))
+        pred_ages = metrics.DECODES[self.cfg.TEST.DECODE](
+            metrics.calibrated_probs(log_probs), age_bins(self.cfg))
+        return log_probs, pred_ages, losses
+
+    def record(self, progress, pred_ages, losses):
+        """The figures of the epoch under way, a line of log.jsonl.
+
+        Args:
+            progress: dict from EpochProgress.gather().
+            pred_ages, losses: from validate().
+        """
+        age_max = self.cfg.DATA.AGE_MAX
+        train, valid = (self.loaders[split].dataset.labels for split in ("train", "valid"))
+        trained = {name: values[progress["index"]] for name, values in train.items()}
+        faces = len(progress["index"])
+        return {
+            "epoch": self.epochs_done + 1, "lr": progress["lr"], "seconds": progress["seconds"],
+            "images_per_s": faces / max(progress["seconds"], 1e-9),
+            "train": {name: total / faces for name, total in progress["sums"].items()}
+            | metrics.point_scores(trained, progress["pred_ages"], age_max),
+            "valid": {name: values.mean().item() for name, values in losses.items()}
+            | metrics.point_scores(valid, pred_ages, age_max)}
 
     @property
     def metric(self):
-        """What the best epoch is chosen by: the one that most validation faces have a part in."""
-        labels = self.loaders["valid"].dataset.labels
-        is_exact = ~metrics.is_interval(labels)
+        """Metric that picks the best epoch.
+
+        MAE, or the distance to the interval if most validation faces have an interval of ages.
+        """
+        is_exact = ~metrics.is_interval(self.loaders["valid"].dataset.labels)
         return "mae" if is_exact.float().mean() >= 0.5 else "interval_distance"
 
-    def _note_best(self):
-        """Whether the validation is the best so far, and whether it improved in any metric kept.
+    def note_best(self):
+        """Compare the last validation with those before.
 
-        MegaAge is compared by CA as well.
+        Returns:
+            is_best: it is the best by `metric`.
+            improved: it is the best by `metric` or by a CA, which papers on MegaAge compare.
         """
         metric, value = f"val_{self.metric}", self.metrics[self.metric]
         # Older checkpoints may have chosen by another metric.
         is_best = self.best.get("metric") != metric or value < self.best["value"]
         if is_best:
             self.best = {"metric": metric, "value": value, "epoch": self.epochs_done}
-        improved = is_best
-        if any(source.dataset.startswith("megaage") for source in self.job.sources):
-            for name in ("ca3", "ca5", "ca7"):
-                if self.metrics[name] > self.best_ca.get(name, -1):
-                    self.best_ca[name] = self.metrics[name]
-                    improved = True
-        return is_best, improved
+        better = {name: self.metrics[name] for name in ("ca3", "ca5", "ca7")
+                  if self.metrics.get(name, -1) > self.best_ca.get(name, -1)}
+        self.best_ca = self.best_ca | better
+        return is_best, is_best or bool(better)
 
-    def _save(self, checkpoint, is_best, improved):
-        last = self.folder / "last.pth"
-        self._save_last(checkpoint)
-        if improved:
-            value = self.metrics[self.metric]
-            kept = f"epoch{self.epochs_done:03d}_{self.metrics['loss']:.4f}_{value:.4f}.pth"
-            _copy(last, self.folder / kept)
-        if is_best:
-            _copy(last, self.folder / "best.pth")
+    def is_save_due(self):
+        """Whether TRAIN.SAVE_MINUTES have passed since last.pth was written."""
+        minutes = self.cfg.TRAIN.SAVE_MINUTES
+        return 0 < minutes <= (time.monotonic() - self.saved_at) / 60
 
-    def _save_last(self, checkpoint):
-        """Write last.pth, unless there is nothing to go on from: a good one stays."""
-        if self.trainer.is_finite():
-            self.folder.mkdir(parents=True, exist_ok=True)
-            save_checkpoint(self.folder / "last.pth", checkpoint)
-        else:
-            print("\nthe weights are no finite numbers any more: last.pth is left as it was")
+    def save_last(self, progress):
+        """Write last.pth, unless the weights are not finite: then the earlier one stays.
 
-    def _go_back(self):
-        """Let last.pth be the best epoch's, for a run that has diverged."""
-        if self.best:
-            _copy(self.folder / "best.pth", self.folder / "last.pth")
-        else:
-            (self.folder / "last.pth").unlink(missing_ok=True)
+        All processes call it, since each has a share of the state.
 
-    def _checkpoint(self, progress):
-        """Where the run stands; all processes call it."""
-        return {"cfg": self.cfg.dump(), "commit": self.commit, "run_name": self.name,
-                "epochs_done": self.epochs_done, "progress": progress, "amp": self.trainer.amp,
-                "device": self.trainer.device.type,
-                "best": self.best, "best_ca": self.best_ca, "metrics": self.metrics,
-                "datasets": [source.dataset for source in self.job.sources],
-                "protocol": self.job.protocol,
-                "faces": self.faces_digest(), **self.trainer.state_dict()}
+        Args:
+            progress: dict from EpochProgress.gather(), or None between two epochs.
+        Returns:
+            Whether this process has written the file.
+        """
+        checkpoint = {
+            "cfg": self.cfg.dump(), "commit": self.commit, "run_name": self.name,
+            "epochs_done": self.epochs_done, "progress": progress, "amp": self.trainer.amp,
+            "device": self.trainer.device.type,
+            "best": self.best, "best_ca": self.best_ca, "metrics": self.metrics,
+            "datasets": [source.dataset for source in self.job.sources],
+            "protocol": self.job.protocol,
+            "faces": self.faces_digest(), **self.trainer.state_dict()}
+        self.saved_at = time.monotonic()
+        if not distributed.is_main():
+            return False
+        if not self.trainer.is_finite():
+            print("\nthe weights are not finite numbers any more: last.pth is left as it was")
+            return False
+        self.files.save_last(checkpoint)
+        return True
 
-    def _draw(self, log_probs, pred_ages):
-        valid = self.loaders["valid"].dataset
-        exact = ~metrics.is_interval(valid.labels)
-        shown = _spread(len(valid), SHOWN_FACES)
-        labels = {name: values[shown] for name, values in valid.labels.items()}
-        bins = torch.tensor(age_bins(self.cfg))
-        if exact.any():
-            self.monitor.figure("predicted_against_true", draw_scatter(
-                valid.labels["age"][exact].numpy(), pred_ages[exact].numpy()), self.epochs_done)
-        self.monitor.figure("distributions", draw_distributions(
-            np.stack([valid.face(index) for index in shown]),
-            build_target(labels, bins, self.cfg).target_dist.numpy(),
-            log_probs[shown].exp().numpy(), bins.numpy(), pred_ages[shown].numpy()),
-            self.epochs_done)
+    def interrupt(self):
+        """Save where the run stands and print how to continue."""
+        self.close()
+        self.save_last(self.progress.gather() if self.progress.steps else None)
+        if distributed.is_main():
+            how = "the same command" if self.job.is_part else self.job.command(
+                "train.py", "--resume", self.files.last)
+            print(f"\ninterrupted after {self.epochs_done} epochs and {self.progress.steps} "
+                  f"batches; continue with: {how}")
 
     def close(self):
         """Finish what is written for TensorBoard."""
         if self.monitor is not None:
             self.monitor.close()
-
-    def interrupt(self):
-        """Save where the run stands and say how to go on."""
-        self.close()
-        checkpoint = self._checkpoint(self.progress.gather() if self.progress.steps else None)
-        if distributed.is_main():
-            self._save_last(checkpoint)
-            how = "the same command" if self.job.is_part else self.job.command(
-                "train.py", "--resume", self.folder / "last.pth")
-            print(f"\ninterrupted after {self.epochs_done} epochs and {self.progress.steps} "
-                  f"batches; continue with: {how}")
-
-
-@contextmanager
-def stop_on_interrupt():
-    """Yield a function that tells whether Ctrl-C or a termination asked to stop.
-
-    The step under way is finished, so that what is saved is whole; a second Ctrl-C ends at once.
-    """
-    asked = []
-
-    def handle(number, _):
-        if asked and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        asked.append(number)
-
-    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield lambda: bool(asked)
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def _set_aside_earlier_run(folder):
-    """Move the files of an earlier run in this folder to earlier-N, so that none is lost."""
-    files = [*folder.glob("*.pth"), *folder.glob("log.jsonl"), *folder.glob("config.yaml")]
-    if not files:
-        return
-    number = 1
-    while (folder / f"earlier-{number}").exists():
-        number += 1
-    earlier = folder / f"earlier-{number}"
-    earlier.mkdir()
-    for path in files:
-        path.rename(earlier / path.name)
-    print(f"{folder}/ held an earlier run; its files are now in {earlier}/")
-
-
-def _spread(count, shown):
-    """Up to `shown` places evenly spread over `count`."""
-    return np.linspace(0, count - 1, min(shown, count)).round().astype(int)
-
-
-def _copy(source, target):
-    with replaced(target) as temporary:
-        shutil.copyfile(source, temporary)

@@ -7,29 +7,29 @@ import torch
 
 from evaluation.predictions import face_keys, read_predictions
 
-LEAST_MASS = 1e-3  # of a teacher's distribution within the student's age bins
+MIN_MASS = 1e-3  # of a teacher's distribution within the student's age bins
 
 
 def find_teachers(pattern):
-    """Paths of the tables that LOSS.TEACHER names: one, those of a folder, or a glob's."""
+    """Paths of the tables that LOSS.TEACHER names: one file, or those of a folder or a glob."""
     if Path(pattern).is_dir():
         return sorted(map(str, Path(pattern).glob("*.csv"))) or [pattern]
     return sorted(glob.glob(pattern)) or [pattern]  # noqa: PTH207 (an absolute pattern)
 
 
 def teacher_distributions(paths, faces, bins):
-    """What other models predict for training faces, averaged, for a network to learn from.
+    """The mean of what other models predict for the training faces.
 
     Args:
-        paths: of tables written by `test.py --split train --output`, see find_teachers.
-        faces: table of lists.read_faces.
+        paths: of tables written by `test.py --split train --output`, from find_teachers().
+        faces: table from lists.read_faces().
         bins: (K,) whole years.
     Returns:
         (N, K) float32, rows sum to 1.
     Raises:
         FileNotFoundError: no such table.
-        ValueError: a table that cannot be read, holds no distributions over these bins, lacks
-            faces, or does not tell which data set's they are.
+        ValueError: a table cannot be read, has no distributions over these bins, lacks faces, or
+            lacks the data sets' names although two have a photo of the same name.
     """
     return sum(_distributions_of(path, faces, bins) for path in paths) / len(paths)
 
@@ -50,7 +50,7 @@ def _distributions_of(path, faces, bins):
     rows = face_keys(table.faces, keys).get_indexer(face_keys(faces, keys))
     probs = torch.tensor(table.probs[rows, bins[0] - first:bins[-1] - first + 1]).float()
     mass = probs.sum(dim=1, keepdim=True)
-    unknown = (rows < 0) | (mass[:, 0] < LEAST_MASS).numpy()
+    unknown = (rows < 0) | (mass[:, 0] < MIN_MASS).numpy()
     if unknown.any():
         raise ValueError(f"LOSS.TEACHER '{path}' has no distribution over the ages {bins[0]} to "
                          f"{bins[-1]} for {unknown.sum()} of {len(faces)} training faces, such as "

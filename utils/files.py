@@ -1,7 +1,9 @@
 """Writing a file whole or not at all, checksums, folders that can be written to."""
 
+import errno
 import hashlib
 import os
+import shutil
 from contextlib import contextmanager
 from pathlib import Path
 from uuid import uuid4
@@ -19,10 +21,61 @@ def replaced(path):
     # Not made from the name of path, which may have the maximum length already.
     temporary = path.with_name(f".{uuid4().hex}.tmp")
     try:
-        yield temporary
-        temporary.replace(path)
+        with named_full_disk(path):
+            yield temporary
+            temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def named_full_disk(path):
+    """Turn the error of a full disk into one that names the path and the free space."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, getattr(errno, "EDQUOT", None)):
+            raise
+        raise OSError(f"no space left to write '{path}': {free_space(path)} are free there; make "
+                      "room and start again") from error
+
+
+def free_space(path):
+    """Free space on the disk of a file or folder that may not exist yet, as text."""
+    place = Path(path).absolute()
+    while not place.exists():
+        place = place.parent
+    return size_text(shutil.disk_usage(place).free)
+
+
+def size_text(count):
+    """A number of bytes in the unit that suits it, such as 1.2 GB."""
+    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if count >= size:
+            return f"{count / size:.1f} {unit}"
+    return f"{count} bytes"
+
+
+def refuse_overwriting(written, read, flag):
+    """Refuse to write over a file that is also read.
+
+    Args:
+        written: paths that are about to be written.
+        read: paths of the files that are read.
+        flag: chooses where `written` lies, for the message.
+    Raises:
+        ValueError: names the first such file.
+    """
+    inputs = {_identity(path) for path in read if Path(path).exists()}
+    for path in written:
+        if Path(path).exists() and _identity(path) in inputs:
+            raise ValueError(f"'{path}' would be overwritten; choose another {flag}")
+
+
+def _identity(path):
+    """Equal for two names of one file, also through a link."""
+    found = Path(path).stat()
+    return found.st_dev, found.st_ino
 
 
 def check_folder(path, flag):
@@ -79,3 +132,8 @@ def file_sha256(path):
         while chunk := file.read(CHUNK):
             digest.update(chunk)
     return digest.hexdigest()
+
+
+def is_current(target, source):
+    """Whether `target` exists and is not older than `source`, the file it is made from."""
+    return target.is_file() and target.stat().st_mtime >= source.stat().st_mtime

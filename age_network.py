@@ -1,0 +1,176 @@
+"""A trained network ready to use, whatever file it comes from: faces in, age probabilities out.
+
+    network = load_age_network("misc/model.onnx")
+    probs = network(crops)  # (N, S, S, 3) uint8 RGB -> (N, K), each row sums to 1
+
+An .onnx file, written by export.py, runs in ONNX Runtime on the CPU and needs no PyTorch. A .pth
+checkpoint runs in PyTorch as it does in training.
+"""
+
+from pathlib import Path
+
+import numpy as np
+
+from defaults import age_bins, load_cfg, override_cfg
+from utils.onnx_network import OnnxNetwork
+from utils.pipeline import available_cores
+
+ONNX = ".onnx"
+# What an .onnx file states beside the network: a key of its metadata -> a key of the config.
+CONFIG_KEYS = {"architecture": "MODEL.ARCH", "image_size": "MODEL.IMG_SIZE",
+               "margin": "DATA.MARGIN", "age_min": "DATA.AGE_MIN", "age_max": "DATA.AGE_MAX",
+               "decode": "TEST.DECODE"}
+
+
+def load_age_network(path, device="cpu", opts=(), threads=None):
+    """The network of a file.
+
+    Args:
+        path: .onnx file of export.py, or checkpoint of train.py.
+        device: "cpu", or a device of PyTorch such as "cuda".
+        opts: flat KEY VALUE pairs over the network's config, TEST.* only.
+        threads: CPU threads of ONNX Runtime; one for each core by default.
+    Returns:
+        AgeNetwork.
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: a damaged or foreign file, a device that it cannot run on, or opts that are
+            not allowed.
+        OSError: ONNX Runtime or PyTorch, which the file needs, is not installed.
+    """
+    if Path(path).suffix.lower() == ONNX:
+        if device != "cpu":
+            raise ValueError(f"'{path}' runs on the CPU; use --device cpu, or give the .pth "
+                             f"checkpoint to run it on {device}")
+        return OnnxAgeNetwork(path, opts, threads)
+    return TorchAgeNetwork(path, device, opts)
+
+
+class AgeNetwork:
+    """Interface of both kinds.
+
+    Attributes: `cfg`, the frozen config with the overrides; `age_bins` (K,) list of years;
+    `temperature` of the calibration, 1.0 if there was none; `path`.
+    """
+
+    def __init__(self, path, cfg, opts, temperature):
+        self.path, self.temperature = path, temperature
+        self.cfg = override_cfg(cfg, opts, "TEST")
+        self.age_bins = age_bins(self.cfg)
+
+    def __call__(self, crops):
+        """Calibrated distributions of faces, TEST.BATCH_SIZE at a time.
+
+        Args:
+            crops: sequence of (S, S, 3) uint8 RGB faces, cut as in training.
+        Returns:
+            (N, K) float32, rows sum to 1; with TEST.TTA the mean with the mirrored face's.
+        """
+        size, parts = self.cfg.TEST.BATCH_SIZE, [np.zeros((0, len(self.age_bins)), np.float32)]
+        for start in range(0, len(crops), size):
+            pixels = np.stack(crops[start:start + size])
+            probs = self._probs(pixels)
+            if self.cfg.TEST.TTA:
+                probs = self._mean_before_calibration(probs, self._probs(pixels[:, :, ::-1]))
+            parts.append(probs.astype(np.float32))
+        return np.concatenate(parts)
+
+    def _probs(self, pixels):
+        """(B, K) calibrated distributions of (B, S, S, 3) uint8 faces."""
+        raise NotImplementedError
+
+    def _mean_before_calibration(self, *calibrated):
+        """The temperature was fitted to the mean of uncalibrated distributions, as test.py does."""
+        raw = [_to_power(probs, self.temperature) for probs in calibrated]
+        return _to_power(np.mean(raw, axis=0), 1 / self.temperature)
+
+
+def _to_power(probs, exponent):
+    """Each distribution to a power, made to sum to 1 again: 1 / T applies a temperature T."""
+    powers = np.maximum(probs.astype(float), np.finfo(np.float32).tiny) ** exponent
+    return powers / powers.sum(axis=1, keepdims=True)
+
+
+class OnnxAgeNetwork(AgeNetwork):
+    """The network of an .onnx file; normalisation, temperature and softmax are part of it.
+
+    Args, Raises: see load_age_network.
+
+    Attributes: `metadata` {key: text}, what the file states of itself.
+    """
+
+    def __init__(self, path, opts=(), threads=None):
+        self._network = OnnxNetwork(path, threads or available_cores())
+        self.metadata = self._network.metadata
+        cfg, temperature = read_metadata(self.metadata, path)
+        super().__init__(path, cfg, opts, temperature)
+        self._check_shapes()
+
+    def _probs(self, pixels):
+        [probs] = self._network(np.ascontiguousarray(pixels.transpose(0, 3, 1, 2)))
+        return probs
+
+    def _check_shapes(self):
+        """Refuse a network that does not compute what its metadata say."""
+        size, network = self.cfg.MODEL.IMG_SIZE, self._network
+        if network.input_type != "tensor(uint8)" or network.input_shape[1:] != [3, size, size]:
+            raise ValueError(f"'{self.path}' takes {network.input_type} of shape "
+                             f"{network.input_shape}, not pixels of {size} x {size} faces as its "
+                             "metadata say; write it with export.py")
+        [shape, *others] = network.output_shapes
+        if others or shape[1:] != [len(self.age_bins)]:
+            raise ValueError(f"'{self.path}' gives outputs of the shapes {network.output_shapes}, "
+                             f"not one probability for each of the ages {self.age_bins[0]} to "
+                             f"{self.age_bins[-1]} as its metadata say; write it with export.py")
+
+
+def read_metadata(metadata, path):
+    """(frozen config, temperature) of the texts that an .onnx file carries.
+
+    Raises:
+        ValueError: one is missing, or is not what it should be.
+    """
+    missing = [key for key in (*CONFIG_KEYS, "temperature") if key not in metadata]
+    if missing:
+        raise ValueError(f"'{path}' is not an age network of this project: its metadata lack "
+                         f"{', '.join(missing)}; write it with export.py")
+    opts = [word for key, name in CONFIG_KEYS.items() for word in (name, metadata[key])]
+    try:
+        temperature = float(metadata["temperature"])
+        if not 0 < temperature < float("inf"):
+            raise ValueError(f"temperature must be positive, got {temperature}")
+        return load_cfg(opts=opts), temperature
+    except ValueError as error:
+        raise ValueError(f"'{path}': its metadata cannot be used: {error}") from error
+
+
+class TorchAgeNetwork(AgeNetwork):
+    """The network of a checkpoint, in PyTorch.
+
+    Args, Raises: see load_age_network.
+
+    Attributes: `model`, the AgeModel in eval mode; `checkpoint`, the file's content.
+    """
+
+    def __init__(self, path, device="cpu", opts=()):
+        try:
+            import torch
+
+            from checkpoint import load_checkpoint
+            from model import restore_model
+        except ImportError as error:
+            raise OSError(f"'{path}' needs PyTorch, which cannot be loaded ({error}); install it "
+                          "with: pip install -r requirements.txt; or write an .onnx file with "
+                          "export.py where it is installed") from error
+        self.checkpoint = load_checkpoint(path)
+        model, cfg = restore_model(self.checkpoint, device)
+        super().__init__(path, cfg, opts, self.checkpoint.get("temperature") or 1.0)
+        self.model, self.device = model.to(memory_format=torch.channels_last), device
+
+    def _probs(self, pixels):
+        import torch
+
+        from dataset import to_pixels
+        with torch.inference_mode():
+            logits = self.model(to_pixels(pixels).to(self.device)).float()
+            return (logits / self.temperature).softmax(dim=1).cpu().numpy()

@@ -1,0 +1,93 @@
+"""Write a trained network as an .onnx file, which needs no PyTorch to run.
+
+    python export.py model.onnx                                 the model in misc/
+    python export.py --resume RUN/best.pth age.onnx             one of your own
+    python export.py --verify age.onnx --data_dir DIR           its MAE, through ONNX Runtime
+
+The file takes faces as pixels (uint8, N x 3 x S x S RGB) and gives calibrated probabilities of the
+ages: normalisation, temperature and softmax are inside. Its metadata state the ages, size, margin,
+decode, temperature, data sets, licence, commit and the checksum of the checkpoint.
+"""
+
+import argparse
+from pathlib import Path
+
+from utils import cli
+
+SHIPPED_LICENCE = "non-commercial research only, see MODEL_CARD.md"
+
+
+def parse_args(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=cli.HelpFormatter)
+    parser.add_argument("target", nargs="?", type=Path, metavar="OUT.onnx", help="file to write")
+    parser.add_argument("--resume", help="checkpoint, name from misc/models.yaml, or https URL "
+                        "ending in #sha256=HEX; by default the model in misc/")
+    parser.add_argument("--fp32", action="store_true",
+                        help="store the weights exactly; by default in half precision, which "
+                             "halves the file and moves ages by 0.01 years")
+    parser.add_argument("--licence", help="terms of the weights, stored in the file")
+    parser.add_argument("--verify", type=Path, metavar="FILE.onnx",
+                        help="instead of writing, measure this file on the faces of --data_dir")
+    cli.add_data_flags(parser)
+    parser.add_argument("--split", default="valid", choices=("train", "valid", "test"),
+                        help="of the faces for --verify")
+    return cli.parse_with_overrides(parser, argv, "TEST.* only, for example TEST.DECODE median")
+
+
+def main(argv=None):
+    args = parse_args(argv)
+    if (args.target is None) == (args.verify is None):
+        raise ValueError("name one file: OUT.onnx to write it, or --verify FILE.onnx to measure it")
+    return export(args) if args.verify is None else verify(args)
+
+
+def export(args):
+    if args.data_dir:
+        raise ValueError("--data_dir is for --verify; a file is written without it")
+    if not args.target.parent.is_dir():
+        raise FileNotFoundError(f"folder '{args.target.parent}' not found; create it first")
+    if args.target.suffix.lower() != ".onnx":
+        raise ValueError(f"'{args.target}': the name must end in .onnx")
+    from training.onnx_release import export_onnx
+    from utils.download import find_model
+    licence = args.licence or ("not stated" if args.resume else SHIPPED_LICENCE)
+    years, probability, count = export_onnx(find_model(args.resume), args.target, args.opts,
+                                            not args.fp32, licence)
+    print(f"PyTorch and ONNX Runtime on {count} face crops: ages differ by at most {years:.4f} "
+          f"years, probabilities by {probability:.1e}")
+    print(f"{args.target}: {args.target.stat().st_size / 1e6:.1f} MB")
+    return 0
+
+
+def verify(args):
+    """Print the metrics of an .onnx file on a split, as test.py does for a checkpoint."""
+    if not args.data_dir:
+        raise ValueError("--verify needs the folder of the photos: --data_dir DIR")
+    import numpy as np
+    from tqdm import tqdm
+
+    import metrics
+    from age_network import OnnxAgeNetwork
+    from dataset import FaceDataset
+    from lists import pair_folders, read_sources
+    network = OnnxAgeNetwork(args.verify, args.opts)
+    sources = pair_folders(args.data_dir, args.dataset, args.list_dir)
+    data = FaceDataset(read_sources(sources, args.split, network.cfg), network.cfg, train=False,
+                       cache_dir=args.cache_dir)
+    size = network.cfg.TEST.BATCH_SIZE
+    starts = tqdm(range(0, len(data), size), desc="verifying", unit="batch", leave=False)
+    probs = np.concatenate([network([data.face(index) for index in
+                                     range(start, min(start + size, len(data)))])
+                            for start in starts])
+    ages = metrics.DECODES[network.cfg.TEST.DECODE](probs, network.age_bins)
+    scores = metrics.point_scores(data.labels, ages, network.age_bins[-1])
+    print(f"{len(data)} {args.split} faces through ONNX Runtime")
+    if "interval_accuracy" in scores:
+        print(f"in the right interval: {scores['interval_accuracy']:.2f} %")
+    if "mae" in scores:
+        print(f"{args.split} mae: {scores['mae']:.3f}")
+    return 0
+
+
+if __name__ == "__main__":
+    cli.run_main(main)

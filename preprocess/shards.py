@@ -1,0 +1,81 @@
+"""Results written as they are made, so that a stopped alignment continues where it was.
+
+A list is worked on in chunks of rows. The results of each chunk are one file, which is written
+whole or not at all, in a folder beside the aligned list. A chunk is done if its file exists, so
+any number of processes can work on a list, together or one run after the other.
+"""
+
+import csv
+import hashlib
+import shutil
+from itertools import islice
+from pathlib import Path
+
+from utils.files import replaced
+
+CHUNK = 32  # rows
+
+
+def chunks(rows):
+    """(number, list of at most CHUNK rows) of an iterable."""
+    rows = iter(rows)
+    number = 0
+    while chunk := list(islice(rows, CHUNK)):
+        yield number, chunk
+        number += 1
+
+
+class Shards:
+    """The results of one list, one file for each chunk.
+
+    Args:
+        target: path of the aligned list.
+        fingerprint: text that changes with the list and with every setting that changes results.
+    """
+
+    def __init__(self, target, fingerprint):
+        self.target = Path(target)
+        digest = hashlib.sha256(f"{fingerprint} {CHUNK}".encode()).hexdigest()[:16]
+        self.folder = self.target.with_suffix(f".parts-{digest}")
+
+    def path(self, number):
+        return self.folder / f"{number:06}.csv"
+
+    def is_done(self, number):
+        return self.path(number).is_file()
+
+    def write(self, number, results):
+        """Write the results of a chunk: for each row a sequence of fields."""
+        with replaced(self.path(number)) as path, path.open("w", encoding="utf-8",
+                                                            newline="") as file:
+            csv.writer(file, lineterminator="\n").writerows(results)
+
+    def read(self, number):
+        """The results of a chunk as lists of text."""
+        with self.path(number).open(encoding="utf-8", newline="") as file:
+            return list(csv.reader(file))
+
+    def forget(self, number):
+        """Let a chunk be worked on again."""
+        self.path(number).unlink(missing_ok=True)
+
+    def merge(self, rows):
+        """Yield (row, its result) for all rows of the list, in order.
+
+        Raises:
+            ValueError: a file does not hold as many results as its chunk has rows.
+        """
+        for number, chunk in chunks(rows):
+            results = self.read(number)
+            if len(results) != len(chunk):
+                self.forget(number)
+                raise ValueError(f"{self.path(number)} was damaged and is deleted; start again")
+            yield from zip(chunk, results, strict=True)
+
+    def remove_all(self):
+        """Delete these files, and what earlier settings and versions left of the same list."""
+        for path in self.target.parent.glob(f"{self.target.stem}.part*"):
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:  # a journal: earlier versions wrote a single file for each process
+                path.unlink(missing_ok=True)

@@ -1,0 +1,61 @@
+"""Training under torchrun: two processes do the same as one."""
+
+import re
+import sys
+
+import pytest
+import torch
+from faces import TINY, write_dataset, write_list
+from scripts import STEADY, draw_ages, read_log, script, train, train_in_two_processes, weights
+
+
+def test_two_processes_train_validate_and_test_as_one(tmp_path, monkeypatch):
+    """The first of the two protocols was killed while one process validated it."""
+    folder = tmp_path / "data"
+    ages = [5, 14, 23, 32, 41, 50, 59, 68, 77, 86]
+    write_dataset(folder, ages, splits=("train",))
+    splits = ["train"] * 4 + ["valid"] * 3 + ["test"] * 3  # odd numbers, to share
+    for fold in range(2):
+        write_list(folder / f"drawn_split_fold{fold}.csv", [
+            {"photo": f"drawn_{i}.png", "split": splits[(i + 5 * fold) % 10]} for i in range(10)])
+    # Without batch norm and dropout each process's share of a batch gives its share of the
+    # gradient, and a step of SGD shows it in the weights. In validation one face a batch, so that
+    # its prediction does not depend on the faces beside it.
+    words = ["--protocol", "fold*", *TINY, "MODEL.ARCH", "squeezenet1_1", "MODEL.IMG_SIZE", "64",
+             "TRAIN.OPT", "sgd", "TRAIN.LR", "0.001", "TRAIN.MOMENTUM", "0.0", "TRAIN.EPOCHS", "1",
+             "TRAIN.BATCH_SIZE", "2", "TEST.BATCH_SIZE", "1"]
+    one, two = tmp_path / "one", tmp_path / "two"
+    alone = train(folder, one, *words).stdout
+    with monkeypatch.context() as patched:
+        patched.setattr("training.run.predict", lambda *_: sys.exit(137))
+        assert train(folder, two, *words, check=False).returncode == 137
+    both = train_in_two_processes(folder, two, *words)
+    assert "resumed after 0 epochs and 2 batches" in both
+    for fold in ("fold0", "fold1"):
+        torch.testing.assert_close(weights(one / fold / "last.pth")["model"],
+                                   weights(two / fold / "last.pth")["model"], rtol=1e-5, atol=1e-6)
+        [expected], [found] = read_log(one / fold), read_log(two / fold)
+        for part in ("train", "valid"):
+            assert found[part] == pytest.approx(expected[part], rel=1e-4), (fold, part)
+    expected, found = ([line.rsplit(" ", 1) for line in told.splitlines()
+                        if re.match(r"fold\d: test mae: ", line)] for told in (alone, both))
+    assert [name for name, _ in found] == [name for name, _ in expected]
+    assert len(found) == 2
+    for (_, mae), (_, same) in zip(found, expected, strict=True):
+        assert float(mae) == pytest.approx(float(same), abs=0.002)
+
+
+def test_two_processes_go_on_exactly_and_keep_the_model_they_validate(tmp_path):
+    folder = draw_ages(tmp_path / "data")
+    # Each draws its own dropout, and counts its own batch norm statistics while it trains.
+    words = [*STEADY, "TRAIN.SCHEDULE", "step", "TRAIN.EPOCHS", "2"]
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    train_in_two_processes(folder, whole, *words)
+    [first] = whole.glob("epoch001_*.pth")
+    train_in_two_processes(folder, parts, "--resume", str(first))
+    torch.testing.assert_close(weights(whole / "last.pth")["model"],
+                               weights(parts / "last.pth")["model"], rtol=0, atol=0)
+    validated = read_log(whole)[-1]["valid"]["mae"]
+    tested = script("test.py", "--data_dir", folder, "--split", "valid", "--cache_dir",
+                    tmp_path / "cache", "--resume", whole / "last.pth").stdout
+    assert float(tested.rsplit(" ", 1)[1]) == pytest.approx(validated, abs=0.001)

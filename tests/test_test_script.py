@@ -1,0 +1,150 @@
+"""test.py as a user runs it: scores, tables, reports, calibration, and what it refuses."""
+
+import json
+import shutil
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from faces import TINY, write_dataset
+from scripts import draw_ages, refusal, script, train, weights
+
+import metrics
+from checkpoint import load_checkpoint
+from dataset import FaceDataset
+from defaults import load_cfg
+from lists import Source, read_faces
+from model import restore_model
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return draw_ages(tmp_path_factory.mktemp("drawn"))
+
+
+@pytest.fixture(scope="module")
+def trained(folder, tmp_path_factory):
+    run = tmp_path_factory.mktemp("trained") / "run"
+    train(folder, run, *TINY, "TRAIN.EPOCHS", "1")
+    return run / "best.pth"
+
+
+def test_calibration_is_stored_and_applied(folder, tmp_path):
+    train(folder, tmp_path / "run", *TINY, "TRAIN.EPOCHS", "1")
+    model = tmp_path / "run" / "best.pth"
+    words = ["--data_dir", folder, "--resume", model, "--cache_dir", tmp_path / "cache"]
+    script("test.py", *words, "--output", tmp_path / "before.csv")
+    told = script("test.py", *words, "--calibrate").stdout
+    temperature = weights(model)["temperature"]
+    assert f"temperature {temperature:.3f}" in told
+    assert "covers" in told
+    script("test.py", *words, "--output", tmp_path / "after.csv")
+    columns = [f"p{age}" for age in range(101)]
+    before, after = (pd.read_csv(tmp_path / f"{name}.csv")[columns].to_numpy()
+                     for name in ("before", "after"))
+    scaled = before ** (1 / temperature)
+    np.testing.assert_allclose(after, scaled / scaled.sum(axis=1, keepdims=True), atol=1e-4)
+    assert not np.allclose(before, after, atol=1e-3)
+
+
+def test_only_a_model_given_by_its_file_is_calibrated(folder):
+    done = script("test.py", "--data_dir", folder, "--resume", "default", "--calibrate",
+                  check=False)
+    assert "name its file with --resume" in refusal(done)
+
+
+def test_tta_is_the_mean_of_the_image_and_its_mirror(folder, trained, tmp_path):
+    words = ["--data_dir", folder, "--resume", trained, "--cache_dir", tmp_path / "cache"]
+    script("test.py", *words, "--output", tmp_path / "tta.csv", "TEST.TTA", "True")
+    table = pd.read_csv(tmp_path / "tta.csv")
+    model, _ = restore_model(load_checkpoint(trained))
+    cfg = load_cfg(None, TINY)
+    faces = read_faces(Source(folder, "drawn", folder), "test", cfg)
+    data = FaceDataset(faces, cfg, False, tmp_path / "cache")
+    pixels = data.batch([(0, i) for i in range(8)])["pixels"]
+    with torch.no_grad():
+        probs = (model(pixels).softmax(1) + model(pixels.flip(-1)).softmax(1)) / 2
+    np.testing.assert_allclose(table[[f"p{age}" for age in range(101)]], probs, atol=1e-5)
+
+
+def test_the_median_can_be_the_age(folder, trained, tmp_path):
+    words = ["--data_dir", folder, "--resume", trained, "--cache_dir", tmp_path / "cache"]
+    script("test.py", *words, "--output", tmp_path / "m.csv", "TEST.DECODE", "median")
+    script("test.py", *words, "--output", tmp_path / "e.csv")
+    table = pd.read_csv(tmp_path / "m.csv")
+    medians = metrics.distribution_median(
+        table[[f"p{age}" for age in range(101)]].to_numpy(), range(101))
+    np.testing.assert_allclose(table["pred_age"], medians, atol=1e-3)
+    assert not np.allclose(table["pred_age"], pd.read_csv(tmp_path / "e.csv")["pred_age"])
+
+
+def test_reports_of_one_model_of_several_and_of_a_table(folder, trained, tmp_path):
+    words = ["--data_dir", folder, "--cache_dir", tmp_path / "cache", "--report"]
+    script("test.py", *words, tmp_path / "one", "--resume", trained)
+    metrics = json.loads((tmp_path / "one" / "metrics.json").read_text())
+    assert {"value", "low", "high"} <= metrics["mae"].keys()
+    assert (tmp_path / "one" / "report.html").stat().st_size > 10_000
+    other = tmp_path / "other.pth"
+    shutil.copy(trained, other)
+    script("test.py", *words, tmp_path / "two", "--resume", trained, other)
+    assert len(json.loads((tmp_path / "two" / "metrics.json").read_text())["comparisons"]) == 1
+    done = script("test.py", "--predictions", tmp_path / "one" / "predictions.csv", "--report",
+                  tmp_path / "table")
+    assert done.stdout.splitlines()[-1] == f"test mae: {metrics['mae']['value']:.3f}"
+
+
+def test_a_report_does_not_replace_the_table_it_is_made_of(tmp_path):
+    text = "photo,age,pred_age,note\na.jpg,30,31.123456789,007\n"
+    (tmp_path / "predictions.csv").write_text(text)
+    words = ["--predictions", tmp_path / "predictions.csv", "--report"]
+    done = script("test.py", *words, tmp_path, check=False)
+    assert "would be overwritten; choose another --report" in refusal(done)
+    assert (tmp_path / "predictions.csv").read_text() == text
+    script("test.py", *words, tmp_path / "elsewhere")
+
+
+def test_a_report_of_seeds_knows_their_calibration(folder, trained, tmp_path):
+    for seed in ("s0", "s1"):
+        (tmp_path / seed).mkdir()
+        torch.save(weights(trained) | {"temperature": 0.8}, tmp_path / seed / "best.pth")
+    script("test.py", "--data_dir", folder, "--cache_dir", tmp_path / "cache", "--resume",
+           tmp_path / "s*" / "best.pth", "--report", tmp_path / "report")
+    found = json.loads((tmp_path / "report" / "metrics.json").read_text())
+    assert found["uncalibrated"]["temperature"] == 0.8
+    for path, words, described in (
+            (tmp_path / "s0" / "best.pth", ["TEST.TTA", "True"], found["tta"]),
+            (trained, [], found["uncalibrated"])):
+        script("test.py", "--data_dir", folder, "--cache_dir", tmp_path / "cache", "--resume", path,
+               "--report", tmp_path / "one", *words)
+        alone = json.loads((tmp_path / "one" / "metrics.json").read_text())
+        for name in ("mae", "nll"):
+            assert described[name]["value"] == pytest.approx(alone[name]["value"], rel=1e-5)
+
+
+def test_a_checkpoint_may_have_the_name_of_a_glob(folder, trained, tmp_path):
+    (tmp_path / "run[1]").mkdir()
+    shutil.copy(trained, tmp_path / "run[1]" / "best.pth")
+    words = ["--data_dir", folder, "--cache_dir", tmp_path / "cache"]
+    script("test.py", *words, "--resume", tmp_path / "run[1]" / "best.pth")
+    done = script("test.py", *words, "--resume", "https://localhost:1/model.pth?download=1",
+                  check=False)
+    assert "sha256" in refusal(done)
+    done = script("test.py", *words, "--resume", tmp_path / "run[2]" / "*.pth", check=False)
+    assert "matches no file" in refusal(done)
+
+
+def test_test_refuses_what_does_not_fit(folder, trained, tmp_path):
+    words = ["--data_dir", folder, "--resume", trained, "--cache_dir", tmp_path / "cache"]
+    assert "TEST" in refusal(script("test.py", *words, "MODEL.IMG_SIZE", "64", check=False))
+    done = script("test.py", *words, "--output", tmp_path, check=False)
+    assert "is a folder; name a CSV file in it" in refusal(done)
+    only = tmp_path / "only"
+    write_dataset(only, [20], splits=("train",))
+    done = script("test.py", "--data_dir", only, "--resume", trained, check=False)
+    assert "it has train" in refusal(done)
+    other = torch.load(trained, weights_only=True)
+    other["cfg"] = other["cfg"].replace("timm/test_resnet", "timm/resnet34")
+    torch.save(other, tmp_path / "other.pth")
+    done = script("test.py", "--data_dir", folder, "--resume", tmp_path / "other.pth", check=False)
+    assert "resnet34" in refusal(done)

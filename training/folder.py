@@ -1,0 +1,103 @@
+"""Which files a run keeps in its folder, and when one replaces another."""
+
+import shutil
+from contextlib import nullcontext
+from pathlib import Path
+
+from checkpoint import load_checkpoint, save_checkpoint
+from utils import distributed
+from utils.files import replaced
+from utils.locks import only_writer
+
+
+class RunFolder:
+    """The folder of a run. Only the main process writes there.
+
+    last.pth    where the run stands; --resume continues from it
+    best.pth    the best epoch by validation
+    epochNNN_LOSS_METRIC.pth    every epoch that improved a validation metric
+    config.yaml, log.jsonl      the config; one line of figures an epoch
+    earlier-N/  the files of a run that used this folder before
+
+    Args:
+        path: of the folder.
+    """
+
+    def __init__(self, path):
+        self.path = Path(path)
+        self.last, self.best = self.path / "last.pth", self.path / "best.pth"
+
+    def locked(self):
+        """Context in which no other run can use the folder; it creates the folder.
+
+        Raises:
+            ValueError: another process trains there; names that process.
+        """
+        if not distributed.is_main():
+            return nullcontext()
+        return only_writer(self.path, "name another folder with --checkpoint")
+
+    def write_config(self, cfg):
+        """Write config.yaml."""
+        (self.path / "config.yaml").write_text(cfg.dump(), encoding="utf-8")
+
+    def set_aside_earlier_run(self):
+        """Move the files of an earlier run to earlier-N, so that none is lost."""
+        files = [path for pattern in ("*.pth", "log.jsonl", "config.yaml")
+                 for path in self.path.glob(pattern)]
+        if not files:
+            return
+        number = 1
+        while (self.path / f"earlier-{number}").exists():
+            number += 1
+        earlier = self.path / f"earlier-{number}"
+        earlier.mkdir()
+        for path in files:
+            path.rename(earlier / path.name)
+        print(f"{self.path}/ held an earlier run; its files are now in {earlier}/")
+
+    def save_last(self, checkpoint):
+        """Write last.pth."""
+        save_checkpoint(self.last, checkpoint)
+
+    def keep_epoch(self, epoch, loss, value):
+        """Keep last.pth as the checkpoint of an epoch with this validation loss and metric."""
+        _copy(self.last, self.path / f"epoch{epoch:03d}_{loss:.4f}_{value:.4f}.pth")
+
+    def keep_best(self):
+        """Keep last.pth as best.pth."""
+        _copy(self.last, self.best)
+
+    def go_back(self, to_best):
+        """After a divergence: replace last.pth by best.pth, or remove it if there is no best."""
+        if to_best:
+            _copy(self.best, self.last)
+        else:
+            self.last.unlink(missing_ok=True)
+
+    def restore_best(self, run_name, epoch, resumed):
+        """Make best.pth the checkpoint of the best epoch, also in a new folder or after going back.
+
+        Args:
+            run_name: name of the run.
+            epoch: the best epoch so far.
+            resumed: Path of the checkpoint that the run continues; the best is beside it.
+        Returns:
+            Whether the checkpoint was found.
+        """
+        for candidate in (self.best, resumed, resumed.with_name("best.pth"),
+                          *resumed.parent.glob(f"epoch{epoch:03d}_*.pth")):
+            if not candidate.is_file():
+                continue
+            found = load_checkpoint(candidate)
+            if (found.get("run_name"), found.get("epochs_done"), found.get("progress")) == (
+                    run_name, epoch, None):
+                if candidate != self.best:
+                    _copy(candidate, self.best)
+                return True
+        return False
+
+
+def _copy(source, target):
+    with replaced(target) as temporary:
+        shutil.copyfile(source, temporary)

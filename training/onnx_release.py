@@ -1,0 +1,105 @@
+"""A checkpoint as an .onnx file for use without PyTorch, checked against the network it is from."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageEnhance, ImageOps
+
+import metrics
+from age_network import OnnxAgeNetwork, TorchAgeNetwork
+from predictor import cut_face
+from preprocess.detector import FaceDetector
+from preprocess.face import load_photo
+from utils.files import file_sha256, replaced
+from utils.onnx_export import write_onnx
+
+MAX_AGE_DIFFERENCE = 0.1  # years, between PyTorch and the file; a larger one is not written
+SAMPLES = Path(__file__).parents[1] / "misc" / "samples"
+
+
+class PixelsToProbs(torch.nn.Module):
+    """What the file computes: pixels -> calibrated probabilities.
+
+    Args:
+        model: AgeModel in eval mode.
+        temperature: of the calibration.
+    """
+
+    def __init__(self, model, temperature):
+        super().__init__()
+        self.model, self.temperature = model, temperature
+
+    def forward(self, pixels):
+        """(N, 3, S, S) uint8 RGB -> (N, K) float32, rows sum to 1."""
+        return (self.model(pixels).float() / self.temperature).softmax(dim=1)
+
+
+def export_onnx(source, target, opts=(), half=True, licence="not stated"):
+    """Write a checkpoint's network as an .onnx file, if it gives the same ages.
+
+    Both are asked for the ages of the faces in misc/samples, as they are and changed.
+
+    Args:
+        source: checkpoint of train.py.
+        target: file to write, in an existing folder.
+        opts: flat KEY VALUE pairs, TEST.* only; TEST.DECODE becomes part of the file.
+        half: store the weights in half precision, which halves the file.
+        licence: text, under which terms the weights may be used.
+    Returns:
+        (largest difference in years, largest difference of a probability, number of faces).
+    Raises:
+        ValueError: an operator cannot be exported, or the ages differ by more than
+            MAX_AGE_DIFFERENCE; nothing is written then.
+    """
+    network = TorchAgeNetwork(source, "cpu", opts)
+    size = network.cfg.MODEL.IMG_SIZE
+    example = torch.zeros(2, 3, size, size, dtype=torch.uint8)
+    calibrated = PixelsToProbs(network.model.to(memory_format=torch.contiguous_format),
+                               network.temperature).eval()
+    crops = sample_crops(network.cfg.DATA.MARGIN, size)
+    with replaced(target) as temporary:
+        try:
+            write_onnx(calibrated, example, temporary, ("pixels", ["probs"]), {0: "n"},
+                       file_metadata(network, licence), half)
+        except ValueError as error:
+            raise ValueError(f"MODEL.ARCH '{network.cfg.MODEL.ARCH}' {error}") from error
+        written = OnnxAgeNetwork(temporary, opts)
+        expected, probs = network(crops), written(crops)
+        decode = metrics.DECODES[network.cfg.TEST.DECODE]
+        years = np.abs(decode(probs, network.age_bins) - decode(expected, network.age_bins)).max()
+        if not years <= MAX_AGE_DIFFERENCE:  # NaN is not
+            raise ValueError(f"not written: in ONNX Runtime an age differs by {years:.3f} years "
+                             f"from PyTorch's, more than {MAX_AGE_DIFFERENCE}"
+                             + ("; try --fp32" if half else ""))
+    return float(years), float(np.abs(probs - expected).max()), len(crops)
+
+
+def file_metadata(network, licence):
+    """{key: value} that an .onnx file carries, see age_network.CONFIG_KEYS.
+
+    Args:
+        network: TorchAgeNetwork.
+        licence: text.
+    """
+    cfg, checkpoint = network.cfg, network.checkpoint
+    return {"architecture": cfg.MODEL.ARCH, "image_size": cfg.MODEL.IMG_SIZE,
+            "margin": cfg.DATA.MARGIN, "age_min": cfg.DATA.AGE_MIN, "age_max": cfg.DATA.AGE_MAX,
+            "decode": cfg.TEST.DECODE, "temperature": network.temperature,
+            "data_sets": ", ".join(checkpoint.get("datasets", [])), "licence": licence,
+            "commit": checkpoint.get("commit", "unknown"),
+            "source_sha256": file_sha256(network.path)}
+
+
+def sample_crops(margin_ratio, size):
+    """(size, size, 3) uint8 crops of the faces in misc/samples, each in eight variants."""
+    crops = []
+    photos = [load_photo(path) for path in sorted(SAMPLES.iterdir()) if path.suffix != ".txt"]
+    for photo, faces in zip(photos, FaceDetector().align(photos, faces="all"), strict=True):
+        for face in faces:
+            crop = Image.fromarray(cut_face(photo, face, margin_ratio, size))
+            for one in (crop, ImageOps.mirror(crop)):
+                coarse = one.resize((size // 3 + 1,) * 2).resize(one.size)
+                crops += [one, ImageEnhance.Brightness(one).enhance(0.5),
+                          ImageEnhance.Contrast(one).enhance(1.5), coarse]
+    return [np.asarray(crop) for crop in crops]

@@ -1,0 +1,76 @@
+"""Tables of text (CSV files), read row by row without pandas."""
+
+import codecs
+import csv
+from pathlib import Path
+
+SEPARATORS = ",;\t"
+ENCODINGS = {codecs.BOM_UTF8: "utf-8-sig",  # by the file's first bytes; Excel writes all three
+             codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
+
+
+def read_rows(path, required):
+    """Rows of a table as dicts of text, one at a time.
+
+    The first line names the columns. Commas, semicolons or tabs separate them. The text is UTF-8,
+    or UTF-16 with a byte order mark. Missing fields at the end of a row are "", fields beyond the
+    header are left out.
+
+    Args:
+        path: path of the file.
+        required: names of columns that must be there.
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: a required column is missing, a quote is not closed, or the file is not text.
+    """
+    lines = _read_fields(path, required)
+    names = next(lines)
+    return (dict(zip(names, fields, strict=True)) for fields in lines)
+
+
+def read_columns(path, required):
+    """The whole table as {name: list of text}; see read_rows."""
+    names, *rows = _read_fields(path, required)
+    return {name: [fields[place] for fields in rows] for place, name in enumerate(names)}
+
+
+def _read_fields(path, required):
+    """Yield the names of the columns, then as many fields for each row."""
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"list '{path}' not found")
+    try:
+        with path.open(encoding=_encoding(path), newline="") as file:
+            header = file.readline()
+            separator = _separator(header, required)
+            names = _header_names(header, separator)
+            if not names:
+                raise ValueError(f"{path}: no header; the first line names the columns")
+            missing = [name for name in required if name not in names]
+            if missing:
+                raise ValueError(f"{path}: column {', '.join(missing)} missing; it has "
+                                 f"{', '.join(names)}. Commas, semicolons or tabs separate columns")
+            yield names
+            for fields in csv.reader(file, delimiter=separator, skipinitialspace=True, strict=True):
+                if fields:  # not an empty line
+                    yield [*fields, *[""] * (len(names) - len(fields))][:len(names)]
+    except (UnicodeError, csv.Error) as error:
+        raise ValueError(f"{path}: not a CSV file in UTF-8: {error}") from error
+
+
+def _encoding(path):
+    with path.open("rb") as file:
+        start = file.read(3)
+    return next((name for mark, name in ENCODINGS.items() if start.startswith(mark)), "utf-8")
+
+
+def _separator(header, required):
+    """The separator with which the header has all required columns and the most columns."""
+    columns = {separator: _header_names(header, separator) for separator in SEPARATORS}
+    fitting = [separator for separator, names in columns.items() if {*required} <= {*names}]
+    return max(fitting or SEPARATORS, key=lambda separator: len(columns[separator]))
+
+
+def _header_names(header, separator):
+    line = next(csv.reader([header], delimiter=separator, skipinitialspace=True), [])
+    return [name.strip() for name in line]
