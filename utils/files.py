@@ -107,7 +107,7 @@ def check_folder(path, flag):
     while not (place.exists() or place.is_symlink() or place == place.parent):
         place = place.parent
     if not place.is_dir():
-        raise NotADirectoryError(f"{flag} '{path}': '{place}' is no folder; name another one")
+        raise NotADirectoryError(f"{flag} '{path}': '{place}' is not a folder; name another one")
     if not os.access(place, os.W_OK):
         raise PermissionError(f"folder '{path}' cannot be written to; choose another one with "
                               f"{flag}")
