@@ -5,10 +5,10 @@
 
 import { announce, byId, element } from "./dom.js";
 import { drawFaces, scaled, sharpContext } from "./drawing.js";
+import { STREAM_FACE_RATIO } from "./predictor.js";
 import { FaceTracker } from "./tracking.js";
 import { CAMERA_ENDED, NO_CAMERA_HERE, ageSentence, cameraProblem } from "./words.js";
 
-export const STREAM_MIN_FACE_RATIO = 0.1; // of the shorter side: smaller faces are for photos
 const FRAME_SIZE = { width: { ideal: 640 }, height: { ideal: 480 } };
 const RATE_FRAMES = 10; // over which the rate is averaged
 const ANNOUNCED_EVERY_MS = 5000; // a screen reader gets no more than that
@@ -17,6 +17,7 @@ export class Camera {
   #client;
   #model;
   #stream = null;
+  #attempt = 0; // to start; an answer to an earlier one comes too late
 
   /**
    * @param client EstimatorClient.
@@ -46,18 +47,21 @@ export class Camera {
       this.#fail(NO_CAMERA_HERE);
       return;
     }
+    const attempt = this.#attempt;
     try {
       const which = deviceId ? { deviceId: { exact: deviceId } } : { facingMode: "user" };
-      this.#stream = await navigator.mediaDevices.getUserMedia({ video: { ...FRAME_SIZE, ...which } });
+      const video = { ...FRAME_SIZE, ...which };
+      const stream = await navigator.mediaDevices.getUserMedia({ video });
+      if (attempt === this.#attempt) await this.#run(stream);
+      else stopTracks(stream);
     } catch (error) {
-      this.#fail(cameraProblem(error));
-      return;
+      if (attempt === this.#attempt) this.#fail(cameraProblem(error));
     }
-    await this.#run(this.#stream);
   }
 
   stop() {
-    for (const track of this.#stream?.getTracks() ?? []) track.stop();
+    this.#attempt++;
+    stopTracks(this.#stream);
     this.#stream = null;
     this.video.srcObject = null;
     this.section.hidden = true;
@@ -65,23 +69,32 @@ export class Camera {
   }
 
   async #run(stream) {
+    this.#stream = stream;
     const [track] = stream.getVideoTracks();
+    const { facingMode, deviceId } = track.getSettings();
     track.addEventListener("ended", () => this.#stream === stream && this.#fail(CAMERA_ENDED));
     this.video.srcObject = stream;
     await this.video.play();
+    await this.#listCameras(deviceId);
+    if (this.#stream !== stream) return; // closed meanwhile
     // Everybody knows their own face from mirrors; a camera that looks away is not mirrored.
-    const isMirrored = track.getSettings().facingMode !== "environment";
+    const isMirrored = facingMode !== "environment";
     this.section.classList.add("live");
     this.section.classList.toggle("mirrored", isMirrored);
+    this.section.scrollIntoView({ block: "nearest" });
     this.#say("Looking for faces…");
-    await this.#listCameras(track.getSettings().deviceId);
+    await this.#follow(stream, isMirrored);
+  }
+
+  /** One frame after the other, as fast as faces are found, until the camera is closed. */
+  async #follow(stream, isMirrored) {
     const tracker = new FaceTracker(this.#model);
     const rate = new FrameRate();
     let announced = 0;
-    while (this.#stream === stream) {
+    for (;;) {
       await nextFrame(this.video);
       const bitmap = await createImageBitmap(this.video);
-      const { width, faces } = await this.#client.frame(bitmap, STREAM_MIN_FACE_RATIO);
+      const { width, faces } = await this.#client.frame(bitmap, STREAM_FACE_RATIO);
       if (this.#stream !== stream) return;
       const tracked = tracker.update(faces);
       this.#mark(tracked, width, isMirrored);
@@ -133,6 +146,10 @@ export class Camera {
     this.#say(words);
     announce(words);
   }
+}
+
+function stopTracks(stream) {
+  for (const track of stream?.getTracks() ?? []) track.stop();
 }
 
 function facesText(tracked) {

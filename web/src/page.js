@@ -5,11 +5,11 @@ import { Camera } from "./camera.js";
 import { EstimatorClient } from "./client.js";
 import { announce, byId } from "./dom.js";
 import { PhotoCard } from "./photoCard.js";
+import { PHOTO_FACE_RATIO } from "./predictor.js";
 import { resultButtons } from "./resultTable.js";
 import { Threshold } from "./threshold.js";
 import { browserProblem, startProblem } from "./words.js";
 
-const MIN_FACE_RATIO = 0.02; // of the shorter side, unless very small faces are asked for
 const ARRIVAL_SHARE = 0.5; // of the bar at the start; the rest is for starting the networks
 const SAMPLE_NAME = "two_faces.jpg";
 
@@ -97,7 +97,7 @@ function addPhotos(files) {
   if (!files.length) return;
   byId("intake-problem").textContent = "";
   document.body.classList.add("has-photos");
-  const minFaceRatio = byId("small-faces").checked ? 0 : MIN_FACE_RATIO;
+  const minFaceRatio = byId("small-faces").checked ? 0 : PHOTO_FACE_RATIO;
   const added = files.map((file) => {
     const card = new PhotoCard(file, model.ageBins, () => removeCard(card));
     cards.add(card);

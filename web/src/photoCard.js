@@ -6,7 +6,9 @@ import { faceList } from "./faceList.js";
 import { resultButtons, resultTable } from "./resultTable.js";
 import { resultRows } from "./results.js";
 import { saveFile, stem } from "./saving.js";
-import { NO_FACE_WORDS, faceCount, photoProblem, photoSentence } from "./words.js";
+import { faceCount, noFaceWords, photoProblem, photoSentence } from "./words.js";
+
+const BESIDE = 2; // faces have room beside the picture; more go below it
 
 export class PhotoCard {
   /** Rows of results.js; none before the result is there. */
@@ -33,9 +35,9 @@ export class PhotoCard {
     this.side = element("div.side", {}, this.news, this.bar);
     this.facts = element("span.facts");
     this.element = element("article.photo", { aria: { label: file.name } },
-      element("header", {}, element("h2", {}, file.name), this.facts,
+      element("header", {}, element("h3", {}, file.name), this.facts,
               button("×", onRemove, { className: "remove", title: "Remove",
-                                      ariaLabel: `Remove ${file.name}` })),
+                                      aria: { label: `Remove ${file.name}` } })),
       element("div.photo-body", {}, this.picture, this.side));
     this.image.addEventListener("error", () => this.picture.remove(), { once: true });
   }
@@ -47,7 +49,7 @@ export class PhotoCard {
   }
 
   /** Shows what was found: the result of client.js, and the Threshold. */
-  showResult({ width, height, faces, crops, milliseconds }, threshold) {
+  showResult({ width, height, smallestFace, faces, crops, milliseconds }, threshold) {
     this.rows = resultRows(this.#file.name, faces);
     this.facts.textContent = `${width} × ${height} pixels, `
       + `${faces.length ? faceCount(faces.length) : "no face"}, `
@@ -55,11 +57,12 @@ export class PhotoCard {
     this.image.alt = photoSentence(this.#file.name, faces);
     announce(this.image.alt);
     if (!faces.length) {
-      this.#showNews(NO_FACE_WORDS);
+      this.#showNews(noFaceWords(smallestFace));
       return;
     }
     const { list, forget } = faceList(faces, crops, this.#ageBins, threshold);
     this.side.replaceChildren(list);
+    this.element.classList.toggle("many", faces.length > BESIDE);
     this.#cleanups.push(forget);
     this.#keepMarked(width, faces);
     this.element.append(

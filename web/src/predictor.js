@@ -6,6 +6,10 @@ import { faceFromProbs } from "./results.js";
 
 export const MIN_FACE = 20; // pixels
 export const MIN_CONFIDENCE = 0.9; // of the detector, below which most of what it finds is no face
+// Shares of a picture's shorter side: smaller faces are not looked for, which makes large photos
+// quicker; they are rarely meant. demo.py does so in streams, by the same share.
+export const PHOTO_FACE_RATIO = 0.02; // unless the user asks for very small faces
+export const STREAM_FACE_RATIO = 0.1;
 
 export class AgeEstimator {
   /**
@@ -54,6 +58,11 @@ export class AgeEstimator {
     const crop = cropFace(photo, listedBox, listedRoll, this.model.margin);
     return resizeFace(crop, this.model.image_size);
   }
+}
+
+/** Pixels, side of the smallest face that is looked for in a photo of this size. */
+export function smallestFace({ width, height }, minFaceRatio) {
+  return Math.max(MIN_FACE, minFaceRatio * Math.min(width, height));
 }
 
 /** Picture -> 3 x S x S bytes, all of one colour together, as the network takes them. */

@@ -1,6 +1,7 @@
 // What the page says, where it depends on what happened.
 
 import { massAbove } from "./metrics.js";
+import { MIN_FACE } from "./predictor.js";
 
 /** "one face", "3 faces". */
 export function faceCount(count) {
@@ -26,10 +27,13 @@ export function thresholdText(probs, ageBins, threshold) {
   return `${percent.toFixed(1)}%`;
 }
 
-export const NO_FACE_WORDS = "No face was found here. A face is found when both eyes can be seen "
-  + "and it is at least 20 pixels high; in a photo of more than 1000 pixels, a 50th of its shorter "
-  + "side. Small faces in large photos: tick “Look for very small faces” above and choose the "
-  + "photo again.";
+/** Why a photo may have no face; smallest: pixels of the smallest face looked for. */
+export function noFaceWords(smallest) {
+  const more = smallest > MIN_FACE
+    ? " For smaller ones tick “Look for very small faces” and choose the photo again." : "";
+  return "No face was found. A face is found when both its eyes can be seen and it is at least "
+    + `${Math.round(smallest)} pixels high.${more}`;
+}
 
 /** Why a photo has no result: { status for the table, words for the page }. */
 export function photoProblem(name, error) {

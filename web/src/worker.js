@@ -6,7 +6,7 @@
 import { unpack } from "./assets.js";
 import { NETWORK_NAMES, loadNetwork, startRuntime } from "./networks.js";
 import { UnreadablePhoto, pixelsOf, readPhoto } from "./photos.js";
-import { AgeEstimator } from "./predictor.js";
+import { AgeEstimator, smallestFace } from "./predictor.js";
 
 let estimator = null;
 let queue = Promise.resolve(); // a network does one thing at a time
@@ -55,6 +55,7 @@ async function estimate(photo, minFaceRatio, report) {
   return {
     width: photo.width,
     height: photo.height,
+    smallestFace: smallestFace(photo, minFaceRatio),
     faces: found.map(({ face }) => face),
     crops: found.map(({ crop }) => crop),
     milliseconds: performance.now() - started,

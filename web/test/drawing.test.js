@@ -37,7 +37,8 @@ test("boxes are matched best first, each once", () => {
 
 test("a face keeps its number, its age is averaged, and it ends after some misses", () => {
   const tracker = new FaceTracker({ ageBins: AGES, decode: "mean" });
-  const at = (x, probs) => ({ x1: x, y1: 0, x2: x + 10, y2: 10, confidence: 1, roll_deg: 0, probs });
+  const at = (x, probs) =>
+    ({ x1: x, y1: 0, x2: x + 10, y2: 10, confidence: 1, roll_deg: 0, probs });
   tracker.update([at(0, [1, 0, 0, 0, 0])]);
   const [{ number, face }] = tracker.update([at(2, [0, 0, 0, 0, 1])]);
   assert.equal(number, 1);
