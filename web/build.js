@@ -73,7 +73,7 @@ async function buildPage(networks) {
     style,
     page,
     worker: await bundle("worker.js"),
-    facts: JSON.stringify({ model, pieces: packed.length }),
+    facts: JSON.stringify({ model, pieces: packed.length, sampleName: path.basename(SAMPLE) }),
     packed: packed.join("\n"),
     ageMin: String(model.age_min),
     ageMax: String(model.age_max),

@@ -1,7 +1,7 @@
 // What the build packs into the page: gzip, then base64, in pieces, so that the page can show how
 // much of it has arrived.
 
-/** The facts that the build writes into the page: { model, pieces }. */
+/** The facts that the build writes into the page: { model, pieces, sampleName }. */
 export function readFacts() {
   return JSON.parse(document.getElementById("facts").textContent);
 }

@@ -11,9 +11,8 @@ import { Threshold } from "./threshold.js";
 import { browserProblem, startProblem } from "./words.js";
 
 const ARRIVAL_SHARE = 0.5; // of the bar at the start; the rest is for starting the networks
-const SAMPLE_NAME = "two_faces.jpg";
 
-const { model: modelFacts, pieces } = readFacts();
+const { model: modelFacts, pieces, sampleName } = readFacts();
 const model = { ...modelFacts, ageBins: agesBetween(modelFacts.age_min, modelFacts.age_max) };
 const threshold = new Threshold(model.ageBins);
 const cards = new Set();
@@ -49,7 +48,7 @@ function showReady({ client, sample }) {
   const camera = new Camera(client, model, (file) => addPhotos([file]));
   byId("use-camera").addEventListener("click", () => camera.start());
   byId("try-sample").addEventListener("click", async () => {
-    addPhotos([new File([await unpack(sample)], SAMPLE_NAME, { type: "image/jpeg" })]);
+    addPhotos([new File([await unpack(sample)], sampleName, { type: "image/jpeg" })]);
   });
   for (const id of ["use-camera", "try-sample"]) byId(id).disabled = false;
 }
@@ -118,8 +117,8 @@ async function estimate(card, file, minFaceRatio) {
   try {
     const { client } = await started;
     card.showProgress(0);
-    card.showResult(await client.photo(file, minFaceRatio, (share) => card.showProgress(share)),
-                    threshold);
+    const result = await client.photo(file, minFaceRatio, (share) => card.showProgress(share));
+    if (cards.has(card)) card.showResult(result, threshold); // it may have been taken away
   } catch (error) {
     card.showProblem(error);
   }
