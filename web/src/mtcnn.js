@@ -82,24 +82,25 @@ export class SummedPhoto {
     return inputs;
   }
 
+  /** Mean colours of rectangles, where columns and rows of bins() meet. */
   #fill(input, start, columns, rows) {
     const { sums, rowLength } = this;
-    const plane = rows.length * columns.length;
+    const plane = rows.count * columns.count;
     let at = start;
-    for (const [y1, y2] of rows) {
-      const upper = 3 * y1 * rowLength;
-      const lower = 3 * y2 * rowLength;
-      for (const [x1, x2] of columns) {
-        const pixels = (y2 - y1) * (x2 - x1);
-        for (let colour = 0; colour < 3; colour++) {
-          const left = 3 * x1 + colour;
-          const right = 3 * x2 + colour;
+    for (let row = 0; row < rows.count; row++) {
+      const upper = 3 * rows.first[row] * rowLength;
+      const lower = 3 * rows.stop[row] * rowLength;
+      const height = rows.stop[row] - rows.first[row];
+      for (let column = 0; column < columns.count; column++, at++) {
+        let left = 3 * columns.first[column];
+        let right = 3 * columns.stop[column];
+        const pixels = height * (columns.stop[column] - columns.first[column]);
+        for (let target = at; target < at + 3 * plane; target += plane, left++, right++) {
           const sum = (sums[lower + right] - sums[lower + left]
                        - sums[upper + right] + sums[upper + left]) | 0;
           const mean = Math.fround(Math.fround(sum) / pixels);
-          input[at + colour * plane] = Math.fround(mean - 127.5) * 0.0078125;
+          input[target] = Math.fround(mean - 127.5) * 0.0078125;
         }
-        at++;
       }
     }
   }
@@ -127,12 +128,15 @@ function sumsOf({ width, height, data }) {
   return sums;
 }
 
-/** [first, one past the last] of the pixels that make each resampled one (adaptive pooling). */
-function bins(length, count, start, number, shift) {
-  return Array.from({ length: number }, (_, i) => [
-    Math.floor(((start + i) * length) / count) + shift,
-    Math.ceil(((start + i + 1) * length) / count) + shift,
-  ]);
+/** First and one past the last of the pixels that make each resampled one (adaptive pooling). */
+function bins(length, outputLength, start, count, shift) {
+  const first = new Int32Array(count);
+  const stop = new Int32Array(count);
+  for (let i = 0; i < count; i++) {
+    first[i] = Math.floor(((start + i) * length) / outputLength) + shift;
+    stop[i] = Math.ceil(((start + i + 1) * length) / outputLength) + shift;
+  }
+  return { first, stop, count };
 }
 
 /**
