@@ -37,16 +37,31 @@ def named_full_disk(path):
     except OSError as error:
         if error.errno not in (errno.ENOSPC, getattr(errno, "EDQUOT", None)):
             raise
-        raise OSError(f"no space left to write '{path}': {free_space(path)} are free there; make "
-                      "room and start again") from error
+        raise _full_disk(path, free_space(path)) from error
+
+
+def require_space(path, count):
+    """Refuse to write to a disk that has less than `count` bytes free.
+
+    Raises:
+        OSError: names the path and the free space.
+    """
+    free = free_space(path)
+    if free < count:
+        raise _full_disk(path, free)
 
 
 def free_space(path):
-    """Free space on the disk of a file or folder that may not exist yet, as text."""
+    """Free bytes on the disk of a file or folder, which may not exist yet."""
     place = Path(path).absolute()
     while not place.exists():
         place = place.parent
-    return size_text(shutil.disk_usage(place).free)
+    return shutil.disk_usage(place).free
+
+
+def _full_disk(path, free):
+    return OSError(f"no space left to write '{path}': {size_text(free)} free there; make room and "
+                   "start again")
 
 
 def size_text(count):
@@ -92,7 +107,7 @@ def check_folder(path, flag):
     while not (place.exists() or place.is_symlink() or place == place.parent):
         place = place.parent
     if not place.is_dir():
-        raise NotADirectoryError(f"{flag} '{path}': '{place}' is no folder; name another one")
+        raise NotADirectoryError(f"{flag} '{path}': '{place}' is not a folder; name another one")
     if not os.access(place, os.W_OK):
         raise PermissionError(f"folder '{path}' cannot be written to; choose another one with "
                               f"{flag}")
