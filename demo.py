@@ -311,5 +311,4 @@ class StreamSummary:
 
 
 if __name__ == "__main__":
-    sys.stdout.reconfigure(errors="backslashreplace")  # a file name may hold anything
     cli.run_main(main)
