@@ -2,7 +2,8 @@
 
 Columns: photo, age, pred_age; if the model knows them pred_std and the predicted distribution
 p0 .. p100; if the data set knows them age_std, age_min, age_max, gender, race, subject, dataset,
-confidence. If age_min and age_max differ, only the interval of the age is known.
+confidence; face_px, the side of the face box in pixels of the photo, and sharpness, see
+predict.sharpness. If age_min and age_max differ, only the interval of the age is known.
 """
 
 import re
@@ -18,7 +19,7 @@ from lists import listed
 from utils.files import replaced
 
 TEXTS = ("gender", "race", "subject", "dataset")
-NUMBERS = ("age_std", "age_min", "age_max", "pred_std", "confidence")
+NUMBERS = ("age_std", "age_min", "age_max", "pred_std", "confidence", "face_px", "sharpness")
 PROB_DIGITS = 6  # significant digits of p0, p1, ... in predictions.csv
 
 

@@ -20,6 +20,7 @@ from PIL import Image
 
 import metrics
 from evaluation import figures
+from evaluation.audit import AUDIT
 from evaluation.predictions import write_predictions
 from evaluation.scores import (
     BANDS,
@@ -112,7 +113,7 @@ def _render(title, results, evaluation, photo_of):
         title=title, results=results, metrics=METRICS, all_metrics=METRICS | INTERVAL_METRICS,
         why_left_out=_why_left_out, families=FAMILIES, tolerated=TOLERATED,
         coverages=COVERAGES, min_faces=MIN_FACES, min_in_band=MIN_IN_BAND,
-        min_epsilon_std=MIN_EPSILON_STD, no_distribution=NO_DISTRIBUTION,
+        audit=AUDIT, min_epsilon_std=MIN_EPSILON_STD, no_distribution=NO_DISTRIBUTION,
         findings=_findings(results), figures=_figures(results, evaluation.runs, exact),
         cell_table=_cell_table(results["groups"].get("gender_race_age_band", {})),
         gap_sentences=_gap_sentences(results["gaps"]), verdicts=_verdicts(results),
@@ -171,6 +172,10 @@ def _figures(results, runs, exact):
     if calibrated:
         drawn["coverage"] = figures.draw_coverage(calibrated)
     drawn["risk"] = figures.draw_risk_coverage(_risk_curves(results, runs))
+    for quality in ("face_size", "sharpness"):
+        if results["audit"][quality]:
+            drawn[f"mae_{quality}"] = figures.draw_groups(results["audit"][quality], "mae",
+                                                          "MAE (years)", results["mae"]["value"])
     return drawn | _decision_figures(results["decisions"]) | _interval_figures(
         results["intervals"])
 
@@ -262,20 +267,18 @@ def _bias_sentence(results):
 
 def _gap_sentences(gaps):
     """{family: {metric: sentence}}"""
-    names = {"mae": "MAE", "bias": "bias", "mae_same_ages": "MAE at the same mix of ages"}
+    names = {"mae": "MAE", "bias": "bias", "mae_same_ages": "MAE"}
     return {family: {key: _gap_sentence(gap, names[key]) for key, gap in by_metric.items()}
             for family, by_metric in gaps.items()}
 
 
 def _gap_sentence(gap, name):
-    if "share_percent" in gap:
-        name += f" (in ages {_span(gap['bands'])}: {gap['share_percent']:.0f}% of the faces)"
-    text = (f"The largest gap in {name} is {_plain(gap)}, {gap['highest']} above "
-            f"{gap['lowest']}")
-    if gap["p_value"] < SIGNIFICANT:
-        return f"{text}: more than noise ({_p_value(gap['p_value'])})."
-    return (f"{text}: no more than noise ({_p_value(gap['p_value'])}, the share of samples without "
-            "any difference that show such a gap).")
+    start = "The" if "share_percent" not in gap else (
+        f"At the same mix of ages (ages {_span(gap['bands'])}, {gap['share_percent']:.0f}% of the "
+        "faces) the")
+    verdict = "more than noise" if gap["p_value"] < SIGNIFICANT else "no more than noise"
+    return (f"{start} largest gap in {name} is {_plain(gap)}, {gap['highest']} above "
+            f"{gap['lowest']}: {verdict} ({_p_value(gap['p_value'])}).")
 
 
 def _span(bands):

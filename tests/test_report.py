@@ -30,7 +30,8 @@ def draw_predictions(count, seed=0, error=4.0):
         "photo": [f"face{k:05}.jpg" for k in range(count)], "age": ages, "pred_age": probs @ BINS,
         "age_std": rng.uniform(0, 6, count), "gender": rng.choice(["female", "male"], count),
         "race": rng.choice(["asian", "black", "white"], count),
-        "confidence": rng.uniform(0.9, 1, count)})
+        "confidence": rng.uniform(0.9, 1, count), "face_px": rng.uniform(20, 400, count),
+        "sharpness": rng.uniform(5, 900, count)})
     return pd.concat([faces, pd.DataFrame(probs, columns=COLUMNS)], axis=1)
 
 
@@ -58,7 +59,7 @@ def full_report(tmp_path_factory, table):
     faces = np.random.default_rng(0).integers(0, 255, (len(both), 32, 32, 3), dtype=np.uint8)
     checked = check_predictions(both, "t")
     evaluation = scores.evaluate_all({"model": [checked]}, scores.Variants(checked, checked, 1.5),
-                                     samples=200)
+                                     {"drawn": 40}, samples=200)
     results = report.write_report(evaluation, out_dir,
                                   {"Command": "python test.py", "Rejected": 3},
                                   lambda row: faces[row])
@@ -217,6 +218,21 @@ def test_cells_hold_at_least_thirty_faces():
     assert set(cells["gender_race_age_band"]) == {"male, asian, 20-29", "male, black, 20-29"}
     fewer = scores.score_groups(check_predictions(table[:60], "t"), 20)[0]
     assert set(fewer["gender_race_age_band"]) == {"male, asian, 20-29"}
+
+
+def test_what_audits_measure_stands_in_the_report(full_report, table):
+    results, out_dir = full_report
+    found = results["audit"]
+    young = table[table["age"].between(13, 17)]
+    assert found["challenge_25"]["n"] == len(young)
+    assert found["challenge_25"]["value"] == pytest.approx(100 * (young["pred_age"] >= 25).mean())
+    assert found["not_processed"]["value"] == pytest.approx(100 * 40 / 700)  # 600 exact, 60 ranges
+    assert sum(group["n"] for group in found["face_size"].values()) == 600
+    page = (out_dir / "report.html").read_text(encoding="utf-8")
+    section = page[page.index("What audits measure"):page.index("Faces known by an age range")]
+    assert "Challenge 25" in section and "26 cells" in section
+    assert section.count("<svg") == 2
+    assert "not known: the persons are not known" in section
 
 
 @pytest.mark.parametrize("age, band", [(0, "0-2"), (2.4, "0-2"), (2.5, "3-9"), (9, "3-9"),
@@ -543,6 +559,7 @@ def test_the_photo_of_a_face_is_that_of_its_row(tmp_path, table):
     ("perfect", "off by 0.00 years"),
     ("no gender known", "the predictions have no gender"),
     ("one group", "Fewer than two groups"),
+    ("no face sizes", "no column face_px"),
     ("labels beyond", "Outside the predicted ages: 1 label,"),
     ("one person", "no interval"),
     ("odd names", "&lt;b&gt;"),
@@ -557,6 +574,7 @@ def test_whatever_is_missing_there_is_a_page(tmp_path, table, case, sentence):
         "perfect": table.assign(pred_age=table["age"], **one_hot),
         "no gender known": table.assign(gender=None, race=None),
         "one group": table.assign(age=25.0, gender="male"),
+        "no face sizes": table.drop(columns=["face_px", "sharpness"]),
         "labels beyond": table.assign(age=[116.0, *table["age"][1:]]),
         "one person": table.assign(subject="s"),
         "odd names": table.assign(photo="<b>" + table["photo"], race="a, b"),
