@@ -143,9 +143,9 @@ def check_predictions(frame, name):
     faces = frame.drop(columns=bins).assign(photo=frame["photo"].astype(str))
     bad = {}
     for column in ("age", "pred_age", *(c for c in NUMBERS if c in faces)):
-        faces[column] = _numbers(faces[column], column in NUMBERS, bad)
+        faces[column] = _number_column(faces[column], column in NUMBERS, bad)
     _check_intervals(faces, bad)
-    age_bins, probs = _distributions(numbered, bad, name)
+    age_bins, probs = _read_distributions(numbered, bad, name)
     if bad:
         raise ValueError(f"predictions {name}: " + listed(
             [f"row {row + 2}: {what}" for row, what in sorted(bad.items())]))
@@ -168,7 +168,7 @@ def _check_intervals(faces, bad):
         bad.setdefault(row, f"age_min '{low}' and age_max '{high}' are not an interval")
 
 
-def _numbers(column, may_be_empty, bad):
+def _number_column(column, may_be_empty, bad):
     values = pd.to_numeric(column, errors="coerce").astype(np.float64)
     wrong = ~np.isfinite(values) & (column.notna() if may_be_empty else True)
     for row in np.flatnonzero(wrong):
@@ -176,7 +176,7 @@ def _numbers(column, may_be_empty, bad):
     return values
 
 
-def _distributions(columns, bad, name):
+def _read_distributions(columns, bad, name):
     if not len(columns.columns):
         return None, None
     age_bins = np.sort([int(column[1:]) for column in columns])

@@ -11,7 +11,7 @@ import skimage.color
 from scipy import special
 
 import metrics
-from evaluation import bootstrap, figures, report, scores
+from evaluation import bootstrap, figures, groups, report, scores
 from evaluation.predictions import check_predictions, read_predictions, write_predictions
 from utils.files import refuse_overwriting
 
@@ -198,25 +198,25 @@ def test_age_ranges_never_enter_exact_metrics(full_report, table):
 
 
 def test_groups_are_those_of_the_table(full_report, table):
-    groups = full_report[0]["groups"]
-    assert list(groups["age_band"]) == ["0-2", "3-9", "10-19", "20-29", "30-39", "40-49", "50-59",
+    families = full_report[0]["groups"]
+    assert list(families["age_band"]) == ["0-2", "3-9", "10-19", "20-29", "30-39", "40-49", "50-59",
                                         "60-69", "70-79", "80+"]
     women = table[table["gender"] == "female"]
-    assert groups["gender"]["female"]["n"] == len(women)
-    assert groups["gender"]["female"]["bias"]["value"] == pytest.approx(
+    assert families["gender"]["female"]["n"] == len(women)
+    assert families["gender"]["female"]["bias"]["value"] == pytest.approx(
         (women["pred_age"] - women["age"]).mean())
     children = table[table["age"].between(3, 9)]
-    assert groups["age_band"]["3-9"]["mae"]["value"] == pytest.approx(
+    assert families["age_band"]["3-9"]["mae"]["value"] == pytest.approx(
         metrics.mae(children["age"], children["pred_age"]))
-    assert all(cell["n"] >= 30 for cell in groups["gender_race_age_band"].values())
+    assert all(cell["n"] >= 30 for cell in families["gender_race_age_band"].values())
 
 
 def test_cells_hold_at_least_thirty_faces():
     table = draw_predictions(61).assign(age=25.0, gender="male",
                                         race=["asian"] * 31 + ["black"] * 30)
-    cells = scores.score_groups(check_predictions(table, "t"), 20)[0]
+    cells = groups.score_groups(check_predictions(table, "t"), 20)[0]
     assert set(cells["gender_race_age_band"]) == {"male, asian, 20-29", "male, black, 20-29"}
-    fewer = scores.score_groups(check_predictions(table[:60], "t"), 20)[0]
+    fewer = groups.score_groups(check_predictions(table[:60], "t"), 20)[0]
     assert set(fewer["gender_race_age_band"]) == {"male, asian, 20-29"}
 
 
@@ -238,7 +238,7 @@ def test_what_audits_measure_stands_in_the_report(full_report, table):
 @pytest.mark.parametrize("age, band", [(0, "0-2"), (2.4, "0-2"), (2.5, "3-9"), (9, "3-9"),
                                        (10, "10-19"), (79.4, "70-79"), (80, "80+"), (116, "80+")])
 def test_age_bands(age, band):
-    assert scores.BANDS[scores.age_bands([age])[0]][0] == band
+    assert groups.BANDS[groups.age_bands([age])[0]][0] == band
 
 
 def test_a_gap_that_is_only_the_age_mix_vanishes_at_the_same_ages():
@@ -250,7 +250,7 @@ def test_a_gap_that_is_only_the_age_mix_vanishes_at_the_same_ages():
     table = pd.DataFrame({"photo": np.arange(4000).astype(str), "age": ages,
                           "pred_age": ages + rng.normal(0, np.where(old, 9, 3)),
                           "gender": np.where(women, "female", "male")})
-    gaps = scores.score_groups(check_predictions(table, "t"), 200)[1]["gender"]
+    gaps = groups.score_groups(check_predictions(table, "t"), 200)[1]["gender"]
     assert gaps["mae"]["p_value"] < 0.01 and gaps["mae"]["highest"] == "female"
     assert abs(gaps["mae_same_ages"]["value"]) < 0.3 < gaps["mae"]["value"]
     assert gaps["mae_same_ages"]["p_value"] > 0.05
@@ -265,7 +265,7 @@ def test_groups_are_compared_at_the_same_ages_where_these_hold_half_of_the_faces
                           "gender": np.where(women, "female", "male")})
 
     def gaps_of(table):
-        return scores.score_groups(check_predictions(table, "t"), 20)[1]["gender"]
+        return groups.score_groups(check_predictions(table, "t"), 20)[1]["gender"]
 
     assert gaps_of(table)["mae_same_ages"]["share_percent"] == 50
     assert "mae_same_ages" not in gaps_of(table[1:].reset_index(drop=True))
@@ -278,9 +278,9 @@ def test_one_person_has_no_interval_and_enters_no_gap():
                           "age_std": np.where(people == "a", 4.0, np.nan),
                           "gender": np.where(people == "a", "female", "male")})
     exact = check_predictions(table, "t")
-    groups, gaps = scores.score_groups(exact, 50)
-    assert groups["gender"]["female"]["mae"]["low"] is None
-    assert groups["gender"]["male"]["mae"]["low"] is not None
+    families, gaps = groups.score_groups(exact, 50)
+    assert families["gender"]["female"]["mae"]["low"] is None
+    assert families["gender"]["male"]["mae"]["low"] is not None
     assert "gender" not in gaps
     assert scores.score(exact, 50)["epsilon_error"]["low"] is None
 
