@@ -270,7 +270,7 @@ def find_protocols(sources, patterns):
 
 def read_csv(path, required):
     """A table as a DataFrame of text columns; see utils.tables.read_rows."""
-    return pd.DataFrame(read_columns(path, required))
+    return pd.DataFrame(read_columns(path, required), dtype=str)
 
 
 def _read_align(path):
