@@ -37,10 +37,12 @@ from predictor import MIN_CONFIDENCE, MIN_FACE, AgeEstimator
 from preprocess.face import IMAGE_ENDINGS
 from utils import cli
 from utils.files import writable_folder
+from utils.locks import only_writer
 from utils.pipeline import map_ahead
 
 TABLE_ROWS = 20  # shown at the end; all of them are in results.csv
 WINDOW_TITLE = "age estimation"
+OTHER_OUTPUT = "choose another --output_dir"
 STREAM_MIN_FACE_RATIO = 0.1  # of the shorter side: smaller faces in a stream are left for photos
 
 
@@ -95,7 +97,8 @@ def run_photos(args):
     else:
         estimator = build_estimator(args)
         writable_folder(args.output_dir, "--output_dir")
-        summary = write_photos(estimator, folder, names, args)
+        with only_writer(args.output_dir, OTHER_OUTPUT):
+            summary = write_photos(estimator, folder, names, args)
     if not summary.read_count and summary.unreadable_count:
         raise ValueError(f"none of the images in '{args.img_dir}' could be read")
     return 0
@@ -221,7 +224,8 @@ def run_stream(args):
                 show_stream(stream, frames, window)
             else:
                 writable_folder(args.output_dir, "--output_dir")
-                write_stream(stream, frames, args)
+                with only_writer(args.output_dir, OTHER_OUTPUT):
+                    write_stream(stream, frames, args)
         except KeyboardInterrupt:
             pass  # the usual end of a camera without a window; everything is closed below
     summary.print()
@@ -307,5 +311,4 @@ class StreamSummary:
 
 
 if __name__ == "__main__":
-    sys.stdout.reconfigure(errors="backslashreplace")  # a file name may hold anything
     cli.run_main(main)

@@ -38,7 +38,11 @@ def main(argv=None):
     args = parse_args(argv)
     if (args.target is None) == (args.verify is None):
         raise ValueError("name one file: OUT.onnx to write it, or --verify FILE.onnx to measure it")
-    return export(args) if args.verify is None else verify(args)
+    try:
+        return export(args) if args.verify is None else verify(args)
+    except ModuleNotFoundError as error:  # with what the demo needs alone
+        raise OSError(f"export.py needs {error.name}, which is not installed; install it with: "
+                      "pip install -r requirements.txt") from error
 
 
 def export(args):

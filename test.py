@@ -5,6 +5,7 @@ import glob
 import shlex
 import sys
 import warnings
+from contextlib import ExitStack
 from pathlib import Path
 
 from defaults import FREE_OF_CHECKPOINT
@@ -16,6 +17,7 @@ from utils.cli import (
     run_main,
 )
 from utils.files import refuse_overwriting, writable_folder
+from utils.locks import only_writer
 
 # The libraries are imported in the functions that use them: torch, pandas and matplotlib take
 # seconds, which -h and a wrong argument need not wait for.
@@ -57,7 +59,16 @@ def main():
     else:
         models = named_models(args.resume)
         check_args(args, models)
-        measure(args, models)
+        folders = {}  # held until all is written
+        if args.report:
+            folders[Path(args.report).resolve()] = "choose another --report"
+        if args.calibrate:
+            folders[Path(models[args.resume[0]][0]).resolve().parent] = \
+                "calibrate when that process has ended"
+        with ExitStack() as held:
+            for folder, way_out in folders.items():
+                held.enter_context(only_writer(folder, way_out))
+            measure(args, models)
     return 0
 
 
@@ -137,6 +148,8 @@ def measure(args, models):
     first = next(iter(tested.values()))[0]
     for source, path in zip(sources, lists, strict=True):
         print(f"{source.dataset} ({path}): {count_faces(first.data.faces, source)} {split} faces")
+    if first.data.note:
+        print(first.data.note)
     if args.calibrate:
         first = calibrated(first)
         tested = {name: [first] for name in tested}

@@ -9,13 +9,13 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-# One colour a face, light enough for dark text on it (Okabe and Ito's palette, brightened).
+# One colour for each face, light enough for dark text (Okabe and Ito's palette, brightened).
 COLOURS = ((255, 200, 60), (95, 205, 255), (110, 225, 150), (255, 150, 190), (255, 155, 95),
            (190, 170, 255))
 INK = (18, 20, 26)
 PANEL = (18, 20, 26, 205)
 SMOOTH = 3  # panels are drawn this many times larger, then shrunk
-CROWDED = 0.1  # share of a panel over other faces from which it is left out
+MAX_COVERED = 0.1  # share of a panel that may cover other faces; otherwise it is left out
 
 
 class Rect(NamedTuple):
@@ -35,11 +35,11 @@ def draw_faces(photo, faces, age_bins, plot=True, numbers=None):
 
     Args:
         photo: PIL.Image, RGB.
-        faces: results.Face objects in the photo's pixels.
+        faces: list of Face, in the photo's pixels.
         age_bins: (K,) years.
         plot: draw the distribution beside each face.
-        numbers: one whole number a face, drawn before its age and choosing its colour; by
-            default none is drawn and the faces are coloured in order.
+        numbers: one whole number for each face, which is drawn before its age and chooses its
+            colour. By default no number is drawn, and colours follow the order of the faces.
     """
     picture = photo.copy()
     draw = ImageDraw.Draw(picture)
@@ -60,7 +60,7 @@ def draw_faces(photo, faces, age_bins, plot=True, numbers=None):
         others = boxes[:i] + boxes[i + 1:] + taken
         spot = place(panel_size, _panel_spots(boxes[i], panel_size, sizes[i] / 3), photo.size,
                      others, boxes[i])
-        if sum(spot.overlap(box) for box in others) <= CROWDED * panel_size[0] * panel_size[1]:
+        if sum(spot.overlap(box) for box in others) <= MAX_COVERED * panel_size[0] * panel_size[1]:
             _paste(picture, plot_panel(face, age_bins, panel_size, sizes[i], colours[i]), spot)
             taken.append(spot)
     return picture
@@ -78,11 +78,13 @@ def draw_corner_text(picture, text):
 
 
 def place(size, spots, canvas_size, obstacles, own_box=None):
-    """The first of the spots, moved into the picture, that covers least of the obstacles.
+    """The spot that covers least of the obstacles; the first one if several are equal.
+
+    A spot that overhangs the picture is moved into it first.
 
     Args:
-        size: (width, height) of what is to be placed.
-        spots: (x, y) of its top left corner, best first.
+        size: (width, height) of the label or panel.
+        spots: list of (x, y), places for its top left corner, best first.
         canvas_size: (width, height) of the picture.
         obstacles: Rects to keep clear of.
         own_box: Rect that counts half.
@@ -118,7 +120,7 @@ def label_plate(text, size, colour):
 
 
 def plot_panel(face, age_bins, size, text_size, colour):
-    """RGBA picture of the distribution, its central interval bright, its age a white line."""
+    """RGBA picture of the distribution: its central interval is bright, its age a white line."""
     width, height = size[0] * SMOOTH, size[1] * SMOOTH
     font = _font(text_size * SMOOTH * 0.65)
     panel = Image.new("RGBA", (width, height), (*PANEL[:3], 0))
@@ -150,13 +152,13 @@ def _fill_under(draw, xs, ys, base, fill):
 
 
 def _ticks(first, last, room):
-    """Round ages from first to last, at most `room` of them."""
+    """Round ages from first to last for the axis, at most `room` of them."""
     step = next((s for s in (10, 20, 25, 50) if (last - first) / s + 1 <= room), last - first)
     return [age for age in range(first, last + 1) if (age - first) % step == 0]
 
 
 def _text_size(box, photo_size):
-    """Pixels: grows with the face, within what is legible on the whole picture."""
+    """Height of text in pixels: it grows with the face, but stays legible in the picture."""
     short = min(photo_size)
     return round(np.clip((box.y2 - box.y1) * 0.13, max(10, short / 65), max(11, short / 20)))
 
@@ -183,7 +185,7 @@ def _panel_spots(box, size, gap):
 
 
 def _draw_box(draw, box, width, colour):
-    """A coloured line inside a thin dark one, visible on any background."""
+    """A coloured line with thin dark edges, visible on any background."""
     x1, y1, x2, y2 = (round(value) for value in box)
     edge = max(1, width // 3)
     draw.rectangle((x1 - edge, y1 - edge, x2 + edge, y2 + edge), outline=INK,

@@ -17,12 +17,12 @@ def find_images(folder, recursive=False, leave_out=None):
 
     Args:
         folder: existing folder.
-        recursive: also those of the folders in it.
-        leave_out: folder that is not entered.
+        recursive: also search the folders in it.
+        leave_out: folder that is not searched.
     Returns:
         list of Path relative to the folder, sorted.
     Raises:
-        ValueError: there is none.
+        ValueError: there is no image.
     """
     left_out = Path(leave_out).resolve() if leave_out else None
     found, deeper = [], 0
@@ -45,17 +45,17 @@ def save_picture(picture, path):
     """Write a PIL.Image in the format of the path's ending, whole or not at all.
 
     Raises:
-        ValueError: the format cannot hold the picture, such as one wider than a JPEG may be.
-        OSError: the disk is full, the folder cannot be written to.
+        ValueError: the format cannot hold the picture, for example because it is too wide.
+        OSError: the disk is full, or the folder cannot be written to.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     suffix = path.suffix.lower()
-    picture.info.pop("compression", None)  # the photo's own may be of bilevel images only
+    picture.info.pop("compression", None)  # the photo's own may be for black and white only
     with replaced(path) as temporary:
         try:
             picture.save(temporary, Image.registered_extensions()[suffix],
                          **SAVE_OPTIONS.get(suffix, {}))
         except OSError as error:
-            if error.errno is None:  # the encoder's, not the system's
+            if error.errno is None:  # an error of the encoder, not of the system
                 raise ValueError(" ".join(str(error).split())) from error
             raise

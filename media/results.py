@@ -1,4 +1,4 @@
-"""What the demo found, a line a face: results.csv and results.jsonl."""
+"""What the demo found, one line for each face: results.csv and results.jsonl."""
 
 import csv
 import json
@@ -8,13 +8,13 @@ FACE_FIELDS = ("x1", "y1", "x2", "y2", "confidence", "roll_deg", "age", "median"
                "high")
 FIELDS = ("file", "face", *FACE_FIELDS, "status")
 VIDEO_FIELDS = ("file", "frame", "time_s", *FIELDS[1:])
-DECIMALS = {"confidence": 4, "time_s": 3}  # of all other numbers 2
+DECIMALS = {"confidence": 4, "time_s": 3}  # all other numbers have 2
 OK, NO_FACE, NOT_DRAWN, UNREADABLE = "ok", "no face", "no annotated picture", "unreadable"
 RESULTS_NAME = "results.csv"
 
 
 class ResultFiles:
-    """results.csv and results.jsonl, written as the results come; a context manager.
+    """results.csv and results.jsonl, written photo by photo; a context manager.
 
     Args:
         folder: existing folder; older results in it are replaced.
@@ -23,7 +23,7 @@ class ResultFiles:
 
     def __init__(self, folder, fields=FIELDS):
         self.fields = fields
-        # A file name need not be valid UTF-8; its bytes come out as they went in.
+        # A file name need not be valid UTF-8: its bytes are written as they are.
         options = {"encoding": "utf-8", "errors": "surrogateescape", "newline": ""}
         self.csv_path, self.jsonl_path = Path(folder, RESULTS_NAME), Path(folder, "results.jsonl")
         self._csv = self.csv_path.open("w", **options)
@@ -39,12 +39,12 @@ class ResultFiles:
         self._jsonl.close()
 
     def write(self, origin, faces, status=OK):
-        """One row a face, or one row that says why there is none.
+        """Write one row for each face, or one row that says why there is no face.
 
         Args:
-            origin: dict of the fields before `face`: file and, for a clip, frame and time_s.
+            origin: dict of the fields before `face`: file; for a clip also frame and time_s.
             faces: list of (number, Face).
-            status: of the image; without faces OK becomes NO_FACE.
+            status: of the image; OK becomes NO_FACE if there are no faces.
         """
         rows = [{**origin, "face": number, **dict(face), "status": status}
                 for number, face in faces]

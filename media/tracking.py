@@ -1,7 +1,7 @@
 """Faces followed through a video: detected every few frames, moved by optical flow in between.
 
-Detection runs in a thread of its own, so that frames flow on while the next one is in work.
-Motion is measured, and boxes are kept, in a reduced gray picture of the frame.
+Detection runs in a thread of its own, so that frames go on meanwhile. Motion is measured in a
+reduced gray picture of each frame; the boxes of tracks are in pixels of that picture.
 """
 
 import itertools
@@ -16,22 +16,24 @@ from predictor import Face, face_from_probs
 from preprocess.face import iou
 
 FLOW_SIDE = 640  # pixels, the longer side of the picture in which motion is measured
-CORNERS = 40  # followed in a face
-MIN_CORNERS = 6  # fewer that agree on one motion: the face is lost
+MAX_CORNERS = 40  # followed in one face
+MIN_CORNERS = 6  # if fewer agree on one motion, the face is lost
 MIN_AGREEMENT = 0.4  # share of the corners that must agree
-MATCH_IOU = 0.3  # of a detected box with a track's, to be the same face
-PATIENCE = 4  # detections in a row that miss a face before its track ends
-FORGETTING = 0.1  # least weight of the newest distribution in a track's average
-SMOOTHING = 0.6  # weight of a detected box against the followed one
+MIN_IOU = 0.3  # of a detected box and a track's box that are the same face
+MAX_MISSES = 4  # detections in a row that miss a face; then its track ends
+MIN_NEWEST_WEIGHT = 0.1  # of the newest distribution in a track's average
+SMOOTHING = 0.6  # weight of the detected box; the rest is the followed box's
 
 
 @dataclass
 class Track:
     """One face through time.
 
-    `bbox` (4,) xyxy is where it is now, `bbox_then` where it was when the detection in work
-    began; `detected` is the Face last found, `turned_deg` how far it has rolled since that
-    frame; `probs` (K,) is the average of its distributions, in which older ones fade.
+    bbox: (4,) xyxy, its place now, in pixels of the reduced picture.
+    bbox_then: its place when the running detection began.
+    detected: the Face last found.
+    turned_deg: degrees by which it has rolled since that Face's frame.
+    probs: (K,), average of its distributions, in which older ones fade.
     """
 
     number: int
@@ -45,15 +47,15 @@ class Track:
     turned_deg: float = 0.0
 
     def add(self, face, followed):
-        """Take in a detection in an earlier frame.
+        """Add a detection in an earlier frame.
 
         Args:
             face: Face.
-            followed: its box by now and the degrees by which it has rolled since, or None where
-                it was lost on the way: it is shown again when it is found anew.
+            followed: (its box now, degrees by which it has rolled since), or None if it was lost
+                on the way. A lost face is shown again when a later detection finds it.
         """
         self.estimates += 1
-        newest = max(1 / self.estimates, FORGETTING)
+        newest = max(1 / self.estimates, MIN_NEWEST_WEIGHT)
         self.probs = self.probs + newest * (np.asarray(face.probs) - self.probs)
         self.detected, self.misses = face, 0
         if followed is not None:
@@ -68,11 +70,11 @@ class FaceTracker:
     Args:
         find_faces: function (frame) -> list of Face in the frame's pixels; the slow part.
         age_bins: (K,) years.
-        decode: mean | median of a track's distribution as the age.
+        decode: mean | median, how a track's distribution becomes its age.
         every: frames from one detection to the next.
-        wait: True: a detection is taken in `every` frames after it began, so that the result
-            depends on the frames alone; False, for a camera: at the first frame from then on at
-            which it is ready.
+        wait: True to use a detection exactly `every` frames after it began, so that the result
+            depends on the frames alone. False, for a camera, to use it as soon as it is ready
+            after that, so that no frame waits.
 
     Use it as a context manager, which ends its thread.
     """
@@ -82,8 +84,8 @@ class FaceTracker:
         self.every, self.wait = every, wait
         self.tracks, self.track_count = [], 0
         self.scale = 1.0  # of the reduced picture
-        self.pictures = deque()  # reduced frames since the detection in work began
-        self.job, self.job_age = None, 0  # age in frames
+        self.pictures = deque()  # reduced frames since the running detection began
+        self.job, self.job_age = None, 0  # the running detection, and frames since it began
         self.thread = ThreadPoolExecutor(1, thread_name_prefix="detection")
 
     def __enter__(self):
@@ -138,12 +140,12 @@ class FaceTracker:
                 track.turned_deg += move[1]
 
     def _take_detection(self):
-        """Match the faces of an earlier frame with the tracks as they were in that frame."""
+        """Match the faces of an earlier frame with the tracks' places in that frame."""
         faces = self.job.result()
         boxes = [self.scale * np.array([f.x1, f.y1, f.x2, f.y2]) for f in faces]
         matches = match_boxes([track.bbox_then for track in self.tracks], boxes)
         for track in self.tracks:
-            track.misses += 1  # back to 0 where it is matched
+            track.misses += 1  # a match sets it back to 0
         now = self._followed(boxes)
         for i, face in enumerate(faces):
             if i in matches:
@@ -153,10 +155,10 @@ class FaceTracker:
                 bbox, turned_deg = now[i]
                 self.tracks.append(Track(self.track_count, bbox, face, np.asarray(face.probs),
                                          turned_deg=turned_deg))
-        self.tracks = [track for track in self.tracks if track.misses < PATIENCE]
+        self.tracks = [track for track in self.tracks if track.misses < MAX_MISSES]
 
     def _followed(self, boxes):
-        """{index: (box now, degrees rolled)} of boxes in the detection's frame, lost ones out."""
+        """{index: (box now, degrees rolled)} of the detected boxes that are not lost."""
         followed = {i: (box, 0.0) for i, box in enumerate(boxes)}
         for previous, current in itertools.pairwise(self.pictures):
             moves = move_boxes(previous, current, [box for box, _ in followed.values()])
@@ -174,8 +176,8 @@ def move_boxes(previous, current, boxes):
         previous, current: (H, W) uint8, reduced as _flow_picture does.
         boxes: list of (4,) xyxy in these pictures.
     Returns:
-        list of ((4,) moved box, degrees by which it rolled, counted as roll_deg is), or None
-        for a box whose corners do not move together or that leaves the picture.
+        list, for each box ((4,) moved box, degrees by which it rolled, positive as in roll_deg),
+        or None if its corners do not move together or it leaves the picture.
     """
     corners = [_corners_in(previous, box) for box in boxes]
     if not any(len(points) for points in corners):
@@ -192,7 +194,7 @@ def move_boxes(previous, current, boxes):
 
 
 def _corners_in(picture, box):
-    """(N, 2) float32 corners in the middle of a box, where there is less background."""
+    """(N, 2) float32 corners in the middle of a box: its border shows background."""
     x1, y1, x2, y2 = box
     inset_x, inset_y = 0.1 * (x2 - x1), 0.1 * (y2 - y1)
     left, top = max(0, round(x1 + inset_x)), max(0, round(y1 + inset_y))
@@ -200,7 +202,7 @@ def _corners_in(picture, box):
     if min(region.shape) < 8:
         return np.empty((0, 2), np.float32)
     spacing = max(2, min(region.shape) // 16)
-    corners = cv2.goodFeaturesToTrack(region, CORNERS, 0.01, spacing)
+    corners = cv2.goodFeaturesToTrack(region, MAX_CORNERS, 0.01, spacing)
     if corners is None:
         return np.empty((0, 2), np.float32)
     return corners.reshape(-1, 2) + np.float32([left, top])
@@ -217,7 +219,7 @@ def _common_motion(points, targets):
 
 
 def _moved(box, motion, shape):
-    """(box, degrees) after a similarity; None when it grows or shrinks wildly or leaves."""
+    """(box, degrees) after a similarity; None if it doubles or halves, or leaves the picture."""
     growth = float(np.hypot(motion[0, 0], motion[1, 0]))
     centre = motion[:, :2] @ (box[:2] + box[2:]) / 2 + motion[:, 2]
     if not 0.5 < growth < 2 or not (0 <= centre[0] < shape[1] and 0 <= centre[1] < shape[0]):
@@ -228,7 +230,7 @@ def _moved(box, motion, shape):
 
 
 def match_boxes(tracked, detected):
-    """Pairs of boxes with IoU of at least MATCH_IOU, best first, each box once.
+    """Pairs of boxes with an IoU of at least MIN_IOU, best first, each box once.
 
     Args:
         tracked, detected: lists of (4,) xyxy.
@@ -239,7 +241,7 @@ def match_boxes(tracked, detected):
                     for j, d in enumerate(detected)), reverse=True)
     matches = {}
     for overlap, i, j in pairs:
-        if overlap >= MATCH_IOU and j not in matches and i not in matches.values():
+        if overlap >= MIN_IOU and j not in matches and i not in matches.values():
             matches[j] = i
     return matches
 

@@ -1,5 +1,6 @@
 """Frames in and out: a camera or a clip, an annotated clip, a window."""
 
+import functools
 import os
 import subprocess
 import sys
@@ -11,12 +12,8 @@ import cv2
 import numpy as np
 from PIL import Image
 
-# What goes wrong is said in one line of our own.
-os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
-cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
-
-DEFAULT_FPS = 30.0  # where a camera or clip does not say
-MAX_FPS = 240.0  # what some formats state above it is the fineness of their clock
+DEFAULT_FPS = 30.0  # if a camera or clip does not say
+MAX_FPS = 240.0  # a larger number is the time base of some formats, not a frame rate
 SHORT_SECONDS, SHORT_SHARE = 0.5, 0.1  # a whole clip may state this much more than it has
 WINDOW_SIZE = (1280, 800)  # pixels, largest picture in a window
 ESC = 27
@@ -25,12 +22,19 @@ NO_DISPLAY = ("no display to open a window on (or OpenCV was built without windo
               "--output_dir to write annotated files instead")
 
 
+@functools.cache
+def silence_opencv():
+    """Keep OpenCV and FFmpeg from printing their errors: each ends in one line of our own."""
+    os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
+    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+
+
 class Frames:
     """The frames of a clip or a camera, as (H, W, 3) uint8 RGB arrays.
 
     Attributes: `name`, `size` (width, height), `fps` as the source states it, `count` of frames
-    expected, 0 where unknown, `is_camera`; of a clip `seconds`, the time of the latest frame,
-    `duration` in seconds as the clip states it, 0 where unknown, and `has_broken_off`, whether it
+    expected (0 if unknown), `is_camera`. For a clip also `seconds`, the time of the latest frame,
+    `duration`, the seconds that the clip states (0 if unknown), and `has_broken_off`, True if it
     ended clearly before that.
 
     Args:
@@ -42,6 +46,7 @@ class Frames:
     """
 
     def __init__(self, source):
+        silence_opencv()
         self.fps, self.seconds, self._start, self.has_broken_off = DEFAULT_FPS, None, 0.0, False
         self.is_camera = isinstance(source, int)
         self.name = f"camera {source}" if self.is_camera else Path(source).name
@@ -96,14 +101,14 @@ class Frames:
 
 
 def opencv_path(path):
-    """A file's path as OpenCV takes it.
+    """A file's path in the form that OpenCV takes: absolute, as text.
 
-    Absolute, since a colon in the first part would pass for a protocol.
+    OpenCV would take a colon in the first part of a relative path for a protocol.
 
     Raises:
-        ValueError: the name is not valid UTF-8, on which OpenCV crashes.
+        ValueError: the name is not valid UTF-8; OpenCV would crash.
     """
-    path = os.path.abspath(path)  # noqa: PTH100 (of a name that may not exist yet)
+    path = os.path.abspath(path)  # noqa: PTH100 (the file may not exist yet)
     if path != path.encode("utf-8", "replace").decode():
         raise ValueError(f"clip '{path}': its name is not valid UTF-8; rename it")
     return path
@@ -119,7 +124,8 @@ class ClipWriter:
     """
 
     def __init__(self, path, size, fps):
-        # MPEG-4 counts time in at most 65535 parts of a second, OpenCV in thousandths of a frame.
+        silence_opencv()
+        # MPEG-4 divides a second into at most 65535 parts; OpenCV gives it fps to three decimals.
         self.path, self.fps, self.written = Path(path), round(fps, 3 if fps < 65 else 0), 0
         self._writer = cv2.VideoWriter(opencv_path(path), cv2.VideoWriter_fourcc(*"mp4v"),
                                        self.fps, size)
@@ -134,9 +140,9 @@ class ClipWriter:
         self._writer.release()
 
     def write(self, picture, seconds=None):
-        """Add a PIL.Image; with `seconds`, as often as it takes to reach that time.
+        """Add a PIL.Image; with `seconds`, repeat it until the clip reaches that time.
 
-        So a recording plays at the speed at which it was taken, however fast frames came.
+        A recording then plays at the speed at which it was taken, however fast the frames came.
         """
         times = 1 if seconds is None else max(0, round(seconds * self.fps) + 1 - self.written)
         frame = cv2.cvtColor(np.asarray(picture), cv2.COLOR_RGB2BGR)
@@ -182,7 +188,7 @@ class Window:
     def _is_closed(self):
         try:
             return cv2.getWindowProperty(self.title, cv2.WND_PROP_VISIBLE) < 1
-        except cv2.error:  # Qt ends with its last window
+        except cv2.error:  # Qt shuts down with its last window
             return True
 
     def wait_key(self):
@@ -193,9 +199,9 @@ class Window:
 
 
 def check_display():
-    """Raise OSError where no window can be opened.
+    """Raise OSError if no window can be opened.
 
-    Tried in a process of its own: without a display Qt ends the process instead of failing.
+    A process of its own tries it: without a display Qt ends the process instead of failing.
     """
     if not sys.platform.startswith("linux"):
         return

@@ -38,23 +38,23 @@ from utils.pipeline import available_cores, batches
 
 MISC = Path(__file__).parents[1] / "misc"  # holds the networks
 BATCH_PIXELS = 4_000_000  # of the photos that are searched together
-FIRST_SHARE = 0.25  # of a photo's shorter side: the search for the main face starts there
-SPAN = 4.0  # levels down to this fraction of a face's size have a say in where it is found
-SURE = 0.95  # a less probable face does not end the search for the main one
-REACH = 1.0  # times a face's size: how far around its centre the second pass looks
-SAME_FACE_IOU = 0.2  # least overlap of the faces of the two passes
+FIRST_SHARE = 0.25  # of a photo's shorter side: the main face is first searched at this size
+SPAN = 4.0  # pyramid levels finer than face size / SPAN are ignored: they cannot change the box
+MIN_SURE = 0.95  # if the main face's probability is lower, finer levels are searched too
+REACH = 1.0  # the second pass looks this many face sizes around the face's centre
+MIN_SAME_FACE_IOU = 0.2  # of the boxes that the two passes find for one face
 
 
 @dataclass
 class AlignedFace:
     """One face of a photo after both passes.
 
-    bbox: (4,) xyxy pixels of the photo; landmarks: (5, 2) xy, see Detections. Both from the
-        first pass.
+    bbox: (4,) xyxy pixels of the photo, from the first pass.
+    landmarks: (5, 2) xy, from the first pass, see Detections.
     roll_deg: degrees; `PIL.Image.rotate(roll_deg, expand=True)` levels the eyes.
-    aligned_bbox: (4,) xyxy pixels of the rotated, expanded canvas, or None where the second
-        pass finds no face.
-    confidence: probability in 0.7..1, of the second pass where it finds the face.
+    aligned_bbox: (4,) xyxy pixels of the rotated, expanded canvas, from the second pass; None if
+        it finds no face.
+    confidence: probability in 0.7..1, from the second pass if it finds the face.
     """
 
     bbox: np.ndarray
@@ -70,8 +70,8 @@ class FaceDetector:
     Args:
         device: "cpu", or a device of PyTorch such as "cuda" or "cuda:1".
         min_face_size: pixels, smallest side of a face looked for.
-        min_face_ratio: the same as a share of a photo's shorter side, 0 for no such limit.
-            Speeds up large photos; small faces are then not found.
+        min_face_ratio: the same as a share of a photo's shorter side; 0 for no such limit.
+            It speeds up large photos; smaller faces are not found.
         threads: CPU threads of the networks; one for each core by default.
     """
 
@@ -100,20 +100,20 @@ class FaceDetector:
         Args:
             photos: list of PIL.Image, RGB, upright (see face.load_photo).
         Returns:
-            list of Detections, one a photo, the largest face first, possibly none.
+            list of Detections, one for each photo, the largest face first; it may be empty.
         """
         return [faces for batch in detection_batches(photos) for faces in self._detect_all(batch)]
 
     def align(self, photos, faces="main", locations=None):
-        """Both passes: find faces, and find each again in the photo turned upright.
+        """Both passes: find faces, then find each of them again in the photo turned upright.
 
         Args:
             photos: list of PIL.Image, RGB, upright (see face.load_photo).
-            faces: "main" for at most one face a photo, "all" for every one.
+            faces: "main" for at most one face of each photo, "all" for every face.
             locations: with "main", for each photo the xyxy pixels of the face wanted, or None
                 for the largest one.
         Returns:
-            list, one a photo, of lists of AlignedFace, the largest face first.
+            list, for each photo, of lists of AlignedFace, the largest face first.
         Raises:
             ValueError: another value for faces, or locations of another length than photos.
         """
@@ -139,7 +139,7 @@ class FaceDetector:
         return self._find(summed, scans)
 
     def _detect_main(self, photos, locations):
-        """Of each photo the largest face, or the one at its location: Detections of 0 or 1."""
+        """Detections of 0 or 1 faces for each photo: the largest, or the one at its location."""
         found = [None] * len(photos)
         given = [i for i, location in enumerate(locations) if location is not None]
         nearby = self._find_near([(photos[i], locations[i], 0) for i in given])
@@ -151,7 +151,7 @@ class FaceDetector:
         return found
 
     def _find_largest(self, photos):
-        """Search from large faces to small until smaller ones cannot matter any more."""
+        """Search from large faces to small ones until smaller ones cannot matter."""
         searches = [_MainSearch(photo, self._levels(photo.size)) for photo in photos]
         active = searches
         while active:
@@ -166,7 +166,7 @@ class FaceDetector:
         return [search.faces for search in searches]
 
     def _find_near(self, targets):
-        """Faces about as large as a given one and around it, in the photo turned by roll_deg.
+        """Faces around a given one and about as large, in the photo turned by roll_deg.
 
         Args:
             targets: list of (photo, xyxy pixels of its rotated canvas, roll_deg).
@@ -204,8 +204,8 @@ class FaceDetector:
 
     def _levels(self, size):
         levels = pyramid(size, self.min_face_size)
-        least = self.min_face_ratio * min(size)
-        return [level for level in levels if level.face_size >= least] or levels[-1:]
+        smallest = self.min_face_ratio * min(size)
+        return [level for level in levels if level.face_size >= smallest] or levels[-1:]
 
 
 class _MainSearch:
@@ -214,34 +214,34 @@ class _MainSearch:
     def __init__(self, photo, levels):
         self.summed = SummedPhoto(np.asarray(photo))
         self.levels = levels  # finest first
-        self.least = FIRST_SHARE * min(photo.size)  # pixels, smallest faces looked for so far
+        self.smallest = FIRST_SHARE * min(photo.size)  # pixels, of the faces searched so far
         self.proposals = {}
         self.faces = None
 
     def next_windows(self):
         return [window for level in self.levels
-                if level.face_size >= self.least and level not in self.proposals
+                if level.face_size >= self.smallest and level not in self.proposals
                 for window in windows(level, self.summed.size)]
 
     def settled(self, faces):
-        """Take the faces found so far; True when finer levels would not change the largest."""
+        """Note the faces found so far; True if finer levels would not change the largest."""
         self.faces = faces
-        if not self.levels or self.least <= self.levels[0].face_size:
+        if not self.levels or self.smallest <= self.levels[0].face_size:
             return True
         if not len(faces):
-            self.least /= 2
+            self.smallest /= 2
             return False
         enough = max(faces.bboxes[0, 2:] - faces.bboxes[0, :2]) / SPAN
-        if faces.confidences[0] < SURE:
+        if faces.confidences[0] < MIN_SURE:
             enough /= SPAN
-        settled = self.least <= enough
-        self.least = min(self.least, enough)
+        settled = self.smallest <= enough
+        self.smallest = min(self.smallest, enough)
         return settled
 
 
 def _aligned_face(faces, index, target, upright):
     _, expected_bbox, roll_deg = target
-    best = _closest(upright.bboxes, expected_bbox, SAME_FACE_IOU)
+    best = _closest(upright.bboxes, expected_bbox, MIN_SAME_FACE_IOU)
     return AlignedFace(
         bbox=faces.bboxes[index], landmarks=faces.landmarks[index], roll_deg=roll_deg,
         confidence=float(faces.confidences[index] if best is None else upright.confidences[best]),
@@ -249,17 +249,17 @@ def _aligned_face(faces, index, target, upright):
 
 
 def detection_batches(items, photo_of=lambda item: item):
-    """Lists of items whose photos are searched together (see streams.batches).
+    """Lists of items whose photos are searched together (see pipeline.batches).
 
     Args:
         items: iterable.
-        photo_of: from an item to its PIL.Image.
+        photo_of: function (item) -> its PIL.Image.
     """
     return batches(items, lambda item: math.prod(photo_of(item).size), BATCH_PIXELS)
 
 
 def _best(faces, index):
-    """Detections of that one face, of none where the index is None or there is no face."""
+    """Detections of that one face; empty if the index is None or there is no such face."""
     kept = slice(0, 0) if index is None else slice(index, index + 1)
     return Detections(faces.bboxes[kept], faces.confidences[kept], faces.landmarks[kept])
 
@@ -274,13 +274,13 @@ def _centre(bbox):
     return (bbox[0] + bbox[2]) / 2, (bbox[1] + bbox[3]) / 2
 
 
-def _closest(bboxes, bbox, least_iou):
-    """Index of the box that overlaps bbox most, None where none does by more than least_iou."""
+def _closest(bboxes, bbox, min_iou):
+    """Index of the box with the largest IoU with bbox; None if no IoU exceeds min_iou."""
     if not len(bboxes):
         return None
     overlaps = iou(bboxes, np.asarray(bbox, float))
     best = int(overlaps.argmax())
-    return best if overlaps[best] > least_iou else None
+    return best if overlaps[best] > min_iou else None
 
 
 def _load_networks(device, threads):

@@ -2,10 +2,9 @@
 
 Zhang et al., "Joint Face Detection and Alignment Using Multitask Cascaded Convolutional
 Networks", IEEE SPL 2016, in the variant of facenet_pytorch: the same image pyramid, thresholds,
-rounding of boxes, area resampling and suppression, so that the faces found are the same. What
-differs is what is computed: any mean of pixels comes from a summed-area table, the crops of
-many photos pass a network together, and a search can be limited to one part of a photo and to
-some levels of its pyramid.
+rounding of boxes, area resampling and suppression, so that it finds the same faces. It differs
+in how: means of pixels come from a summed-area table, the crops of many photos pass a network
+together, and a search can be limited to a part of a photo and to some levels of its pyramid.
 """
 
 from collections.abc import Callable
@@ -16,13 +15,13 @@ import cv2
 import numpy as np
 
 NETWORK_FILES = ("mtcnn_pnet.onnx", "mtcnn_rnet.onnx", "mtcnn_onet.onnx")  # in misc/
-CELL = 12  # pixels, side of the square that the proposal network judges
-STRIDE = 2  # pixels between two of its squares
+CELL = 12  # pixels, side of the squares that the proposal network judges
+STRIDE = 2  # pixels between two of these squares
 PYRAMID_FACTOR = 0.709  # from one level of the pyramid to the next
-PROPOSAL_SCORE, REFINED_SCORE, FACE_SCORE = 0.6, 0.7, 0.7  # least probability in each stage
-LEVEL_IOU, PHOTO_IOU, FACE_OVERLAP = 0.5, 0.7, 0.7  # what is more alike is one face
+MIN_PROPOSAL_SCORE, MIN_REFINED_SCORE, MIN_FACE_SCORE = 0.6, 0.7, 0.7  # probabilities
+MAX_LEVEL_IOU, MAX_PHOTO_IOU, MAX_FACE_OVERLAP = 0.5, 0.7, 0.7  # of boxes of different faces
 REFINE_SIZE, OUTPUT_SIZE = 24, 48  # pixels, input sides of the second and the third network
-TILE = 128  # pixels, largest window scanned at once: bounds memory and stays in the CPU's cache
+MAX_TILE = 128  # pixels, side of the windows scanned at once: fits the CPU's cache
 
 
 @dataclass
@@ -46,9 +45,9 @@ class Detections:
 class Networks(NamedTuple):
     """The three networks: each maps (N, 3, H, W) float32 in -1..1 to a tuple of arrays.
 
-    propose: offsets (N, 4, h, w), probabilities (N, 2, h, w).
-    refine: offsets (N, 4), probabilities (N, 2); input 24 x 24.
-    output: offsets (N, 4), landmarks (N, 10), probabilities (N, 2); input 48 x 48.
+    propose: gives offsets (N, 4, h, w) and probabilities (N, 2, h, w).
+    refine: takes 24 x 24 pixels, gives offsets (N, 4) and probabilities (N, 2).
+    output: takes 48 x 48, gives offsets (N, 4), landmarks (N, 10) and probabilities (N, 2).
     """
 
     propose: Callable
@@ -92,7 +91,7 @@ class SummedPhoto:
     """
 
     def __init__(self, pixels, size=None, origin=(0, 0)):
-        # 32 bits overflow beyond 8 megapixels, but differences of sums stay right.
+        # 32 bits overflow above 8 megapixels, but differences of sums stay right.
         self.sums = cv2.integral(pixels, sdepth=cv2.CV_32S)  # (h + 1, w + 1, 3)
         self.size = size or (pixels.shape[1], pixels.shape[0])
         self.origin = origin
@@ -159,7 +158,7 @@ def windows(level, size, region=None):
         level: Level of a photo of size (width, height).
         region: x1, y1, x2, y2 in pixels of the photo, or None for the whole.
     Returns:
-        list of Window; empty where the region is smaller than a cell.
+        list of Window; empty if the region is smaller than a cell.
     """
     rows, columns = (0, level.height), (0, level.width)
     if region is not None:
@@ -170,8 +169,8 @@ def windows(level, size, region=None):
 
 
 def _span(low, high, length, scale):
-    """Even start and stop, in pixels of a level, of a range of the photo."""
-    start = max(int(low * scale), 0) // STRIDE * STRIDE  # the cells keep their places
+    """Start and stop of a range of the photo in pixels of a level, rounded to whole cells."""
+    start = max(int(low * scale), 0) // STRIDE * STRIDE  # cells keep their places
     stop = -(-int(np.ceil(high * scale)) // STRIDE) * STRIDE  # as if the level went on
     return start, min(stop, length)
 
@@ -180,15 +179,15 @@ def _tiles(start, stop):
     overlap = CELL - STRIDE
     tiles = []
     while stop - start > overlap:
-        tiles.append((start, min(TILE, stop - start)))
-        if stop - start <= TILE:
+        tiles.append((start, min(MAX_TILE, stop - start)))
+        if stop - start <= MAX_TILE:
             break
-        start += TILE - overlap
+        start += MAX_TILE - overlap
     return tiles
 
 
 def photo_part(window_list, size):
-    """x1, y1, x2, y2: the pixels of a photo of size (width, height) that windows are made of."""
+    """x1, y1, x2, y2: the part of a photo of size (width, height) that the windows show."""
     x1, y1, x2, y2 = size[0], size[1], 0, 0
     for level, top, left, height, width in window_list:
         x1 = min(x1, left * size[0] // level.width)
@@ -206,7 +205,7 @@ def propose(photos, photo_windows, networks):
         photo_windows: list, for each photo, of lists of Window.
         networks: Networks.
     Returns:
-        list, for each photo, of {Level: (N, 9) float32}: xyxy, probability, four offsets.
+        list, for each photo {Level: (N, 9) float32}: xyxy, probability, four offsets.
     """
     groups = {}  # windows of one shape pass the network together
     for index, window_list in enumerate(photo_windows):
@@ -223,7 +222,7 @@ def propose(photos, photo_windows, networks):
 
 
 def _squares(window, offsets, probs):
-    rows, columns = np.nonzero(probs >= PROPOSAL_SCORE)
+    rows, columns = np.nonzero(probs >= MIN_PROPOSAL_SCORE)
     cells = np.stack([window.left // STRIDE + columns, window.top // STRIDE + rows], axis=1)
     scale = np.float32(window.level.scale)
     corners = (STRIDE * cells + 1).astype(np.float32)
@@ -232,7 +231,7 @@ def _squares(window, offsets, probs):
 
 
 def _suppress_level(squares):
-    return squares[_nms(squares[:, :4], squares[:, 4], LEVEL_IOU)]
+    return squares[_nms(squares[:, :4], squares[:, 4], MAX_LEVEL_IOU)]
 
 
 def find_faces(photos, proposals, networks):
@@ -243,27 +242,27 @@ def find_faces(photos, proposals, networks):
         proposals: list, for each photo, of (N, 9) arrays (see propose).
         networks: Networks.
     Returns:
-        list of Detections, one a photo.
+        list of Detections, one for each photo.
     """
     if not photos:
         return []
     owners = np.repeat(np.arange(len(photos)), [len(rows) for rows in proposals])
     squares = np.concatenate(proposals)
-    kept = _nms_by_owner(squares[:, :4], squares[:, 4], owners, PHOTO_IOU)
+    kept = _nms_by_owner(squares[:, :4], squares[:, 4], owners, MAX_PHOTO_IOU)
     squares, owners = squares[kept], owners[kept]
     sides = squares[:, 2:4] - squares[:, :2]
     boxes = _square(squares[:, :4] + squares[:, 5:9] * np.tile(sides, 2))
 
     boxes, owners, (offsets, probs) = _judge(networks.refine, REFINE_SIZE, photos, boxes, owners)
-    passed = probs[:, 1] > REFINED_SCORE
+    passed = probs[:, 1] > MIN_REFINED_SCORE
     boxes, owners, scores, offsets = _select(passed, boxes, owners, probs[:, 1], offsets)
-    kept = _nms_by_owner(boxes, scores, owners, PHOTO_IOU)
+    kept = _nms_by_owner(boxes, scores, owners, MAX_PHOTO_IOU)
     boxes, owners, offsets = _select(kept, boxes, owners, offsets)
     boxes = _square(_shifted(boxes, offsets))
 
     boxes, owners, (offsets, points, probs) = _judge(networks.output, OUTPUT_SIZE,
                                                      photos, boxes, owners)
-    passed = probs[:, 1] > FACE_SCORE
+    passed = probs[:, 1] > MIN_FACE_SCORE
     boxes, owners, scores, offsets, points = _select(
         passed, boxes, owners, probs[:, 1], offsets, points)
     corners, sides = boxes[:, None, :2], (boxes[:, 2:4] - boxes[:, :2] + 1)[:, None]
@@ -274,16 +273,16 @@ def find_faces(photos, proposals, networks):
 
 
 def _photo_faces(boxes, scores, landmarks):
-    kept = _nms_within(boxes, scores, FACE_OVERLAP)
+    kept = _nms_within(boxes, scores, MAX_FACE_OVERLAP)
     boxes, scores, landmarks = _select(kept, boxes, scores, landmarks)
     areas = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
     return Detections(*_select(np.argsort(areas)[::-1], boxes, scores, landmarks))
 
 
 def _judge(network, side, photos, boxes, owners):
-    """The boxes that hold pixels, their owners and the network's outputs for them.
+    """The boxes that are not empty, their owners, and the network's outputs for them.
 
-    A photo remembers the outputs: a search that goes on to finer levels judges many boxes again.
+    Each photo keeps the outputs: a search that goes on to finer levels judges many boxes again.
     """
     parts = np.stack([photo.part for photo in photos])[owners]  # (N, 4)
     pixels = np.trunc(boxes).astype(np.int64)

@@ -273,6 +273,14 @@ def test_without_a_runtime_it_says_what_to_install(exact, checkpoint, monkeypatc
         TorchAgeNetwork(checkpoint)
 
 
+def test_export_without_pytorch_says_what_to_install(tmp_path, monkeypatch, capsys):
+    for name in [name for name in sys.modules if name.startswith("training.onnx_release")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "torch", None)
+    assert run(tmp_path / "a.onnx") == 2
+    assert "pip install -r requirements.txt" in capsys.readouterr().err
+
+
 def test_threads_may_share_a_network(exact):
     network = OnnxNetwork(exact, 2)
     inputs = [random_crops(8)[place:place + 1].transpose(0, 3, 1, 2) for place in range(8)]

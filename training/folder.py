@@ -39,7 +39,8 @@ class RunFolder:
 
     def write_config(self, cfg):
         """Write config.yaml."""
-        (self.path / "config.yaml").write_text(cfg.dump(), encoding="utf-8")
+        with replaced(self.path / "config.yaml") as temporary:
+            temporary.write_text(cfg.dump(), encoding="utf-8")
 
     def set_aside_earlier_run(self):
         """Move the files of an earlier run to earlier-N, so that none is lost."""

@@ -139,6 +139,9 @@ class Run:
                       for split, loader in self.loaders.items()]
             print(f"{source.dataset} ({list_file(source, 'train', job.protocol)}): "
                   f"{', '.join(counts)} faces")
+        for split, loader in self.loaders.items():
+            if loader.dataset.note:
+                print(f"{split}: {loader.dataset.note}")
         if cfg.LOSS.TEACHER:
             print(f"teachers: {', '.join(find_teachers(cfg.LOSS.TEACHER))}")
         parameters = sum(p.numel() for p in self.trainer.evaluated_model().parameters())

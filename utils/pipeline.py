@@ -8,9 +8,9 @@ def map_ahead(submit, items, ahead):
     """Results of submit(item).result() in the order of the items.
 
     Args:
-        submit: from an item to a concurrent.futures.Future, such as a pool's.
-        items: iterable, read only as far as results are asked for and `ahead` items beyond.
-        ahead: how many further items are on their way while one result is waited for.
+        submit: function (item) -> concurrent.futures.Future, such as a pool's submit.
+        items: iterable; read only `ahead` items further than results are asked for.
+        ahead: number of further items that are worked on while the caller waits for one.
     Yields:
         results.
     """
@@ -23,21 +23,21 @@ def map_ahead(submit, items, ahead):
         yield waiting.popleft().result()
 
 
-def batches(items, pixels_of, most_pixels, most=None):
-    """Consecutive items of at most `most_pixels` together, a larger one on its own.
+def batches(items, pixels_of, max_pixels, max_count=None):
+    """Consecutive items of at most `max_pixels` together; a larger item is a batch of its own.
 
     Args:
-        items: iterable, read as far as the current batch and one item beyond it.
-        pixels_of: from an item to its number of pixels.
-        most_pixels: of a batch of several items.
-        most: items of a batch; without a limit where None.
+        items: iterable; read one item further than the current batch.
+        pixels_of: function (item) -> number of pixels.
+        max_pixels: of a batch of several items.
+        max_count: items of a batch; None for no limit.
     Yields:
         lists of items.
     """
     batch, total = [], 0
     for item in items:
         pixels = pixels_of(item)
-        if batch and (len(batch) == most or total + pixels > most_pixels):
+        if batch and (len(batch) == max_count or total + pixels > max_pixels):
             yield batch
             batch, total = [], 0
         batch.append(item)
@@ -52,5 +52,5 @@ def available_cores():
 
 
 def worker_count(asked):
-    """Processes or threads to start: at most one a core that this process may use."""
+    """Processes or threads to start: at most one for each core that this process may use."""
     return min(asked, available_cores())
