@@ -209,8 +209,8 @@ def forget_outdated(shards, done_chunks, work):
             shards.forget(number)
             repaired += 1
     if repaired:
-        print(f"{repaired} chunks of {CHUNK} photos are aligned again: some of their photos were "
-              "missing or unreadable and can be read now")
+        print(f"chunks of {CHUNK} photos that are aligned again: {repaired}, as photos in them "
+              "were missing or unreadable and can be read now")
 
 
 def is_readable_now(data_dir, row, reason):

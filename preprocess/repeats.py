@@ -1,13 +1,14 @@
-"""Faces that a list holds more than once, with the same age or, which is an error, with others."""
+"""Faces that are in a list more than once: with the same age, or by mistake with several ages."""
 
 MAX_SHOWN = 5
 
 
 def describe_repeats(faces):
-    """Text about the faces that occur more than once, or "" if there are none.
+    """Text about the faces that are in a list more than once, or "" if there are none.
 
     Args:
-        faces: iterable of (face, age): a tuple that begins with the photo, and text.
+        faces: iterable of (face, age). face is a tuple of the photo and whatever tells its faces
+            apart; age is text.
     """
     ages = {}
     for face, age in faces:
@@ -17,10 +18,10 @@ def describe_repeats(faces):
               for face, texts in several.items() if len(set(texts)) > 1]
     parts = []
     if differ:
-        parts.append(f"{len(differ)} faces have more than one age: {_first(differ)}")
+        parts.append(f"faces with more than one age: {len(differ)} ({_first(differ)})")
     if len(several) > len(differ):
         same = [face[0] for face, texts in several.items() if len(set(texts)) == 1]
-        parts.append(f"{len(same)} faces occur more than once with the same age: {_first(same)}")
+        parts.append(f"faces listed again with the same age: {len(same)} ({_first(same)})")
     return "; ".join(parts)
 
 

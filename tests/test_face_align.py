@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 
 import numpy as np
 import pytest
@@ -127,8 +128,8 @@ def test_rows_about_the_same_face_are_told(tmp_path, work, capsys):
     aligned = list(read_rows(align(tmp_path / "mine_train.csv", work), []))
     assert [row["photo"] for row in aligned] == [names[0], names[0], *names[2:]]
     told = capsys.readouterr().out
-    assert "1 faces have more than one age: upright.png 30 and 5; " in told
-    assert "1 faces occur more than once with the same age: photo 3, é.png." in told
+    assert "faces with more than one age: 1 (upright.png 30 and 5); " in told
+    assert "faces listed again with the same age: 1 (photo 3, é.png)." in told
     assert "face_x1" in told
 
 
@@ -365,14 +366,14 @@ def test_photos_that_can_be_read_since_are_aligned_after_all(photos, detector, t
     (some / names[1]).write_bytes(b"half of it")
     with pytest.raises(KeyboardInterrupt):
         align(path, work_on(some, detector, stop_after=1))
-    assert f"1 chunks of {CHUNK} photos are aligned again" in capsys.readouterr().out
+    assert f"chunks of {CHUNK} photos that are aligned again: 1," in capsys.readouterr().out
     with pytest.raises(KeyboardInterrupt):  # it is still unreadable: nothing to do again
         align(path, work_on(some, detector, stop_after=0))
     assert "aligned again" not in capsys.readouterr().out
     assert (next(tmp_path.glob("*.part*/000000.csv"))).stat().st_mtime_ns == first
     shutil.copy(photos / names[1], some)
     aligned = align(path, work_on(some, detector))
-    assert f"1 chunks of {CHUNK} photos are aligned again" in capsys.readouterr().out
+    assert f"chunks of {CHUNK} photos that are aligned again: 1," in capsys.readouterr().out
     assert len(list(read_rows(aligned, []))) == 4 * CHUNK // 8
 
 
@@ -415,6 +416,7 @@ def test_bad_calls_end_in_one_line(tmp_path, monkeypatch, capsys, arguments, mes
     write_rows(tmp_path / "mine_train.csv", [{"photo": "a.jpg", "age": 3}])
     arguments = [str(tmp_path) if word == "LISTS" else word for word in arguments]
     monkeypatch.setattr(sys, "argv", ["face_align", "--dataset", "mine", *arguments])
+    monkeypatch.setattr(warnings, "formatwarning", warnings.formatwarning)  # run_main changes it
     with pytest.raises(SystemExit) as ended:
         run_main(face_align.main)
     errors = capsys.readouterr().err

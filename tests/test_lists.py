@@ -164,6 +164,7 @@ def test_a_protocol_overrides_the_splits(tmp_path):
         read(tmp_path, "drawn", "valid", CFG, protocol="fold0")
 
 
+@pytest.mark.filterwarnings("ignore:drawn. faces with more than one age")
 def test_a_protocol_keeps_both_faces_of_a_photo_and_takes_none_twice(tmp_path):
     rows = write_dataset(tmp_path, [10, 20], splits=())
     for split in ("valid", "test"):  # MegaAge's validation is its test list
@@ -260,14 +261,14 @@ def test_repeated_faces_are_told(tmp_path):
     with pytest.warns(UserWarning) as warned:
         read(tmp_path, "drawn", "train", CFG)
     assert [str(each.message) for each in warned] == [
-        "drawn: 1 faces have more than one age: drawn_0.png 10 and 40; "
-        "1 faces occur more than once with the same age: drawn_2.png"]
+        "drawn: faces with more than one age: 1 (drawn_0.png 10 and 40); "
+        "faces listed again with the same age: 1 (drawn_2.png)"]
 
 
 def test_only_five_repeated_faces_are_shown():
     text = describe_repeats([((f"{number}.jpg", "0"), age) for number in range(8) for age in "ab"])
-    assert text == ("8 faces have more than one age: " + ", ".join(
-        f"{number}.jpg a and b" for number in range(5)) + ", and 3 more")
+    assert text == ("faces with more than one age: 8 (" + ", ".join(
+        f"{number}.jpg a and b" for number in range(5)) + ", and 3 more)")
     assert describe_repeats([(("a.jpg",), "3"), (("b.jpg",), "3")]) == ""
 
 

@@ -26,6 +26,7 @@ const NETWORK_FILES = {
   output: "misc/mtcnn_onet.onnx",
   age: "misc/model.onnx",
 };
+const DETECTOR_LICENCE = "misc/mtcnn_LICENSE.txt";
 const SAMPLE = "misc/samples/two_faces.jpg";
 const WASM = "node_modules/onnxruntime-web/dist/ort-wasm-simd-threaded.wasm";
 const TARGET = ["chrome99", "firefox114", "safari16.4"];
@@ -84,7 +85,7 @@ async function buildPage(networks) {
     modelFacts: Object.entries(SHOWN_FACTS).filter(([key]) => metadata[key])
       .map(([key, title]) => `<dt>${title}</dt><dd>${escapeHtml(metadata[key])}</dd>`).join(""),
     detectorLicence: folded("facenet-pytorch, MIT",
-                            await readText(WEB, "licences", "facenet-pytorch.txt")),
+                            await readText(ROOT, DETECTOR_LICENCE)),
     packageLicences: (await packageLicences()).join(""),
   });
 }

@@ -12,7 +12,7 @@ const TOP = 8;
 /**
  * SVG of a distribution: the central interval bright, the age a line, the threshold a dashed one.
  *
- * @param face of results.js.
+ * @param face of predictor.js.
  * @param ageBins years.
  * @param threshold years; setThreshold() of the result moves it.
  * @returns { chart, setThreshold }.

@@ -24,7 +24,7 @@ export class EstimatorClient {
    * @param minFaceRatio see predictor.js.
    * @param onProgress called with the share of the work that is done.
    * @returns { width, height, smallestFace, faces, crops, milliseconds }: the pixels of the photo
-   *     and of the smallest face looked for; for each face an object of results.js and its picture.
+   *     and of the smallest face looked for; for each face what predictor.js gives, and its crop.
    * @throws EstimationError.
    */
   photo(file, minFaceRatio, onProgress) {

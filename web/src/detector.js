@@ -4,9 +4,9 @@
 import { cropFace, iou, rollFromLandmarks, rotationToCanvas, turnedBox } from "./face.js";
 import { SummedPhoto, findFaces, photoPart, propose, pyramid, windows } from "./mtcnn.js";
 
-export const SPAN = 4; // levels down to this fraction of a face's size have a say in its place
-export const REACH = 1; // times a face's size: how far around its centre the second pass looks
-export const SAME_FACE_IOU = 0.2; // least overlap of the faces of the two passes
+export const SPAN = 4; // levels finer than face size / SPAN are ignored: they cannot change the box
+export const REACH = 1; // the second pass looks this many face sizes around the face's centre
+export const MIN_SAME_FACE_IOU = 0.2; // of the boxes that the two passes find for one face
 
 export class FaceDetector {
   /**
@@ -87,6 +87,6 @@ export class FaceDetector {
 function closest(faces, box) {
   return faces
     .map((face) => ({ ...face, overlap: iou(face.box, box) }))
-    .filter(({ overlap }) => overlap > SAME_FACE_IOU)
+    .filter(({ overlap }) => overlap > MIN_SAME_FACE_IOU)
     .sort((face, other) => other.overlap - face.overlap)[0];
 }

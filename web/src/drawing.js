@@ -1,5 +1,5 @@
 // The marks on a picture: box, age and interval, and the predicted distribution of every face, as
-// drawing.py draws them.
+// media/drawing.py draws them.
 //
 // All sizes follow the picture and the face, in the canvas's own units. A place is
 // { x, y, width, height }.
@@ -9,7 +9,7 @@ export const COLOURS = [[255, 200, 60], [95, 205, 255], [110, 225, 150], [255, 1
                         [255, 155, 95], [190, 170, 255]];
 const INK = "rgb(18 20 26)";
 const PANEL = "rgb(18 20 26 / 80%)";
-const CROWDED = 0.1; // share of a panel over other faces from which it is left out
+export const MAX_COVERED = 0.1; // share of a panel that may cover other faces; else it is left out
 const FONT = "system-ui, sans-serif";
 
 /**
@@ -17,7 +17,7 @@ const FONT = "system-ui, sans-serif";
  *
  * @param context 2D context of a canvas, over the picture.
  * @param size [width, height] of the picture in the canvas's units.
- * @param faces of results.js, in the canvas's units (see scaled()).
+ * @param faces of predictor.js, in the canvas's units (see scaled()).
  * @param ageBins years.
  * @param numbers one whole number a face, drawn before its age and choosing its colour; by default
  *     none is drawn and the faces are coloured in order.
@@ -42,7 +42,7 @@ export function drawFaces(context, size, faces, ageBins, numbers = null) {
     const spots = panelSpots(boxes[i], panelSize(boxes[i], textSizes[i]), textSizes[i] / 3);
     const spot = place(spots, size, others, boxes[i]);
     const covered = others.reduce((sum, other) => sum + overlap(spot, other), 0);
-    if (covered <= CROWDED * spot.width * spot.height) {
+    if (covered <= MAX_COVERED * spot.width * spot.height) {
       drawPanel(context, face, ageBins, spot, textSizes[i], colours[i]);
       taken.push(spot);
     }

@@ -7,7 +7,7 @@ import { faceColour } from "./drawing.js";
 import { thresholdText } from "./words.js";
 
 /**
- * @param faces of results.js.
+ * @param faces of predictor.js.
  * @param crops pictures (see pillow.js) of these faces.
  * @param ageBins years.
  * @param threshold Threshold.

@@ -10,15 +10,15 @@ import { area, iou } from "./face.js";
 export const CELL = 12; // pixels, side of the square that the proposal network judges
 export const STRIDE = 2; // pixels between two of its squares
 export const PYRAMID_FACTOR = 0.709; // from one level of the pyramid to the next
-export const PROPOSAL_SCORE = 0.6; // least probability in each stage
-export const REFINED_SCORE = 0.7;
-export const FACE_SCORE = 0.7;
-export const LEVEL_IOU = 0.5; // what is more alike is one face
-export const PHOTO_IOU = 0.7;
-export const FACE_OVERLAP = 0.7;
+export const MIN_PROPOSAL_SCORE = 0.6; // probabilities
+export const MIN_REFINED_SCORE = 0.7;
+export const MIN_FACE_SCORE = 0.7;
+export const MAX_LEVEL_IOU = 0.5; // of boxes of different faces
+export const MAX_PHOTO_IOU = 0.7;
+export const MAX_FACE_OVERLAP = 0.7;
 export const REFINE_SIZE = 24; // pixels, input sides of the second and the third network
 export const OUTPUT_SIZE = 48;
-export const TILE = 128; // pixels, largest window scanned at once: bounds memory
+export const MAX_TILE = 128; // pixels, side of the windows scanned at once: bounds memory
 const BATCH = 64; // squares that the second and the third network judge at once
 
 /**
@@ -169,9 +169,9 @@ function span(low, high, length, scale) {
 function tiles(start, stop) {
   const overlap = CELL - STRIDE;
   const found = [];
-  for (let at = start; stop - at > overlap; at += TILE - overlap) {
-    found.push([at, Math.min(TILE, stop - at)]);
-    if (stop - at <= TILE) break;
+  for (let at = start; stop - at > overlap; at += MAX_TILE - overlap) {
+    found.push([at, Math.min(MAX_TILE, stop - at)]);
+    if (stop - at <= MAX_TILE) break;
   }
   return found;
 }
@@ -206,7 +206,7 @@ export async function propose(photo, windowList, networks, onWindow = () => {}) 
     byLevel.get(window.level).push(...squares(window, ...outputs));
     onWindow();
   }
-  return [...byLevel.values()].flatMap((found) => suppress(found, LEVEL_IOU));
+  return [...byLevel.values()].flatMap((found) => suppress(found, MAX_LEVEL_IOU));
 }
 
 function squares({ level, top, left }, offsets, probs) {
@@ -217,7 +217,7 @@ function squares({ level, top, left }, offsets, probs) {
   const found = [];
   for (let cell = 0; cell < cells; cell++) {
     const score = probs.data[cells + cell];
-    if (score < PROPOSAL_SCORE) continue;
+    if (score < MIN_PROPOSAL_SCORE) continue;
     const x = left + STRIDE * (cell % columns) + 1;
     const y = top + STRIDE * Math.floor(cell / columns) + 1;
     found.push({
@@ -239,13 +239,13 @@ function squares({ level, top, left }, offsets, probs) {
  *     image-left eye, image-right eye, nose, image-left mouth, image-right mouth.
  */
 export async function findFaces(photo, proposals, networks) {
-  const squared = suppress(proposals, PHOTO_IOU).map(({ box, offsets }) => {
+  const squared = suppress(proposals, MAX_PHOTO_IOU).map(({ box, offsets }) => {
     const sides = [box[2] - box[0], box[3] - box[1]];
     return square(box.map((value, i) => value + offsets[i] * sides[i % 2]));
   });
-  const refined = suppress(await refine(photo, squared, networks), PHOTO_IOU)
+  const refined = suppress(await refine(photo, squared, networks), MAX_PHOTO_IOU)
     .map(({ box, offsets }) => square(shifted(box, offsets)));
-  const faces = suppressWithin(await locate(photo, refined, networks), FACE_OVERLAP);
+  const faces = suppressWithin(await locate(photo, refined, networks), MAX_FACE_OVERLAP);
   return faces.sort((face, other) => area(other.box) - area(face.box));
 }
 
@@ -256,7 +256,7 @@ async function refine(photo, boxes, networks) {
       photo.crops(batch.pixels, REFINE_SIZE), [batch.boxes.length, 3, REFINE_SIZE, REFINE_SIZE]);
     batch.boxes.forEach((box, i) => {
       const score = probs.data[2 * i + 1];
-      if (score > REFINED_SCORE) {
+      if (score > MIN_REFINED_SCORE) {
         found.push({ box, score, offsets: offsets.data.slice(4 * i, 4 * i + 4) });
       }
     });
@@ -271,7 +271,7 @@ async function locate(photo, boxes, networks) {
       photo.crops(batch.pixels, OUTPUT_SIZE), [batch.boxes.length, 3, OUTPUT_SIZE, OUTPUT_SIZE]);
     batch.boxes.forEach((box, i) => {
       const score = probs.data[2 * i + 1];
-      if (score > FACE_SCORE) {
+      if (score > MIN_FACE_SCORE) {
         found.push({
           box: shifted(box, offsets.data.slice(4 * i, 4 * i + 4)),
           score,

@@ -1,10 +1,7 @@
-// What is known about a face, and the lines of results.csv and results.jsonl, as results.py has
-// them.
+// The lines of results.csv and results.jsonl, as media/results.py has them.
 
-import { DECODES, centralInterval, distributionMedian, distributionStd } from "./metrics.js";
 import { roundHalfEven } from "./numbers.js";
 
-export const INTERVAL_SHARE = 0.8; // of the distribution that lies within low..high
 export const FACE_FIELDS = ["x1", "y1", "x2", "y2", "confidence", "roll_deg", "age", "median",
                             "std", "low", "high"];
 export const FIELDS = ["file", "face", ...FACE_FIELDS, "status"];
@@ -12,26 +9,6 @@ export const DECIMALS = { confidence: 4 }; // of all other numbers 2
 const PROB_DECIMALS = 6;
 export const OK = "ok";
 export const NO_FACE = "no face";
-
-/**
- * A face from where it is and how its age is distributed; its fields are those of the tables.
- *
- * @param box [x1, y1, x2, y2] pixels.
- * @param confidence the detector's, 0..1.
- * @param rollDeg degrees.
- * @param probs distribution over ageBins.
- * @param decode of metrics.DECODES.
- */
-export function faceFromProbs([x1, y1, x2, y2], confidence, rollDeg, probs, ageBins, decode) {
-  const [low, high] = centralInterval(probs, ageBins, INTERVAL_SHARE);
-  return {
-    x1, y1, x2, y2, confidence, roll_deg: rollDeg,
-    age: DECODES[decode](probs, ageBins),
-    median: distributionMedian(probs, ageBins),
-    std: distributionStd(probs, ageBins),
-    low, high, probs,
-  };
-}
 
 /** One row a face, or one row that says why there is none. Numbers are rounded. */
 export function resultRows(file, faces, status = OK) {

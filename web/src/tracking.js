@@ -1,12 +1,12 @@
-// Faces followed through the camera's frames: one number and one colour a face, and ages that do
-// not jump, as tracking.py has it. What is left out here is the optical flow between detections.
+// Faces followed through the camera's frames, as media/tracking.py has it: each face keeps its
+// number and its colour, and its age does not jump. There is no optical flow between detections.
 
 import { iou } from "./face.js";
-import { faceFromProbs } from "./results.js";
+import { faceFromProbs } from "./predictor.js";
 
-export const MATCH_IOU = 0.3; // of a detected box with a track's, to be the same face
-export const PATIENCE = 4; // detections in a row that miss a face before its track ends
-export const FORGETTING = 0.1; // least weight of the newest distribution in a track's average
+export const MIN_IOU = 0.3; // of a detected box and a track's box that are the same face
+export const MAX_MISSES = 4; // detections in a row that miss a face; then its track ends
+export const MIN_NEWEST_WEIGHT = 0.1; // of the newest distribution in a track's average
 export const SMOOTHING = 0.6; // weight of a detected box against the one before
 
 export class FaceTracker {
@@ -21,7 +21,7 @@ export class FaceTracker {
   /**
    * Takes the faces of the next frame.
    *
-   * @param faces of results.js.
+   * @param faces of predictor.js.
    * @returns list of { number, face } of the faces seen, in order of appearance.
    */
   update(faces) {
@@ -32,7 +32,7 @@ export class FaceTracker {
       if (matches.has(i)) addTo(this.#tracks[matches.get(i)], face, boxes[i]);
       else this.#begin(face, boxes[i]);
     });
-    this.#tracks = this.#tracks.filter(({ misses }) => misses < PATIENCE);
+    this.#tracks = this.#tracks.filter(({ misses }) => misses < MAX_MISSES);
     return this.#tracks.filter(({ misses }) => misses === 0)
       .map((track) => ({ number: track.number, face: this.#faceOf(track) }));
   }
@@ -50,7 +50,7 @@ export class FaceTracker {
 
 function addTo(track, face, box) {
   track.estimates++;
-  const newest = Math.max(1 / track.estimates, FORGETTING);
+  const newest = Math.max(1 / track.estimates, MIN_NEWEST_WEIGHT);
   track.probs = track.probs.map((prob, i) => prob + newest * (face.probs[i] - prob));
   track.box = box.map((value, i) => value + (1 - SMOOTHING) * (track.box[i] - value));
   track.face = face;
@@ -58,7 +58,7 @@ function addTo(track, face, box) {
 }
 
 /**
- * Pairs of boxes with IoU of at least MATCH_IOU, best first, each box once.
+ * Pairs of boxes with IoU of at least MIN_IOU, best first, each box once.
  *
  * @returns Map, index of a detected box -> index of its tracked box.
  */
@@ -68,7 +68,7 @@ export function matchBoxes(tracked, detected) {
   const matches = new Map();
   const used = new Set();
   for (const { i, j, overlap } of pairs.sort((one, other) => other.overlap - one.overlap)) {
-    if (overlap >= MATCH_IOU && !matches.has(j) && !used.has(i)) {
+    if (overlap >= MIN_IOU && !matches.has(j) && !used.has(i)) {
       matches.set(j, i);
       used.add(i);
     }

@@ -2,7 +2,7 @@ import assert from "node:assert/strict";
 import { test } from "node:test";
 
 import { ageText, curveBetween, place, ticks } from "../src/drawing.js";
-import { FaceTracker, PATIENCE, matchBoxes } from "../src/tracking.js";
+import { FaceTracker, MAX_MISSES, matchBoxes } from "../src/tracking.js";
 
 const AGES = [0, 1, 2, 3, 4];
 
@@ -44,6 +44,6 @@ test("a face keeps its number, its age is averaged, and it ends after some misse
   assert.equal(number, 1);
   assert.equal(face.age, 2);
   assert.ok(Math.abs(face.x1 - 1.2) < 1e-12); // 60% of the way
-  for (let miss = 0; miss < PATIENCE; miss++) assert.deepEqual(tracker.update([]), []);
+  for (let miss = 0; miss < MAX_MISSES; miss++) assert.deepEqual(tracker.update([]), []);
   assert.equal(tracker.update([at(2, [1, 0, 0, 0, 0])])[0].number, 2);
 });

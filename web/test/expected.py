@@ -18,7 +18,8 @@ from PIL import Image, ImageDraw
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 
-from predictor import MIN_CONFIDENCE, MIN_FACE, AgeEstimator  # noqa: E402
+import predictor  # noqa: E402
+from media import drawing, results, tracking  # noqa: E402
 from preprocess import detector, mtcnn  # noqa: E402
 
 SAMPLES = ROOT / "misc" / "samples"
@@ -38,7 +39,7 @@ def main():
         shutil.copy(sample, args.output_dir)
     names = sorted(path.name for path in args.output_dir.glob("*.[jp]*g")
                    if path.suffix != ".mjpeg")
-    estimator = AgeEstimator(device="cpu", min_face_ratio=args.min_face_ratio)
+    estimator = predictor.AgeEstimator(device="cpu", min_face_ratio=args.min_face_ratio)
     faces = {name: [as_dict(face) for face in estimator(args.output_dir / name)] for name in names}
     expected = {"faces": faces, "constants": constants()}
     (args.output_dir / "expected.json").write_text(json.dumps(expected))
@@ -123,13 +124,18 @@ def as_dict(face):
 
 def constants():
     """What the page's modules repeat: {module: {name: value}}."""
-    of_mtcnn = ("CELL", "STRIDE", "PYRAMID_FACTOR", "PROPOSAL_SCORE", "REFINED_SCORE",
-                "FACE_SCORE", "LEVEL_IOU", "PHOTO_IOU", "FACE_OVERLAP", "REFINE_SIZE",
-                "OUTPUT_SIZE", "TILE")
-    return {"mtcnn": {name: getattr(mtcnn, name) for name in of_mtcnn},
-            "detector": {name: getattr(detector, name)
-                         for name in ("SPAN", "REACH", "SAME_FACE_IOU")},
-            "predictor": {"MIN_FACE": MIN_FACE, "MIN_CONFIDENCE": MIN_CONFIDENCE}}
+    names = {
+        mtcnn: ("CELL", "STRIDE", "PYRAMID_FACTOR", "MIN_PROPOSAL_SCORE", "MIN_REFINED_SCORE",
+                "MIN_FACE_SCORE", "MAX_LEVEL_IOU", "MAX_PHOTO_IOU", "MAX_FACE_OVERLAP",
+                "REFINE_SIZE", "OUTPUT_SIZE", "MAX_TILE"),
+        detector: ("SPAN", "REACH", "MIN_SAME_FACE_IOU"),
+        predictor: ("MIN_FACE", "MIN_CONFIDENCE", "INTERVAL_SHARE"),
+        results: ("FIELDS",),
+        drawing: ("COLOURS", "MAX_COVERED"),
+        tracking: ("MIN_IOU", "MAX_MISSES", "MIN_NEWEST_WEIGHT", "SMOOTHING"),
+    }
+    return {module.__name__.split(".")[-1]: {name: getattr(module, name) for name in of_module}
+            for module, of_module in names.items()}
 
 
 if __name__ == "__main__":

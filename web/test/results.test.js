@@ -3,7 +3,8 @@ import { test } from "node:test";
 
 import { centralInterval, distributionMean, distributionMedian, distributionStd, massAbove }
   from "../src/metrics.js";
-import { FIELDS, faceFromProbs, resultRows, toCsv, toJsonLines, toTabs } from "../src/results.js";
+import { faceFromProbs } from "../src/predictor.js";
+import { FIELDS, resultRows, toCsv, toJsonLines, toTabs } from "../src/results.js";
 import { thresholdText } from "../src/words.js";
 
 const AGES = [0, 1, 2, 3, 4];
