@@ -132,6 +132,32 @@ class FaceDetector:
             done += len(batch)
         return aligned
 
+    def align_at(self, photo, boxes, landmarks=None):
+        """Both passes for faces that another detector has found in a photo.
+
+        Args:
+            photo: PIL.Image, RGB, upright.
+            boxes: (N, 4) xyxy pixels of the photo.
+            landmarks: (N, 5, 2) or (N, 2, 2) xy, see face.roll_from_landmarks; None to find them.
+        Returns:
+            list of AlignedFace in the order of the boxes, with these boxes; confidence 0.0 and
+            aligned_bbox None for a face that is not found there.
+        """
+        count = len(boxes)
+        confidences = np.zeros(count, np.float32)
+        if landmarks is None:
+            landmarks = np.zeros((count, 5, 2))
+            landmarks[:, 1, 0] = 1  # level eyes, if there is no face to tell
+            nearby = self._find_near([(photo, box, 0) for box in boxes])
+            for index, (faces, box) in enumerate(zip(nearby, boxes, strict=True)):
+                best = _closest(faces.bboxes, box, MIN_SAME_FACE_IOU)
+                if best is not None:
+                    landmarks[index] = faces.landmarks[best]
+                    confidences[index] = faces.confidences[best]
+        [aligned] = self._second_pass([photo], [Detections(np.asarray(boxes, float), confidences,
+                                                           landmarks)])
+        return aligned
+
     def _detect_all(self, photos):
         summed = [SummedPhoto(np.asarray(photo)) for photo in photos]
         scans = [[window for level in self._levels(photo.size)
