@@ -80,8 +80,8 @@ def parse_args(argv=None):
                         help="of the face detector, 0..1; a lower one finds more faces, and more "
                              "that are none")
     parser.add_argument("--any_rotation", action="store_true",
-                        help="turn photos in which no face is found to their sides and upside "
-                             "down; these take four times as long")
+                        help="find faces that lie on their side or upside down too; about three "
+                             "times as slow")
     parser.add_argument("--device", default="auto",
                         help="auto (a GPU if PyTorch finds one), cpu, cuda, cuda:N or mps")
     return cli.parse_with_overrides(parser, argv,
@@ -273,8 +273,8 @@ class PhotoSummary:
         if self.earlier_count:
             print(f"{self.earlier_count} more images were done by an earlier run")
         if missing:
-            print(f"{missing} images of other processes are not done yet; the tables are written "
-                  "when all are")
+            print(f"images that other processes still work on: {missing}; the tables are written "
+                  "when all are done")
             return
         pictures = "" if args.tables_only else "annotated images, "
         print(f"{pictures}results.csv and results.jsonl are in {args.output_dir}/")

@@ -70,11 +70,11 @@ def draw_faces(photo, faces, age_bins, plot=True, numbers=None, threshold=None):
 
 
 def age_text(face, threshold=None):
-    """Age and central 80% interval, "34, 29-40"; with a threshold "34, 29-40, 18+: 99%"."""
+    """Age and central 80% interval, "34, 29-40"; with a threshold "34, 29-40, 18+: 99.6%"."""
     text = f"{face.age:.0f}, {face.low:.0f}-{face.high:.0f}"
     if threshold is None:
         return text
-    return f"{text}, {threshold}+: {face.probability_of_at_least(threshold):.0%}"
+    return f"{text}, {threshold}+: {face.probability_of_at_least(threshold):.1%}"
 
 
 def draw_corner_text(picture, text):

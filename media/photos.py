@@ -30,7 +30,7 @@ def find_images(folder, recursive=False, leave_out=None):
     Raises:
         ValueError: there is no image.
     """
-    seen = {Path(leave_out).resolve()} if leave_out else set()
+    seen = {Path(leave_out).resolve()} - {Path(folder).resolve()} if leave_out else set()
     images, others, deeper = [], [], False
     for place, folders, names in os.walk(folder, followlinks=True):
         real = Path(place).resolve()

@@ -126,7 +126,7 @@ class PhotoResults:
 
     def is_done(self, name, path):
         """Whether an earlier run has the results of this photo as it is now."""
-        return name in self._earlier and self._earlier[name][0] == _stamp(path)
+        return (name, _stamp(path)) in self._earlier
 
     def add(self, name, path, faces, status=OK):
         """Keep the results of one photo.
@@ -155,15 +155,15 @@ class PhotoResults:
         """
         with suppress(FileNotFoundError):  # another process has just written and deleted all
             index = self._index()
-            missing = sum(name not in index for name in paths)
+            places = {name: index.get((name, _stamp(path))) for name, path in paths.items()}
+            missing = sum(place is None for place in places.values())
             if missing and only_complete:
                 return missing
             with (replaced(self.folder / RESULTS_NAME) as csv_path,
                   replaced(self.folder / LINES_NAME) as jsonl_path,
                   ResultFiles(None, self.fields, (csv_path, jsonl_path)) as results):
-                for name in paths:
-                    if name in index:
-                        results.write_rows(_read_line(*index[name][1:])["rows"])
+                for place in filter(None, places.values()):
+                    results.write_rows(_read_line(*place)["rows"])
             if missing:
                 return missing
         self._file.close()
@@ -172,7 +172,7 @@ class PhotoResults:
         return 0
 
     def _index(self):
-        """{name: (stamp, file, place in it)} of the latest line of each photo."""
+        """{(name, stamp): (file, place in it)} of all lines that are whole."""
         index = {}
         for path in sorted(self.parts.glob("*.jsonl")):
             place = 0
@@ -180,7 +180,7 @@ class PhotoResults:
                 for line in file:
                     with suppress(ValueError, KeyError):  # cut short by a kill
                         entry = json.loads(line)
-                        index[entry["file"]] = entry["stamp"], path, place
+                        index[entry["file"], entry["stamp"]] = path, place
                     place += len(line)
         return index
 

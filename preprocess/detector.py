@@ -55,6 +55,7 @@ class AlignedFace:
     aligned_bbox: (4,) xyxy pixels of the rotated, expanded canvas, from the second pass; None if
         it finds no face.
     confidence: probability in 0.7..1, from the second pass if it finds the face.
+    first_confidence: probability in 0.7..1, from the first pass.
     """
 
     bbox: np.ndarray
@@ -62,6 +63,7 @@ class AlignedFace:
     landmarks: np.ndarray
     roll_deg: float
     aligned_bbox: np.ndarray | None
+    first_confidence: float
 
 
 class FaceDetector:
@@ -271,7 +273,8 @@ def _aligned_face(faces, index, target, upright):
     return AlignedFace(
         bbox=faces.bboxes[index], landmarks=faces.landmarks[index], roll_deg=roll_deg,
         confidence=float(faces.confidences[index] if best is None else upright.confidences[best]),
-        aligned_bbox=None if best is None else upright.bboxes[best])
+        aligned_bbox=None if best is None else upright.bboxes[best],
+        first_confidence=float(faces.confidences[index]))
 
 
 def detection_batches(items, photo_of=lambda item: item):
