@@ -31,6 +31,7 @@ from utils.cli import HelpFormatter, add_device_flag, run_main
 from utils.device import device_name
 from utils.files import file_sha256, is_current, replaced, writable_folder
 from utils.pipeline import available_cores, map_ahead
+from utils.share import process_share
 from utils.tables import read_rows
 
 AHEAD = 3  # chunks that wait for each worker process
@@ -81,9 +82,9 @@ def main():
     data_dir, list_dir = Path(args.data_dir), Path(args.list_dir or args.data_dir)
     lists = find_lists(data_dir, list_dir, args.dataset)
     writable_folder(list_dir)
-    rank, world_size, local_size = (int(os.environ.get(name, default)) for name, default in (
-        ("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_WORLD_SIZE", 1)))
-    workers = max(1, available_cores() // local_size) if args.workers is None else args.workers
+    rank, world_size = process_share()
+    processes_here = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    workers = max(1, available_cores() // processes_here) if args.workers is None else args.workers
     if workers < 1:
         raise ValueError(f"--workers must be at least 1, got {workers}")
 
