@@ -36,7 +36,7 @@ from media.video import ESC, ClipWriter, FrameRate, Frames, Window
 from predictor import MIN_CONFIDENCE, MIN_FACE, AgeEstimator
 from preprocess.face import IMAGE_ENDINGS
 from utils import cli
-from utils.files import writable_folder
+from utils.files import named_full_disk, remove_leftovers, writable_folder
 from utils.locks import only_writer
 from utils.pipeline import map_ahead
 
@@ -97,7 +97,8 @@ def run_photos(args):
     else:
         estimator = build_estimator(args)
         writable_folder(args.output_dir, "--output_dir")
-        with only_writer(args.output_dir, OTHER_OUTPUT):
+        with only_writer(args.output_dir, OTHER_OUTPUT), named_full_disk(args.output_dir):
+            remove_leftovers(args.output_dir)
             summary = write_photos(estimator, folder, names, args)
     if not summary.read_count and summary.unreadable_count:
         raise ValueError(f"none of the images in '{args.img_dir}' could be read")
@@ -224,7 +225,8 @@ def run_stream(args):
                 show_stream(stream, frames, window)
             else:
                 writable_folder(args.output_dir, "--output_dir")
-                with only_writer(args.output_dir, OTHER_OUTPUT):
+                with only_writer(args.output_dir, OTHER_OUTPUT), \
+                        named_full_disk(args.output_dir):
                     write_stream(stream, frames, args)
         except KeyboardInterrupt:
             pass  # the usual end of a camera without a window; everything is closed below
