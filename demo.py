@@ -41,7 +41,7 @@ from media.video import ESC, ClipWriter, FrameRate, Frames, Window
 from predictor import MIN_CONFIDENCE, MIN_FACE, AgeEstimator
 from preprocess.face import IMAGE_ENDINGS
 from utils import cli
-from utils.files import writable_folder
+from utils.files import named_full_disk, remove_leftovers, writable_folder
 from utils.locks import only_writer
 from utils.pipeline import map_ahead
 from utils.share import process_share
@@ -130,8 +130,11 @@ def run_photos(args):
         share = process_share()
         estimator = build_estimator(args)
         writable_folder(args.output_dir, "--output_dir")
-        # Processes that share the work write to one folder on purpose.
-        with nullcontext() if share[1] > 1 else only_writer(args.output_dir, OTHER_OUTPUT):
+        is_alone = share[1] == 1  # processes that share the work write to one folder on purpose
+        with only_writer(args.output_dir, OTHER_OUTPUT) if is_alone else nullcontext(), \
+                named_full_disk(args.output_dir):
+            if is_alone:
+                remove_leftovers(args.output_dir)
             summary = write_photos(estimator, folder, names, args, *share)
     if not summary.read_count and summary.unreadable_count:
         raise ValueError(f"none of the images in '{args.img_dir}' could be read")
@@ -305,7 +308,8 @@ def run_stream(args):
             else:
                 writable_folder(args.output_dir, "--output_dir")
                 stack.enter_context(only_writer(args.output_dir, OTHER_OUTPUT))
-                write_stream(stream, frames, args)
+                with named_full_disk(args.output_dir):
+                    write_stream(stream, frames, args)
         except KeyboardInterrupt:
             pass  # the usual end of a camera without a window; everything is closed below
     summary.print()

@@ -145,7 +145,7 @@ def read_faces(source, split, cfg, protocol=None):
         protocol: name of a split file NAME_split_PROTOCOL.csv, which replaces the lists' split.
     Returns:
         DataFrame with the columns root, dataset, REQUIRED and OPTIONAL. Missing optional values
-        are NaN or None. deg and the box are NaN if the whole image is the crop. age_min and
+        are NaN or None. deg and the box are NaN if the list has none. age_min and
         age_max equal age if the age is exact.
     Raises:
         FileNotFoundError: there is no such list; the message names the splits that exist.

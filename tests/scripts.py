@@ -91,11 +91,11 @@ def refusal(done):
 def interrupt_after(process, run, epochs, interrupt=lambda process: process.send_signal(
         signal.SIGINT)):
     """Interrupt the process when the log has these epochs; returns what was printed."""
-    deadline = time.time() + 120
+    deadline = time.time() + 300
     log = run / "log.jsonl"
     while not (log.is_file() and len(log.read_text().splitlines()) >= epochs):
         assert time.time() < deadline
         assert process.poll() is None, process.communicate()
         time.sleep(0.01)
     interrupt(process)
-    return process.communicate(timeout=120)[0]
+    return process.communicate(timeout=300)[0]

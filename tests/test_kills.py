@@ -94,11 +94,11 @@ def test_filling_the_crop_cache(tmp_path):
     assert path.read_bytes() == whole.path.read_bytes()
 
 
-def write_photos(folder):
+def write_photos(folder, count):
     """Copies of the sample photos, and a list of them."""
     samples = sorted(path for path in SAMPLES.iterdir() if path.suffix in (".png", ".jpg"))
     rows = []
-    for number in range(100):
+    for number in range(count):
         sample = samples[number % len(samples)]
         photo = f"{number}{sample.suffix}"
         shutil.copy(sample, folder / photo)
@@ -109,7 +109,7 @@ def write_photos(folder):
 def test_aligning(tmp_path):
     for name in ("whole", "parts"):
         (tmp_path / name).mkdir()
-        write_photos(tmp_path / name)
+        write_photos(tmp_path / name, 100)
 
     def align(name):
         with pytest.MonkeyPatch.context() as patched:
@@ -129,7 +129,7 @@ def test_aligning(tmp_path):
 
 def test_a_demo_over_a_folder(tmp_path):
     (tmp_path / "photos").mkdir()
-    write_photos(tmp_path / "photos")
+    write_photos(tmp_path / "photos", 30)
     model = write_model(tmp_path / "model.pth")
 
     def run(out):

@@ -1,12 +1,12 @@
 """Which files a run keeps in its folder, and when one replaces another."""
 
 import shutil
-from contextlib import nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 
 from checkpoint import load_checkpoint, save_checkpoint
 from utils import distributed
-from utils.files import replaced
+from utils.files import remove_leftovers, replaced
 from utils.locks import only_writer
 
 
@@ -27,15 +27,19 @@ class RunFolder:
         self.path = Path(path)
         self.last, self.best = self.path / "last.pth", self.path / "best.pth"
 
+    @contextmanager
     def locked(self):
-        """Context in which no other run can use the folder; it creates the folder.
+        """Create the folder, and let no other run use it within the context.
 
         Raises:
             ValueError: another process trains there; names that process.
         """
         if not distributed.is_main():
-            return nullcontext()
-        return only_writer(self.path, "name another folder with --checkpoint")
+            yield
+            return
+        with only_writer(self.path, "name another folder with --checkpoint"):
+            remove_leftovers(self.path)
+            yield
 
     def write_config(self, cfg):
         """Write config.yaml."""
