@@ -98,6 +98,11 @@ def log_probs_of(model, pixels, tta=False):
     if not tta:
         return log_probs
     mirrored = model(pixels.flip(-1)).float().log_softmax(dim=1)
+    return mean_of_views(log_probs, mirrored)
+
+
+def mean_of_views(log_probs, mirrored):
+    """(B, K) log of the mean of two distributions, each given as (B, K) log-probabilities."""
     return torch.logaddexp(log_probs, mirrored) - math.log(2)
 
 

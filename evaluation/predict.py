@@ -13,7 +13,7 @@ from batches import build_eval_loader
 from checkpoint import load_checkpoint
 from dataset import FaceDataset
 from defaults import FREE_OF_CHECKPOINT, age_bins, override_cfg
-from engine import predict
+from engine import mean_of_views, predict
 from evaluation.predictions import Predictions
 from evaluation.scores import Variants
 from lists import BOX, OPTIONAL, read_sources
@@ -114,7 +114,7 @@ def predict_split(resume, sources, split, device, opts=(), protocol=None, cache_
         opts: flat KEY VALUE pairs over the checkpoint's config: TEST.*, FREE_OF_CHECKPOINT.
         protocol: name of a split file, or None.
         cache_dir: folder of the crop cache, or None.
-        with_tta: predict once more with test-time augmentation, unless TEST.TTA is on anyway.
+        with_tta: predict the mirror images too, unless TEST.TTA does so anyway.
     Returns:
         SplitPredictions.
     Raises:
@@ -127,9 +127,22 @@ def predict_split(resume, sources, split, device, opts=(), protocol=None, cache_
     faces = read_sources(sources, split, cfg, protocol)
     loader = build_eval_loader(faces, cfg, device, cache_dir)
     log_probs = predict(model, loader, device, cfg.TEST.TTA, "testing")
-    log_probs_tta = predict(model, loader, device, True, "testing with TTA") \
-        if with_tta and not cfg.TEST.TTA else None
+    log_probs_tta = None
+    if with_tta and not cfg.TEST.TTA:
+        mirrored = predict(_MirroredInput(model), loader, device, description="testing mirrored")
+        log_probs_tta = mean_of_views(log_probs, mirrored)
     return SplitPredictions(str(path), checkpoint, cfg, loader.dataset, log_probs, log_probs_tta)
+
+
+class _MirroredInput(torch.nn.Module):
+    """A network that sees each image mirrored, so that TTA needs no third pass over the faces."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, pixels):
+        return self.model(pixels.flip(-1))
 
 
 def sharpness(face):
