@@ -322,7 +322,8 @@ def make_releases(folder):
             path.write_text(text)
     (folder / "adience" / "aligned").mkdir()
     (folder / "imdb" / "imdb_crop").mkdir(parents=True)
-    savemat(folder / "imdb" / "imdb_crop" / "imdb.mat", {"imdb": {
+    # MATLAB compresses it, with a checksum. Without one, scipy crashes on some damaged files.
+    savemat(folder / "imdb" / "imdb_crop" / "imdb.mat", do_compression=True, mdict={"imdb": {
         "dob": [730668, 730669], "photo_taken": [2030, 2031], "gender": [1.0, 0.0],
         "full_path": np.array(["00/a.jpg", "01/b.jpg"], object),
         "face_location": np.array([np.array([[1.0, 2, 3, 4]])] * 2, object),
