@@ -1,7 +1,7 @@
 """Which files a run keeps in its folder, and when one replaces another."""
 
 import shutil
-from contextlib import nullcontext
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from checkpoint import load_checkpoint, save_checkpoint
@@ -27,15 +27,17 @@ class RunFolder:
         self.path = Path(path)
         self.last, self.best = self.path / "last.pth", self.path / "best.pth"
 
+    @contextmanager
     def locked(self):
         """Context in which no other run can use the folder; it creates the folder.
 
         Raises:
             ValueError: another process trains there; names that process.
         """
-        if not distributed.is_main():
-            return nullcontext()
-        return only_writer(self.path, "name another folder with --checkpoint")
+        writer = only_writer(self.path, "name another folder with --checkpoint")
+        with ExitStack() as stack:
+            distributed.call_in_main(lambda: stack.enter_context(writer))
+            yield
 
     def write_config(self, cfg):
         """Write config.yaml."""
