@@ -1,11 +1,13 @@
 """Estimate the age of every face in a folder of photos, a clip or a camera's picture.
 
     python demo.py                                    the camera, in a window
-    python demo.py --img_dir PHOTOS                   a window a photo: any key for the next
+    python demo.py --img_dir PHOTOS                   a window for each photo: any key for the next
     python demo.py --img_dir PHOTOS --output_dir OUT  annotated photos and tables, no window
     python demo.py --video CLIP.mp4 --output_dir OUT  annotated clip and tables, no window
 
-ESC, q (camera and clip), closing the window or Ctrl-C ends it.
+ESC, q (camera and clip), closing the window or Ctrl-C ends it. A stopped run over a folder goes on
+when it is started again. Several processes or machines share a folder if each is started with its
+own number: RANK=0 WORLD_SIZE=4 python demo.py ..., RANK=1 WORLD_SIZE=4 ...
 """
 
 import argparse
@@ -13,7 +15,7 @@ import signal
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 
@@ -21,15 +23,18 @@ from PIL import Image
 from tqdm import tqdm
 
 from media.drawing import age_text, draw_corner_text, draw_faces
-from media.photos import find_images, save_picture
+from media.photos import find_images, picture_name, save_picture
 from media.results import (
+    FIELDS,
     NO_FACE,
     NOT_DRAWN,
     OK,
     RESULTS_NAME,
     UNREADABLE,
     VIDEO_FIELDS,
+    PhotoResults,
     ResultFiles,
+    with_threshold,
 )
 from media.tracking import FaceTracker
 from media.video import ESC, ClipWriter, FrameRate, Frames, Window
@@ -39,34 +44,47 @@ from utils import cli
 from utils.files import writable_folder
 from utils.locks import only_writer
 from utils.pipeline import map_ahead
+from utils.share import process_share
 
-TABLE_ROWS = 20  # shown at the end; all of them are in results.csv
+MAX_TABLE_ROWS = 20  # shown at the end; all of them are in results.csv
+MAX_NAME = 60  # characters of a file name in this table
 WINDOW_TITLE = "age estimation"
-OTHER_OUTPUT = "choose another --output_dir"
-STREAM_MIN_FACE_RATIO = 0.1  # of the shorter side: smaller faces in a stream are left for photos
+OTHER_OUTPUT = "wait for it, or choose another --output_dir"
+STREAM_MIN_FACE_RATIO = 0.1  # of the shorter side: smaller faces in a stream are not looked for
 
 
 def parse_args(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=cli.HelpFormatter)
     source = parser.add_mutually_exclusive_group()
     source.add_argument("--img_dir", type=Path, help="folder of photos, or one photo")
-    source.add_argument("--video", type=Path, help="clip")
+    source.add_argument("--video", help="clip, or an rtsp:// or http(s):// address")
     source.add_argument("--camera", type=int, default=0, help="number of the camera")
     parser.add_argument("--output_dir", type=Path,
                         help="write annotated pictures, results.csv and results.jsonl here "
-                             "instead of opening a window; the photos that are read are never "
-                             "overwritten, earlier results are")
+                             "instead of opening a window; earlier results are overwritten, the "
+                             "photos that are read never are")
+    parser.add_argument("--tables_only", action="store_true",
+                        help="write results.csv and results.jsonl, but no pictures")
     parser.add_argument("--recursive", action="store_true",
                         help="also the photos in folders within --img_dir")
-    parser.add_argument("--resume", help="checkpoint, name from misc/models.yaml, or https URL "
-                        "ending in #sha256=HEX; by default the model in misc/")
+    parser.add_argument("--resume", help="checkpoint, .onnx file, name from misc/models.yaml, or "
+                        "https URL ending in #sha256=HEX; by default the model in misc/")
+    parser.add_argument("--threshold", type=int, metavar="YEARS",
+                        help="also give the probability of being at least so old; read the "
+                             "warning in MODEL_CARD.md first")
     parser.add_argument("--no_plot", action="store_true",
                         help="do not draw the age distribution beside each face")
-    parser.add_argument("--min_face", type=int, help="pixels, smallest face looked for; by "
-                        f"default {MIN_FACE}, in a stream also a tenth of the shorter side")
+    parser.add_argument("--min_face", type=int, help="pixels, smallest face looked for; a larger "
+                        f"value is faster on large photos; by default {MIN_FACE}, in a stream "
+                        "also a tenth of the shorter side")
     parser.add_argument("--min_confidence", type=float, default=MIN_CONFIDENCE,
-                        help="of the face detector, 0..1; lower finds more and errs more")
-    cli.add_device_flag(parser)
+                        help="of the face detector, 0..1; a lower one finds more faces, and more "
+                             "that are none")
+    parser.add_argument("--any_rotation", action="store_true",
+                        help="find faces that lie on their side or upside down too; about three "
+                             "times as slow")
+    parser.add_argument("--device", default="auto",
+                        help="auto (a GPU if PyTorch finds one), cpu, cuda, cuda:N or mps")
     return cli.parse_with_overrides(parser, argv,
                                     "TEST.* only, for example TEST.DECODE median")
 
@@ -75,15 +93,29 @@ def main(argv=None):
     args = parse_args(argv)
     if args.recursive and args.img_dir is None:
         raise ValueError("--recursive is for photos; name their folder with --img_dir")
+    if args.tables_only and args.output_dir is None:
+        raise ValueError("--tables_only writes tables; name their folder with --output_dir")
     return run_stream(args) if args.img_dir is None else run_photos(args)
 
 
 def build_estimator(args, min_face_ratio=0.0):
     if args.min_face is not None:
         min_face_ratio = 0.0
-    return AgeEstimator(args.resume, args.device, args.opts,
-                        MIN_FACE if args.min_face is None else args.min_face, min_face_ratio,
-                        args.min_confidence)
+    estimator = AgeEstimator(args.resume, args.device, args.opts,
+                             MIN_FACE if args.min_face is None else args.min_face, min_face_ratio,
+                             args.min_confidence, any_rotation=args.any_rotation)
+    first, last = estimator.age_bins[0], estimator.age_bins[-1]
+    if args.threshold is not None and not first < args.threshold <= last:
+        raise ValueError(f"--threshold must lie in {first + 1}..{last}, the ages that the model "
+                         f"knows; got {args.threshold}")
+    return estimator
+
+
+def print_warning(threshold):
+    """Beside the probabilities of being at least so old."""
+    if threshold is not None:
+        print(f"p_at_least_{threshold} is an estimate from a face. Do not decide by it what "
+              "somebody may buy or do; MODEL_CARD.md says how often it is wrong")
 
 
 # ---- Photos
@@ -95,10 +127,12 @@ def run_photos(args):
         with Window(WINDOW_TITLE) as window:
             summary = show_photos(build_estimator(args), folder, names, window, args)
     else:
+        share = process_share()
         estimator = build_estimator(args)
         writable_folder(args.output_dir, "--output_dir")
-        with only_writer(args.output_dir, OTHER_OUTPUT):
-            summary = write_photos(estimator, folder, names, args)
+        # Processes that share the work write to one folder on purpose.
+        with nullcontext() if share[1] > 1 else only_writer(args.output_dir, OTHER_OUTPUT):
+            summary = write_photos(estimator, folder, names, args, *share)
     if not summary.read_count and summary.unreadable_count:
         raise ValueError(f"none of the images in '{args.img_dir}' could be read")
     return 0
@@ -108,17 +142,23 @@ def list_photos(args):
     """(folder, names in it) of the photos asked for; none of them will be overwritten."""
     if args.img_dir.is_file():
         if args.output_dir is not None and args.img_dir.suffix.lower() not in IMAGE_ENDINGS:
-            raise ValueError(f"'{args.img_dir}' is none of the images that can be written "
+            raise ValueError(f"'{args.img_dir}' is not one of the images that can be read "
                              f"({', '.join(IMAGE_ENDINGS)}); a clip is given with --video")
         folder, names = args.img_dir.parent, [Path(args.img_dir.name)]
     elif args.img_dir.is_dir():
         folder = args.img_dir
-        names = find_images(folder, args.recursive, leave_out=args.output_dir)
+        names, others = find_images(folder, args.recursive, leave_out=args.output_dir)
+        if others:
+            shown = ", ".join(f"'{name}'" for name in others[:5])
+            print(f"warning: {len(others)} files look like pictures but are not read: {shown}"
+                  f"{', ...' if others[5:] else ''}; convert them to JPEG or PNG",
+                  file=sys.stderr)
     else:
         raise FileNotFoundError(f"--img_dir '{args.img_dir}' not found")
-    if args.output_dir is not None:
+    if args.output_dir is not None and not args.tables_only:
         inputs = {(folder / name).resolve() for name in names}
-        clash = next((name for name in names if (args.output_dir / name).resolve() in inputs), None)
+        clash = next((name for name in names
+                      if (args.output_dir / picture_name(name)).resolve() in inputs), None)
         if clash is not None:
             raise ValueError(f"'{folder / clash}' would be overwritten; choose another "
                              "--output_dir")
@@ -127,54 +167,81 @@ def list_photos(args):
 
 def show_photos(estimator, folder, names, window, args):
     """One photo after the other, until ESC."""
-    summary = PhotoSummary()
+    summary = PhotoSummary(args.threshold)
     paths = [folder / name for name in names]
     for name, reading in zip(names, estimator.stream(paths, batch_photos=1), strict=True):
         print(summary.add(name.as_posix(), reading))
         if reading.problem:
             continue
         window.show(draw_faces(reading.photo, reading.faces, estimator.age_bins,
-                               not args.no_plot))
+                               not args.no_plot, threshold=args.threshold))
         if window.wait_key() == ESC:
             break
+    print_warning(args.threshold)
     return summary
 
 
-def write_photos(estimator, folder, names, args):
-    """Annotated photos, results.csv and results.jsonl."""
+def write_photos(estimator, folder, names, args, rank=0, process_count=1):
+    """Annotated photos, results.csv and results.jsonl; this process's share of them."""
     def annotate(job):
         name, reading = job
         if reading.problem:
-            return name.as_posix(), reading, f"{UNREADABLE}: {reading.problem}"
+            return name, reading, f"{UNREADABLE}: {reading.problem}"
         try:
-            save_picture(draw_faces(reading.photo, reading.faces, estimator.age_bins,
-                                    not args.no_plot), args.output_dir / name)
+            if not args.tables_only:
+                picture = draw_faces(reading.photo, reading.faces, estimator.age_bins,
+                                     not args.no_plot, threshold=args.threshold)
+                save_picture(picture, args.output_dir / picture_name(name))
         except ValueError as error:
-            return name.as_posix(), reading, f"{NOT_DRAWN}: {error}"
-        return name.as_posix(), reading, OK
+            return name, reading, f"{NOT_DRAWN}: {error}"
+        return name, reading, OK
 
-    summary = PhotoSummary()
-    paths = [folder / name for name in names]
+    summary = PhotoSummary(args.threshold)
+    paths = {name.as_posix(): folder / name for name in names}
     started = time.perf_counter()
-    with ResultFiles(args.output_dir) as results, ThreadPoolExecutor(2) as savers:
-        jobs = zip(names, estimator.stream(paths), strict=True)
-        annotated = map_ahead(partial(savers.submit, annotate), jobs, 4)
-        bar = tqdm(annotated, total=len(names), unit="image")
-        for name, reading, status in bar:
-            line = summary.add(name, reading, status)
-            if status != OK:
-                bar.write(line, file=sys.stderr)
-            results.write({"file": name}, list(enumerate(reading.faces, 1)), status)
-    summary.print(time.perf_counter() - started, args.output_dir)
+    with (PhotoResults(args.output_dir, settings_text(estimator, args),
+                       with_threshold(FIELDS, args.threshold)) as results,
+          ThreadPoolExecutor(2) as savers):
+        mine = names[rank::process_count]
+        todo = [name for name in mine
+                if not results.is_done(name.as_posix(), paths[name.as_posix()])]
+        summary.earlier_count = len(mine) - len(todo)
+        jobs = zip(todo, estimator.stream(folder / name for name in todo), strict=True)
+        bar = tqdm(map_ahead(partial(savers.submit, annotate), jobs, 4), total=len(mine),
+                   initial=summary.earlier_count, unit="image")
+        try:
+            for name, reading, status in bar:
+                line = summary.add(name.as_posix(), reading, status)
+                if status != OK:
+                    bar.write(line, file=sys.stderr)
+                results.add(name.as_posix(), folder / name, reading.faces, status)
+        finally:
+            missing = results.write_tables(paths, only_complete=process_count > 1)
+    summary.print(time.perf_counter() - started, args, missing)
+    print_warning(args.threshold)
     return summary
 
 
-class PhotoSummary:
-    """Counts of a run over photos, and the first lines of its results."""
+def settings_text(estimator, args):
+    """Text that changes with everything that changes the results of a photo."""
+    model = Path(estimator.network.path)
+    state = model.stat()
+    return repr((model.name, state.st_size, state.st_mtime_ns, estimator.cfg.TEST.TTA,
+                 estimator.cfg.TEST.DECODE, args.min_face, args.min_confidence, args.any_rotation,
+                 args.tables_only, args.no_plot))
 
-    def __init__(self):
-        self.lines = []
+
+class PhotoSummary:
+    """Counts of a run over photos, and the first lines of its results.
+
+    Args:
+        threshold: years, or None, see age_text().
+    """
+
+    def __init__(self, threshold=None):
+        self.threshold, self.lines = threshold, []
         self.read_count = self.unreadable_count = self.face_count = self.faceless_count = 0
+        self.earlier_count = 0  # done by an earlier run
 
     def add(self, name, reading, status=OK):
         """Count a photo; its results in words."""
@@ -185,25 +252,38 @@ class PhotoSummary:
             self.read_count += 1
             self.face_count += len(reading.faces)
             self.faceless_count += not reading.faces
-            words = "; ".join(map(age_text, reading.faces)) or NO_FACE
+            words = "; ".join(age_text(face, self.threshold) for face in reading.faces) or NO_FACE
             if status != OK:
                 words += f" ({status})"
-        if len(self.lines) < TABLE_ROWS:
-            self.lines.append((name, words))
+        if len(self.lines) < MAX_TABLE_ROWS:
+            self.lines.append((shortened(name), words))
         return f"{name}: {words}"
 
-    def print(self, seconds, output_dir):
+    def print(self, seconds, args, missing):
         count = self.read_count + self.unreadable_count
-        width = max(len(name) for name, _ in self.lines)
+        width = max([len("file"), *(len(name) for name, _ in self.lines)])
         print(f"{'file':{width}}  age, 80% interval")
         for name, words in self.lines:
             print(f"{name:{width}}  {words}")
         if count > len(self.lines):
-            print(f"... and {count - len(self.lines)} more in {output_dir / RESULTS_NAME}")
+            print(f"... and {count - len(self.lines)} more in {args.output_dir / RESULTS_NAME}")
         print(f"images: {count} in {seconds:.1f} s, {count / seconds:.1f} images/s; faces: "
               f"{self.face_count}; images without a face: {self.faceless_count}; unreadable: "
               f"{self.unreadable_count}")
-        print(f"annotated images, results.csv and results.jsonl are in {output_dir}/")
+        if self.earlier_count:
+            print(f"{self.earlier_count} more images were done by an earlier run")
+        if missing:
+            print(f"images that other processes still work on: {missing}; the tables are written "
+                  "when all are done")
+            return
+        pictures = "" if args.tables_only else "annotated images, "
+        print(f"{pictures}results.csv and results.jsonl are in {args.output_dir}/")
+
+
+def shortened(name):
+    """A long file name with its middle left out."""
+    half = (MAX_NAME - 3) // 2
+    return name if len(name) <= MAX_NAME else f"{name[:half]}...{name[-half:]}"
 
 
 # ---- Camera and clip
@@ -217,18 +297,22 @@ def run_stream(args):
         estimator = build_estimator(args, STREAM_MIN_FACE_RATIO)
         tracker = stack.enter_context(FaceTracker(
             estimator, estimator.age_bins, estimator.cfg.TEST.DECODE, wait=not frames.is_camera))
-        summary = StreamSummary()
+        summary = StreamSummary(args.threshold)
         stream = annotated_frames(frames, tracker, summary, estimator.age_bins, not args.no_plot)
         try:
             if window:
                 show_stream(stream, frames, window)
             else:
                 writable_folder(args.output_dir, "--output_dir")
-                with only_writer(args.output_dir, OTHER_OUTPUT):
-                    write_stream(stream, frames, args)
+                stack.enter_context(only_writer(args.output_dir, OTHER_OUTPUT))
+                write_stream(stream, frames, args)
         except KeyboardInterrupt:
             pass  # the usual end of a camera without a window; everything is closed below
     summary.print()
+    print_warning(args.threshold)
+    if frames.lost:
+        print(f"warning: {frames.lost} frames of {frames.name} could not be read and are left out; "
+              "is the file damaged?", file=sys.stderr)
     if frames.has_broken_off:
         print(f"warning: only {frames.seconds:.1f} of {frames.duration:.1f} s of {frames.name} "
               "could be read; is the file damaged or incomplete?", file=sys.stderr)
@@ -254,7 +338,7 @@ def annotated_frames(frames, tracker, summary, age_bins, plot):
         tracked = tracker.update(frame)
         summary.add(tracked)
         yield draw_faces(Image.fromarray(frame), [face for _, face in tracked], age_bins, plot,
-                         [number for number, _ in tracked]), tracked
+                         [number for number, _ in tracked], summary.threshold), tracked
 
 
 def show_stream(stream, frames, window):
@@ -272,24 +356,33 @@ def show_stream(stream, frames, window):
 def write_stream(stream, frames, args):
     """Annotated clip, results.csv and results.jsonl."""
     path = args.output_dir / f"{Path(frames.name).stem}.mp4"
-    ours = (args.output_dir / RESULTS_NAME).exists()  # an earlier run's clip is replaced
-    if path.exists() and (not ours or (args.video is not None and path.samefile(args.video))):
+    ours = (args.output_dir / RESULTS_NAME).exists()  # then the clip is of an earlier run
+    is_source = args.video is not None and Path(args.video).exists() and path.exists() \
+        and path.samefile(args.video)
+    if not args.tables_only and path.exists() and (not ours or is_source):
         raise ValueError(f"'{path}' would be overwritten; choose another --output_dir")
     started = time.perf_counter()
-    with ClipWriter(path, frames.size, frames.fps) as clip, \
-            ResultFiles(args.output_dir, VIDEO_FIELDS) as results:
+    with (nullcontext() if args.tables_only else ClipWriter(path, frames.size, frames.fps) as clip,
+          ResultFiles(args.output_dir, with_threshold(VIDEO_FIELDS, args.threshold)) as results):
         for index, (picture, tracked) in enumerate(tqdm(stream, total=frames.count or None,
                                                         unit="frame")):
             seconds = time.perf_counter() - started if frames.is_camera else frames.seconds
-            clip.write(picture, seconds)
+            if clip is not None:
+                clip.write(picture, seconds)
             results.write({"file": frames.name, "frame": index, "time_s": seconds}, tracked)
-    print(f"annotated clip {path}, results.csv and results.jsonl are in {args.output_dir}/")
+    clip_words = "" if args.tables_only else f"annotated clip {path}, "
+    print(f"{clip_words}results.csv and results.jsonl are in {args.output_dir}/")
 
 
 class StreamSummary:
-    """Frames and tracks counted; of the first tracks, in how many frames and the latest face."""
+    """Counts of frames and tracks; for the first tracks their frames and the latest face.
 
-    def __init__(self):
+    Args:
+        threshold: years, or None, see age_text().
+    """
+
+    def __init__(self, threshold=None):
+        self.threshold = threshold
         self.started, self.frame_count, self.track_count = time.perf_counter(), 0, 0
         self.tracks = {}
 
@@ -297,7 +390,7 @@ class StreamSummary:
         self.frame_count += 1
         for number, face in tracked:
             self.track_count = max(self.track_count, number)
-            if number in self.tracks or len(self.tracks) < TABLE_ROWS:
+            if number in self.tracks or len(self.tracks) < MAX_TABLE_ROWS:
                 seen, _ = self.tracks.get(number, (0, None))
                 self.tracks[number] = seen + 1, face
 
@@ -305,7 +398,7 @@ class StreamSummary:
         seconds = time.perf_counter() - self.started
         print("face  frames  age, 80% interval")
         for number, (seen, face) in self.tracks.items():
-            print(f"{'#' + str(number):4}  {seen:6}  {age_text(face)}")
+            print(f"{'#' + str(number):4}  {seen:6}  {age_text(face, self.threshold)}")
         print(f"frames: {self.frame_count} in {seconds:.1f} s, "
               f"{self.frame_count / seconds:.1f} frames/s; faces: {self.track_count}")
 

@@ -174,7 +174,7 @@ def _count_features(backbone, size):
 
 def _size_message(arch, size, error):
     works = _next_size(arch, size)
-    way_out = f"the smallest larger one that does is {works}" if works \
+    way_out = f"the next larger size that does is {works}" if works \
         else " ".join(str(error).split())
     return f"MODEL.IMG_SIZE {size} does not work with MODEL.ARCH '{arch}'; {way_out}"
 

@@ -7,10 +7,11 @@
 On a CPU the model in misc/ runs without PyTorch, which is not imported then.
 """
 
+import io
 import math
 import os
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
 
@@ -31,6 +32,9 @@ MAX_DECODERS = 4  # threads that read photos; as many photos are read ahead
 BATCH_PHOTOS = 16  # detected together
 BATCH_PIXELS = 24_000_000  # of these photos together
 INTERVAL_SHARE = 0.8  # of the distribution that lies within low..high
+ONE_IMAGE = (str, os.PathLike, bytes, bytearray, memoryview)  # beside arrays and open files
+QUARTERS = {90: Image.Transpose.ROTATE_90, 180: Image.Transpose.ROTATE_180,
+            270: Image.Transpose.ROTATE_270}  # degrees, counter-clockwise as in Image.rotate
 
 
 class AgeEstimator:
@@ -45,6 +49,8 @@ class AgeEstimator:
         min_face_ratio: the same as a share of an image's shorter side; speeds up large ones.
         min_confidence: 0..1, lowest confidence of the detector.
         threads: CPU threads of the networks; one for each core by default.
+        any_rotation: look for faces in each photo turned by 90, 180 and 270 degrees too, and
+            take the quarter in which they are surest. It takes about three times as long.
     Raises:
         FileNotFoundError, ValueError, OSError: see device_name, find_model, load_age_network.
 
@@ -52,7 +58,7 @@ class AgeEstimator:
     """
 
     def __init__(self, path=None, device="auto", opts=(), min_face=MIN_FACE, min_face_ratio=0.0,
-                 min_confidence=MIN_CONFIDENCE, threads=None):
+                 min_confidence=MIN_CONFIDENCE, threads=None, any_rotation=False):
         if not 0 <= min_confidence <= 1:
             raise ValueError(f"the lowest confidence must lie in 0..1, got {min_confidence}")
         self.device = device_name(device)
@@ -61,7 +67,7 @@ class AgeEstimator:
             self.device = "cpu"
         self.network = load_age_network(file, self.device, opts, threads)
         self.cfg, self.age_bins = self.network.cfg, self.network.age_bins
-        self.min_confidence = min_confidence
+        self.min_confidence, self.any_rotation = min_confidence, any_rotation
         self.detector = FaceDetector(self.device, min_face, min_face_ratio, threads)
         self.detector.load()
 
@@ -69,16 +75,18 @@ class AgeEstimator:
         """Faces of one image or of many.
 
         Args:
-            images: an image or an iterable of images: a path, a PIL.Image, or an (H, W, 3)
-                uint8 RGB array (turn OpenCV's BGR first).
+            images: an image or an iterable of images: a path, bytes or an open binary file, a
+                PIL.Image, or an (H, W, 3) RGB array, uint8 or float in 0..1 (turn OpenCV's BGR
+                first).
         Returns:
             list of Face, the largest first; for several images a list of such lists.
         Raises:
             OSError: a file cannot be read; FileNotFoundError: there is no such file.
-            ValueError: an array of another type or shape.
+            ValueError: anything else, or an array of another type, shape or range.
         """
-        if isinstance(images, (str, os.PathLike, Image.Image)) or (
-                isinstance(images, np.ndarray) and images.ndim in (2, 3)):
+        if (images is None or isinstance(images, (*ONE_IMAGE, Image.Image))
+                or hasattr(images, "read")
+                or (isinstance(images, np.ndarray) and images.ndim in (2, 3))):
             return self._faces([as_photo(images)])[0]
         return [reading.faces for reading in self._stream(images, as_photo, BATCH_PHOTOS)]
 
@@ -114,11 +122,85 @@ class AgeEstimator:
 
     def _faces(self, photos):
         """Faces of RGB photos: list of Face for each."""
-        aligned = [[found for found in faces if found.confidence >= self.min_confidence]
-                   for faces in self.detector.align(photos, faces="all")]
+        aligned = self._aligned(photos)
+        if not self.any_rotation:
+            return self._aged(photos, aligned)
+        turned = [self._turned(photo, faces) for photo, faces in zip(photos, aligned, strict=True)]
+        pictures, aligned, quarters = zip(*turned, strict=True) if turned else ((), (), ())
+        return [[_turned_back(face, photo.size, quarter) for face in faces]
+                for photo, faces, quarter in zip(photos, self._aged(pictures, aligned), quarters,
+                                                 strict=True)]
+
+    def _aligned(self, photos):
+        return [[found for found in faces if found.confidence >= self.min_confidence]
+                for faces in self.detector.align(photos, faces="all")]
+
+    def _aged(self, photos, aligned):
         aged = iter(self.ages_of([(photo, found) for photo, faces in
                                   zip(photos, aligned, strict=True) for found in faces]))
         return [[next(aged) for _ in faces] for faces in aligned]
+
+    def _turned(self, photo, upright_faces):
+        """(photo, its AlignedFaces, quarter) of the quarter in which its faces are surest.
+
+        The first pass tells: a face upside down is found in a quarter of photos, as if it were
+        upright, and the second pass is then as sure as of upright ones.
+        """
+        tried = [(photo, upright_faces, 0)]
+        for quarter, step in QUARTERS.items():
+            picture = photo.transpose(step)
+            tried.append((picture, self._aligned([picture])[0], quarter))
+        return max(tried, key=lambda one: sum(_log_odds(f.first_confidence) for f in one[1]))
+
+    def ages_at(self, photo, boxes, landmarks=None):
+        """Ages of faces that another detector has found.
+
+        Each face is found again near its box and turned upright, as in training, since the age
+        depends on the framing. If it is not found there, its own box is cut out, with the
+        confidence 0.
+
+        Args:
+            photo: one image, see __call__.
+            boxes: (N, 4) xyxy pixels of the upright photo, each around a face from the forehead
+                to the chin.
+            landmarks: (N, 5, 2) xy or (N, 2, 2): image-left eye first, image-right eye second.
+                With these the angle is theirs; without them it is the detector's.
+        Returns:
+            list of Face in the order of the boxes, with these boxes.
+        Raises:
+            ValueError: boxes or landmarks of another shape, or an empty box.
+        """
+        photo, boxes = as_photo(photo), np.asarray(boxes, float)
+        if not len(boxes):
+            return []
+        if boxes.ndim != 2 or boxes.shape[1] != 4 or not (boxes[:, 2:] > boxes[:, :2]).all():
+            raise ValueError("expected boxes of the shape (N, 4), x1 y1 x2 y2 with x1 < x2 and "
+                             f"y1 < y2; got shape {boxes.shape}")
+        if landmarks is not None:
+            landmarks = np.asarray(landmarks, float)
+            if landmarks.shape not in ((len(boxes), 5, 2), (len(boxes), 2, 2)):
+                raise ValueError(f"expected landmarks of the shape ({len(boxes)}, 5, 2) or "
+                                 f"({len(boxes)}, 2, 2); got {landmarks.shape}")
+        located = self.detector.align_at(photo, boxes, landmarks)
+        return self.ages_of([(photo, found) for found in located])
+
+    def ages_of_crops(self, crops):
+        """Ages of faces that are cut out and upright already.
+
+        Args:
+            crops: iterable of images, see __call__. Each shows one face with its eyes level, from
+                the forehead to the chin without a margin, or as much margin as cfg.DATA.MARGIN
+                (share of the box): the framing of `aligned_bbox` in a list. Other framings, such
+                as whole heads, give wrong ages.
+        Returns:
+            list of Face, one for each crop; its box is the whole crop.
+        """
+        photos = [as_photo(crop) for crop in crops]
+        probs = self.network([geometry.resize_face(photo, self.cfg.MODEL.IMG_SIZE)
+                              for photo in photos])
+        return [face_from_probs((0, 0, *photo.size), 1.0, 0.0, row, self.age_bins,
+                                self.cfg.TEST.DECODE)
+                for photo, row in zip(photos, probs, strict=True)]
 
     def ages_of(self, located):
         """Faces that are already located.
@@ -155,19 +237,56 @@ def cut_face(photo, found, margin_ratio, size):
     return geometry.resize_face(geometry.crop_face(photo, bbox, roll_deg, margin_ratio), size)
 
 
+def _log_odds(confidence):
+    confidence = min(confidence, 1 - 1e-6)  # of float32, whose next steps are noise
+    return math.log(confidence / (1 - confidence))
+
+
+def _turned_back(face, size, quarter):
+    """A Face of a photo that was turned by a quarter, in the pixels of the photo of this size."""
+    if not quarter:
+        return face
+    box = geometry.turned_back((face.x1, face.y1, face.x2, face.y2), size, quarter)
+    return replace(face, roll_deg=(face.roll_deg + quarter + 180) % 360 - 180,
+                   **dict(zip(("x1", "y1", "x2", "y2"), box, strict=True)))
+
+
 def as_photo(image):
-    """A path, a PIL.Image or an (H, W), (H, W, 3) or (H, W, 4) uint8 array as upright RGB."""
-    if isinstance(image, (str, os.PathLike)):
+    """Any kind of image as a PIL.Image, RGB and upright.
+
+    Args:
+        image: path, bytes, open binary file, PIL.Image, or array of the shape (H, W), (H, W, 3)
+            or (H, W, 4), uint8 or float in 0..1.
+    Raises:
+        OSError: the file or the bytes cannot be read.
+        ValueError: anything else.
+    """
+    if isinstance(image, (bytes, bytearray, memoryview)):
+        image = io.BytesIO(image)
+    if isinstance(image, (str, os.PathLike)) or hasattr(image, "read"):
         return geometry.load_photo(image)
     if isinstance(image, np.ndarray):
-        if image.dtype != np.uint8 or not (image.ndim == 2 or (image.ndim == 3
-                                           and image.shape[2] in (3, 4))) or not image.size:
-            raise ValueError(f"expected an (H, W, 3) uint8 RGB array, got {image.dtype} of shape "
-                             f"{image.shape}")
-        image = Image.fromarray(image)
+        image = Image.fromarray(_as_uint8(image))
     if not isinstance(image, Image.Image):
-        raise ValueError(f"expected a path, a PIL image or an array, got {type(image).__name__}")
+        hint = " (OpenCV's imread gives None for a file that it cannot read)" if image is None \
+            else ""
+        raise ValueError("expected a path, bytes, an open file, a PIL image or an array, got "
+                         f"{type(image).__name__}{hint}")
     return geometry.to_rgb(geometry.upright(image))
+
+
+def _as_uint8(pixels):
+    is_float = np.issubdtype(pixels.dtype, np.floating)
+    is_picture = pixels.ndim == 2 or (pixels.ndim == 3 and pixels.shape[2] in (3, 4))
+    if not (is_float or pixels.dtype == np.uint8) or not is_picture or not pixels.size:
+        raise ValueError("expected an (H, W, 3) RGB array, uint8 or float in 0..1, got "
+                         f"{pixels.dtype} of shape {pixels.shape}")
+    if not is_float:
+        return pixels
+    if not (pixels.min() >= 0 and pixels.max() <= 1):  # NaN is not
+        raise ValueError(f"expected values in 0..1 in an array of {pixels.dtype}, got "
+                         f"{pixels.min():g}..{pixels.max():g}; divide by 255, or pass uint8")
+    return (255 * pixels).round().astype(np.uint8)
 
 
 def read_or_explain(read, source):
@@ -211,6 +330,7 @@ class Face:
     median, std: of the distribution, years.
     low, high: its central 80% interval, years.
     probs: (K,) float32, the distribution over the age bins.
+    first_age: years, the age of probs[0]; the bins are one year apart.
     """
 
     x1: float
@@ -225,6 +345,16 @@ class Face:
     low: float
     high: float
     probs: np.ndarray
+    first_age: int = 0
+
+    def probability_of_at_least(self, age):
+        """Probability, 0..1, of being at least `age` whole years old.
+
+        It is an estimate from one photo: do not decide by it what somebody may buy or do (see
+        MODEL_CARD.md).
+        """
+        bins = self.first_age + np.arange(len(self.probs))
+        return float(metrics.mass_above(self.probs[None], bins, age)[0])
 
     def keys(self):
         return [field.name for field in fields(self)]
@@ -250,4 +380,5 @@ def face_from_probs(bbox, confidence, roll_deg, probs, age_bins, decode="mean"):
     numbers = (*bbox, confidence, roll_deg, metrics.DECODES[decode](rows, age_bins)[0],
                metrics.distribution_median(rows, age_bins)[0],
                metrics.distribution_std(rows, age_bins)[0], low[0], high[0])
-    return Face(*(float(number) for number in numbers), probs=rows[0])
+    return Face(*(float(number) for number in numbers), probs=rows[0],
+                first_age=int(age_bins[0]))

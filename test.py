@@ -215,13 +215,15 @@ def report_models(tested, args, sources, split):
     from lists import count_rejected
 
     first = next(iter(tested.values()))[0]
-    evaluation = evaluate_all({name: [one.predictions for one in seeds]
-                               for name, seeds in tested.items()}, first.variants)
+    rejected = {source.dataset: count_rejected(source, None if args.protocol else split)
+                for source in sources}
+    models = {name: [one.with_quality if one is first else one.predictions for one in seeds]
+              for name, seeds in tested.items()}
+    # With a protocol the rejected photos of all splits are counted, which is no share of one.
+    evaluation = evaluate_all(models, first.variants, None if args.protocol else rejected)
     provenance = {"Command": shlex.join(["python", *sys.argv]), "Split": split,
                   "Protocol": args.protocol or "the lists' own split", **first.provenance(),
-                  "Photos without a face": {
-                      source.dataset: count_rejected(source, None if args.protocol else split)
-                      for source in sources}}
+                  "Photos without a face": rejected}
     names = ", ".join(source.dataset for source in sources)
     write_report(evaluation, args.report, provenance, first.data.face, f"{names}, {split}")
     print(f"report in {Path(args.report, 'report.html')}")

@@ -4,6 +4,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import NamedTuple
 
+import cv2
 import numpy as np
 import torch
 
@@ -15,13 +16,14 @@ from defaults import FREE_OF_CHECKPOINT, age_bins, override_cfg
 from engine import predict
 from evaluation.predictions import Predictions
 from evaluation.scores import Variants
-from lists import OPTIONAL, read_sources
+from lists import BOX, OPTIONAL, read_sources
 from model import restore_model
 from utils import distributed
 from utils.download import find_model
 from utils.files import file_sha256
 
 CALIBRATED_SHARES = (0.8, 0.9)  # central intervals that the temperature is fitted to
+
 
 @dataclass(frozen=True)
 class SplitPredictions:
@@ -55,6 +57,16 @@ class SplitPredictions:
     def predictions(self):
         """Predictions at the model's own temperature."""
         return self._predictions(self.log_probs, self.temperature)
+
+    @cached_property
+    def with_quality(self):
+        """The predictions with the columns face_px and sharpness of each face."""
+        boxes = self.data.faces[BOX].to_numpy(float)
+        sides = np.sqrt(np.prod(boxes[:, 2:] - boxes[:, :2], axis=1))
+        faces = self.predictions.faces.assign(
+            face_px=np.round(sides, 1),
+            sharpness=[sharpness(self.data.face(index)) for index in range(len(self.data))])
+        return replace(self.predictions, faces=faces)
 
     @cached_property
     def variants(self):
@@ -124,6 +136,20 @@ def _find_checkpoint(resume):
     """(path, content) of the checkpoint that --resume names."""
     path = find_model(resume)
     return path, load_checkpoint(path)
+
+
+def sharpness(face):
+    """Variance of the Laplacian of a face's gray values: high for sharp edges, 0 for none.
+
+    The focus measure of Pech-Pacheco et al., ICPR 2000, of the face as the network gets it: a small
+    face, scaled up, has few sharp edges as well.
+
+    Args:
+        face: (S, S, 3) uint8 RGB.
+    Returns:
+        float, >= 0; comparable at the same S only.
+    """
+    return float(cv2.Laplacian(cv2.cvtColor(face, cv2.COLOR_RGB2GRAY), cv2.CV_64F).var())
 
 
 class Calibration(NamedTuple):

@@ -30,7 +30,7 @@ class Rect(NamedTuple):
         return max(width, 0) * max(height, 0)
 
 
-def draw_faces(photo, faces, age_bins, plot=True, numbers=None):
+def draw_faces(photo, faces, age_bins, plot=True, numbers=None, threshold=None):
     """A copy of the picture with its faces marked.
 
     Args:
@@ -40,6 +40,7 @@ def draw_faces(photo, faces, age_bins, plot=True, numbers=None):
         plot: draw the distribution beside each face.
         numbers: one whole number for each face, which is drawn before its age and chooses its
             colour. By default no number is drawn, and colours follow the order of the faces.
+        threshold: years; the probability of being at least so old is drawn too. None: it is not.
     """
     picture = photo.copy()
     draw = ImageDraw.Draw(picture)
@@ -50,7 +51,9 @@ def draw_faces(photo, faces, age_bins, plot=True, numbers=None):
         _draw_box(draw, box, max(1, round(size / 9)), colour)
     taken = []
     for i, face in enumerate(faces):
-        text = f"#{numbers[i]}  {age_text(face)}" if numbers else age_text(face)
+        text = age_text(face, threshold)
+        if numbers:
+            text = f"#{numbers[i]}  {text}"
         plate = label_plate(text, sizes[i], colours[i])
         spot = place(plate.size, _label_spots(boxes[i], plate.size), photo.size, taken)
         _paste(picture, plate, spot)
@@ -66,9 +69,12 @@ def draw_faces(photo, faces, age_bins, plot=True, numbers=None):
     return picture
 
 
-def age_text(face):
-    """Age and central 80% interval, "34, 29-40"."""
-    return f"{face.age:.0f}, {face.low:.0f}-{face.high:.0f}"
+def age_text(face, threshold=None):
+    """Age and central 80% interval, "34, 29-40"; with a threshold "34, 29-40, 18+: 99.6%"."""
+    text = f"{face.age:.0f}, {face.low:.0f}-{face.high:.0f}"
+    if threshold is None:
+        return text
+    return f"{text}, {threshold}+: {face.probability_of_at_least(threshold):.1%}"
 
 
 def draw_corner_text(picture, text):

@@ -9,6 +9,11 @@ from preprocess.face import IMAGE_ENDINGS
 from utils.files import replaced
 
 JPEG = {"quality": 92, "subsampling": 0}  # thin coloured lines stay sharp
+SAVED_ENDINGS = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
+# JPEG, PNG, GIF, TIFF and the raw formats of cameras, JPEG XL, JPEG 2000, Photoshop.
+PICTURE_STARTS = (b"\xff\xd8\xff", b"\x89PNG\r\n", b"GIF8", b"II*\0", b"MM\0*", b"\xff\x0a",
+                  b"\0\0\0\x0cJXL ", b"\0\0\0\x0cjP  ", b"8BPS", b"FUJIFILM")
+PICTURE_BRANDS = (b"ftypheic", b"ftypheix", b"ftypmif1", b"ftypavif", b"ftypcrx ")
 SAVE_OPTIONS = {".jpg": JPEG, ".jpeg": JPEG, ".jpe": JPEG, ".jfif": JPEG, ".webp": {"quality": 92}}
 
 
@@ -16,29 +21,58 @@ def find_images(folder, recursive=False, leave_out=None):
     """Image files of a folder, by their endings, upper or lower case.
 
     Args:
-        folder: existing folder.
+        folder: existing folder. Links to folders are followed, each folder is searched once.
         recursive: also search the folders in it.
         leave_out: folder that is not searched.
     Returns:
-        list of Path relative to the folder, sorted.
+        (names of the images, names of other files that start as a picture does): two sorted lists
+        of Path relative to the folder.
     Raises:
         ValueError: there is no image.
     """
-    left_out = Path(leave_out).resolve() if leave_out else None
-    found, deeper = [], 0
-    for place, folders, names in os.walk(folder):
-        folders[:] = [name for name in folders if Path(place, name).resolve() != left_out]
-        images = [Path(place, name).relative_to(folder) for name in names
-                  if Path(name).suffix.lower() in IMAGE_ENDINGS]
-        if recursive or Path(place) == Path(folder):
-            found += images
-        elif images:
-            deeper = len(images)
-            break
-    if not found:
+    seen = {Path(leave_out).resolve()} - {Path(folder).resolve()} if leave_out else set()
+    images, others, deeper = [], [], False
+    for place, folders, names in os.walk(folder, followlinks=True):
+        real = Path(place).resolve()
+        if real in seen:  # a link that leads back here
+            folders.clear()
+            continue
+        seen.add(real)
+        folders.sort()  # so that of several ways to a folder always the same one is taken
+        paths = [Path(place, name) for name in names]
+        found = [path.relative_to(folder) for path in paths
+                 if path.suffix.lower() in IMAGE_ENDINGS]
+        if not recursive and Path(place) != Path(folder):
+            deeper = deeper or bool(found)
+            folders.clear()
+            continue
+        images += found
+        others += [path.relative_to(folder) for path in paths
+                   if path.suffix.lower() not in IMAGE_ENDINGS and starts_as_picture(path)]
+    if not images:
         hint = "; there are some in folders below, add --recursive" if deeper else ""
+        if others:
+            hint = (f"; {len(others)} other files look like pictures, such as '{others[0]}': "
+                    "convert them to one of these formats")
         raise ValueError(f"no image ({', '.join(IMAGE_ENDINGS)}) in '{folder}'{hint}")
-    return sorted(found, key=lambda path: path.parts)
+    return (sorted(images, key=lambda path: path.parts),
+            sorted(others, key=lambda path: path.parts))
+
+
+def starts_as_picture(path):
+    """Whether the first bytes of a file are those of a known picture format."""
+    try:
+        with path.open("rb") as file:
+            start = file.read(16)
+    except OSError:
+        return False
+    return start.startswith(PICTURE_STARTS) or start[4:12] in PICTURE_BRANDS \
+        or (start.startswith(b"RIFF") and start[8:12] == b"WEBP")
+
+
+def picture_name(name):
+    """Name of the annotated copy of a photo: another ending if its format is for reading only."""
+    return name if name.suffix.lower() in SAVED_ENDINGS else name.with_name(f"{name.name}.jpg")
 
 
 def save_picture(picture, path):

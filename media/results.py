@@ -1,34 +1,80 @@
 """What the demo found, one line for each face: results.csv and results.jsonl."""
 
 import csv
+import hashlib
 import json
+import shutil
+from contextlib import suppress
 from pathlib import Path
+from uuid import uuid4
+
+from utils.files import replaced
 
 FACE_FIELDS = ("x1", "y1", "x2", "y2", "confidence", "roll_deg", "age", "median", "std", "low",
                "high")
 FIELDS = ("file", "face", *FACE_FIELDS, "status")
 VIDEO_FIELDS = ("file", "frame", "time_s", *FIELDS[1:])
-DECIMALS = {"confidence": 4, "time_s": 3}  # all other numbers have 2
+DECIMALS = {"confidence": 4, "time_s": 3}  # shares have 4, all other numbers 2
+SHARE = "p_at_least_"  # with a number of years: the probability of being that old
 OK, NO_FACE, NOT_DRAWN, UNREADABLE = "ok", "no face", "no annotated picture", "unreadable"
-RESULTS_NAME = "results.csv"
+RESULTS_NAME, LINES_NAME = "results.csv", "results.jsonl"
+PARTS_NAME = ".results-"
+# A file name need not be valid UTF-8: its bytes are written as they are.
+TEXT = {"encoding": "utf-8", "errors": "surrogateescape", "newline": ""}
+
+
+def with_threshold(fields, threshold):
+    """The fields with the probability of being at least `threshold` years old, unless None."""
+    if threshold is None:
+        return fields
+    place = fields.index("high") + 1
+    return (*fields[:place], f"{SHARE}{threshold}", *fields[place:])
+
+
+def result_rows(origin, faces, fields, status=OK):
+    """One row for each face, or one row that says why there is no face.
+
+    Args:
+        origin: dict of the fields before `face`: file; for a clip also frame and time_s.
+        faces: list of (number, Face).
+        fields: names of the columns.
+        status: of the image; OK becomes NO_FACE if there are no faces.
+    Returns:
+        list of dicts with the fields, rounded, and `probs`, a list or None.
+    """
+    rows = []
+    for number, face in faces:
+        shares = {name: face.probability_of_at_least(int(name.removeprefix(SHARE)))
+                  for name in fields if name.startswith(SHARE)}
+        values = {**origin, "face": number, **dict(face), **shares, "status": status}
+        rows.append({name: _rounded(name, values.get(name)) for name in fields}
+                    | {"probs": [round(float(p), 6) for p in face.probs]})
+    if rows:
+        return rows
+    values = {**origin, "status": NO_FACE if status == OK else status}
+    return [{name: _rounded(name, values.get(name)) for name in fields} | {"probs": None}]
+
+
+def _rounded(name, value):
+    decimals = 4 if name.startswith(SHARE) else DECIMALS.get(name, 2)
+    return round(value, decimals) if isinstance(value, float) else value
 
 
 class ResultFiles:
-    """results.csv and results.jsonl, written photo by photo; a context manager.
+    """results.csv and results.jsonl, written row by row; a context manager.
 
     Args:
         folder: existing folder; older results in it are replaced.
-        fields: FIELDS, or VIDEO_FIELDS for frames of a clip.
+        fields: FIELDS, or VIDEO_FIELDS for frames of a clip, see with_threshold().
+        paths: (CSV file, JSON lines file) to write instead.
     """
 
-    def __init__(self, folder, fields=FIELDS):
+    def __init__(self, folder, fields=FIELDS, paths=None):
+        csv_path, jsonl_path = paths or (Path(folder, RESULTS_NAME), Path(folder, LINES_NAME))
         self.fields = fields
-        # A file name need not be valid UTF-8: its bytes are written as they are.
-        options = {"encoding": "utf-8", "errors": "surrogateescape", "newline": ""}
-        self.csv_path, self.jsonl_path = Path(folder, RESULTS_NAME), Path(folder, "results.jsonl")
-        self._csv = self.csv_path.open("w", **options)
-        self._jsonl = self.jsonl_path.open("w", **options)
-        self._writer = csv.DictWriter(self._csv, fields, lineterminator="\n")
+        self._csv, self._jsonl = csv_path.open("w", **TEXT), jsonl_path.open("w", **TEXT)
+        self._writer = csv.DictWriter(self._csv, fields, extrasaction="ignore",
+                                      lineterminator="\n")
         self._writer.writeheader()
 
     def __enter__(self):
@@ -39,29 +85,116 @@ class ResultFiles:
         self._jsonl.close()
 
     def write(self, origin, faces, status=OK):
-        """Write one row for each face, or one row that says why there is no face.
-
-        Args:
-            origin: dict of the fields before `face`: file; for a clip also frame and time_s.
-            faces: list of (number, Face).
-            status: of the image; OK becomes NO_FACE if there are no faces.
-        """
-        rows = [{**origin, "face": number, **dict(face), "status": status}
-                for number, face in faces]
-        if not rows:
-            rows = [{**origin, "status": NO_FACE if status == OK else status}]
-        for row in rows:
-            self._write_row(row)
+        """Write what result_rows makes of one image."""
+        self.write_rows(result_rows(origin, faces, self.fields, status))
         self._csv.flush()
         self._jsonl.flush()
 
-    def _write_row(self, row):
-        values = {name: _rounded(name, row.get(name)) for name in self.fields}
-        self._writer.writerow(values)
-        probs = row.get("probs")
-        values["probs"] = None if probs is None else [round(float(p), 6) for p in probs]
-        self._jsonl.write(json.dumps(values, ensure_ascii=False) + "\n")
+    def write_rows(self, rows):
+        for row in rows:
+            self._writer.writerow(row)
+            self._jsonl.write(json.dumps(row, ensure_ascii=False) + "\n")
 
 
-def _rounded(name, value):
-    return round(value, DECIMALS.get(name, 2)) if isinstance(value, float) else value
+class PhotoResults:
+    """Results of a folder of photos, kept one by one so that a stopped run can go on.
+
+    Each process appends to a file of its own in a hidden folder, so any number of processes can
+    work on the photos, together or one run after the other. A photo counts as done if it has a
+    line there and has not changed since. A context manager, which closes the file.
+
+    Args:
+        folder: existing folder of the results.
+        settings: text that changes with everything that changes results.
+        fields: see with_threshold().
+    """
+
+    def __init__(self, folder, settings, fields=FIELDS):
+        digest = hashlib.sha256(f"{settings} {fields}".encode()).hexdigest()[:12]
+        self.folder, self.fields = Path(folder), fields
+        self.parts = self.folder / f"{PARTS_NAME}{digest}"
+        self.parts.mkdir(exist_ok=True)
+        self._earlier = self._index()
+        path = self.parts / f"{uuid4().hex}.jsonl"
+        self._file = path.open("w", encoding="utf-8")
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self._file.close()
+
+    def is_done(self, name, path):
+        """Whether an earlier run has the results of this photo as it is now."""
+        return (name, _stamp(path)) in self._earlier
+
+    def add(self, name, path, faces, status=OK):
+        """Keep the results of one photo.
+
+        Args:
+            name: str, its name in the tables.
+            path: of the photo.
+            faces: list of Face.
+            status: see result_rows().
+        """
+        rows = result_rows({"file": name}, list(enumerate(faces, 1)), self.fields, status)
+        line = {"file": name, "stamp": _stamp(path), "rows": rows}
+        self._file.write(json.dumps(line) + "\n")
+        self._file.flush()
+
+    def write_tables(self, paths, only_complete=False):
+        """Write results.csv and results.jsonl of what is done, in the order of the photos.
+
+        When all photos are done, the hidden folders are deleted.
+
+        Args:
+            paths: {name: path} of all photos.
+            only_complete: write nothing unless all photos are done.
+        Returns:
+            Number of photos that are not done.
+        """
+        with suppress(FileNotFoundError):  # another process has just written and deleted all
+            index = self._index()
+            places = {name: index.get((name, _stamp(path))) for name, path in paths.items()}
+            missing = sum(place is None for place in places.values())
+            if missing and only_complete:
+                return missing
+            with (replaced(self.folder / RESULTS_NAME) as csv_path,
+                  replaced(self.folder / LINES_NAME) as jsonl_path,
+                  ResultFiles(None, self.fields, (csv_path, jsonl_path)) as results):
+                for place in filter(None, places.values()):
+                    results.write_rows(_read_line(*place)["rows"])
+            if missing:
+                return missing
+        self._file.close()
+        for parts in self.folder.glob(f"{PARTS_NAME}*"):
+            shutil.rmtree(parts, ignore_errors=True)
+        return 0
+
+    def _index(self):
+        """{(name, stamp): (file, place in it)} of all lines that are whole."""
+        index = {}
+        for path in sorted(self.parts.glob("*.jsonl")):
+            place = 0
+            with path.open("rb") as file:
+                for line in file:
+                    with suppress(ValueError, KeyError):  # cut short by a kill
+                        entry = json.loads(line)
+                        index[entry["file"], entry["stamp"]] = path, place
+                    place += len(line)
+        return index
+
+
+def _read_line(path, place):
+    with path.open("rb") as file:
+        file.seek(place)
+        return json.loads(file.readline())
+
+
+def _stamp(path):
+    """Text that changes when a file does; "" if there is no such file."""
+    try:
+        state = Path(path).stat()
+    except OSError:
+        return ""
+    return f"{state.st_size} {state.st_mtime_ns}"

@@ -2,11 +2,13 @@
 
 import functools
 import os
+import re
 import subprocess
 import sys
 import time
 from collections import deque
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import cv2
 import numpy as np
@@ -15,6 +17,7 @@ from PIL import Image
 DEFAULT_FPS = 30.0  # if a camera or clip does not say
 MAX_FPS = 240.0  # a larger number is the time base of some formats, not a frame rate
 SHORT_SECONDS, SHORT_SHARE = 0.5, 0.1  # a whole clip may state this much more than it has
+MAX_LOST = 3000  # frames in a row that cannot be read; then the clip ends
 WINDOW_SIZE = (1280, 800)  # pixels, largest picture in a window
 ESC = 27
 MODIFIER_KEYS = range(0xFFE1, 0xFFEF)  # X11's codes of Shift, Control, Alt alone
@@ -35,12 +38,13 @@ class Frames:
     Attributes: `name`, `size` (width, height), `fps` as the source states it, `count` of frames
     expected (0 if unknown), `is_camera`. For a clip also `seconds`, the time of the latest frame,
     `duration`, the seconds that the clip states (0 if unknown), and `has_broken_off`, True if it
-    ended clearly before that.
+    ended clearly before that. `lost` counts frames that could not be read between others.
 
     Args:
-        source: path of a clip, or the number of a camera.
+        source: path of a clip, an rtsp:// or http(s):// address, or the number of a camera. An
+            address whose length is not known is treated as a camera.
     Raises:
-        FileNotFoundError: no such clip.
+        FileNotFoundError: no such clip, or it is a folder.
         ValueError: OpenCV cannot open a file of that name.
         OSError: it cannot be read, or there is no such camera.
     """
@@ -48,17 +52,27 @@ class Frames:
     def __init__(self, source):
         silence_opencv()
         self.fps, self.seconds, self._start, self.has_broken_off = DEFAULT_FPS, None, 0.0, False
-        self.is_camera = isinstance(source, int)
-        self.name = f"camera {source}" if self.is_camera else Path(source).name
-        if not self.is_camera and not Path(source).is_file():
-            raise FileNotFoundError(f"clip '{source}' not found")
-        self._capture = cv2.VideoCapture(source if self.is_camera else opencv_path(source))
+        self.lost, self._done = 0, 0
+        is_number, is_address = isinstance(source, int), "://" in str(source)
+        self._is_address = is_address
+        if is_number:
+            self.name = f"camera {source}"
+        elif is_address:
+            self.name = address_name(source)
+        else:
+            check_clip(source)
+            self.name = Path(source).name
+        self._capture = cv2.VideoCapture(
+            source if is_number or is_address else opencv_path(source))
+        self.is_camera = is_number or (
+            is_address and not self._capture.get(cv2.CAP_PROP_FRAME_COUNT) > 0)
         self._first = self._read()
         if self._first is None:
             self.close()
             raise OSError(f"no camera {source}, or another program uses it; name another with "
-                          "--camera, photos with --img_dir, a clip with --video"
-                          if self.is_camera else
+                          "--camera, photos with --img_dir, a clip with --video" if is_number else
+                          f"cannot read a frame of '{self.name}'; is the address right, and the "
+                          "server up?" if is_address else
                           f"cannot read a frame of clip '{source}'; is it a video?")
         self.size = self._first.shape[1], self._first.shape[0]
         fps = self._capture.get(cv2.CAP_PROP_FPS)
@@ -77,8 +91,8 @@ class Frames:
         frame = self._first
         while frame is not None:
             yield frame
-            frame = self._read()
-        if self.is_camera:
+            frame = self._next()
+        if self.is_camera and not self._is_address:
             raise OSError(f"{self.name} stopped delivering frames; is it still plugged in?")
         missing = self.duration - self.seconds - 1 / self.fps
         self.has_broken_off = missing > max(SHORT_SECONDS, SHORT_SHARE * self.duration)
@@ -86,10 +100,23 @@ class Frames:
     def close(self):
         self._capture.release()
 
+    def _next(self):
+        """The next frame that can be read; None at the end."""
+        failed = 0
+        frame = self._read()
+        while (frame is None and failed < MAX_LOST
+               and self._done + self.lost + failed + 1 < self.count):
+            failed += 1  # a damaged spot: OpenCV skips a frame at each try
+            frame = self._read()
+        if frame is not None:
+            self.lost += failed
+        return frame
+
     def _read(self):
         there, frame = self._capture.read()
         if not there:
             return None
+        self._done += 1
         stated = self._capture.get(cv2.CAP_PROP_POS_MSEC) / 1000
         if self.seconds is None:
             self._start, self.seconds = stated, 0.0
@@ -98,6 +125,25 @@ class Frames:
         else:  # not stated
             self.seconds += 1 / self.fps
         return cv2.cvtColor(frame, cv2.COLOR_BGR2RGB)
+
+
+def check_clip(path):
+    """Refuse what is not a file.
+
+    Raises:
+        FileNotFoundError: there is no such file, or it is a folder.
+    """
+    if Path(path).is_dir():
+        raise FileNotFoundError(f"--video '{path}' is a folder; name a clip in it, or give a "
+                                "folder of photos with --img_dir")
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"clip '{path}' not found")
+
+
+def address_name(address):
+    """Name of an address without user, password and query, fit to be a file name."""
+    parts = urlsplit(address)
+    return re.sub(r"[^\w.-]+", "_", f"{parts.hostname or ''}{parts.path}").strip("_") or "stream"
 
 
 def opencv_path(path):

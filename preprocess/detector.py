@@ -55,6 +55,7 @@ class AlignedFace:
     aligned_bbox: (4,) xyxy pixels of the rotated, expanded canvas, from the second pass; None if
         it finds no face.
     confidence: probability in 0.7..1, from the second pass if it finds the face.
+    first_confidence: probability in 0.7..1, from the first pass.
     """
 
     bbox: np.ndarray
@@ -62,6 +63,7 @@ class AlignedFace:
     landmarks: np.ndarray
     roll_deg: float
     aligned_bbox: np.ndarray | None
+    first_confidence: float
 
 
 class FaceDetector:
@@ -130,6 +132,32 @@ class FaceDetector:
                 found = self._detect_main(batch, locations[done:done + len(batch)])
             aligned += self._second_pass(batch, found)
             done += len(batch)
+        return aligned
+
+    def align_at(self, photo, boxes, landmarks=None):
+        """Both passes for faces that another detector has found in a photo.
+
+        Args:
+            photo: PIL.Image, RGB, upright.
+            boxes: (N, 4) xyxy pixels of the photo.
+            landmarks: (N, 5, 2) or (N, 2, 2) xy, see face.roll_from_landmarks; None to find them.
+        Returns:
+            list of AlignedFace in the order of the boxes, with these boxes; confidence 0.0 and
+            aligned_bbox None for a face that is not found there.
+        """
+        count = len(boxes)
+        confidences = np.zeros(count, np.float32)
+        if landmarks is None:
+            landmarks = np.zeros((count, 5, 2))
+            landmarks[:, 1, 0] = 1  # level eyes, if there is no face to tell
+            nearby = self._find_near([(photo, box, 0) for box in boxes])
+            for index, (faces, box) in enumerate(zip(nearby, boxes, strict=True)):
+                best = _closest(faces.bboxes, box, MIN_SAME_FACE_IOU)
+                if best is not None:
+                    landmarks[index] = faces.landmarks[best]
+                    confidences[index] = faces.confidences[best]
+        [aligned] = self._second_pass([photo], [Detections(np.asarray(boxes, float), confidences,
+                                                           landmarks)])
         return aligned
 
     def _detect_all(self, photos):
@@ -245,7 +273,8 @@ def _aligned_face(faces, index, target, upright):
     return AlignedFace(
         bbox=faces.bboxes[index], landmarks=faces.landmarks[index], roll_deg=roll_deg,
         confidence=float(faces.confidences[index] if best is None else upright.confidences[best]),
-        aligned_bbox=None if best is None else upright.bboxes[best])
+        aligned_bbox=None if best is None else upright.bboxes[best],
+        first_confidence=float(faces.confidences[index]))
 
 
 def detection_batches(items, photo_of=lambda item: item):

@@ -7,11 +7,13 @@ in the rotated, expanded canvas, which is `PIL.Image.rotate(roll_deg, expand=Tru
 
 import functools
 import hashlib
+import io
 import math
 import struct
+from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 EXIF_ORIENTATION = 0x0112
 TIFF_SIZE = (0x0100, 0x0101)  # tags of the stored width and height
@@ -24,8 +26,10 @@ SIDEWAYS = (5, 6, 7, 8)  # EXIF orientations that swap width and height
 CROP_RESAMPLING = Image.Resampling.BICUBIC  # the original scripts' rotation filter
 RESIZE_RESAMPLING = Image.Resampling.BICUBIC  # antialiased when shrinking
 ROLL_DECIMALS, BOX_DECIMALS = 4, 2  # in an aligned list
+HEIF_ENDINGS = (".heic", ".heif")  # PIL reads these with the package pillow-heif
 IMAGE_ENDINGS = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff",
-                 ".gif")
+                 ".gif", ".avif", ".jp2", ".j2k", *HEIF_ENDINGS)
+GRAY_SCALES = (1.0, 255.0, 4095.0, 65535.0)  # largest values of float, 8, 12 and 16 bits
 
 
 def load_photo(source):
@@ -41,13 +45,50 @@ def load_photo(source):
         OSError: the file is missing, is not an image, or is truncated.
     """
     try:
-        with Image.open(source) as photo:
-            photo.load()
-            return to_rgb(upright(photo))
+        try:
+            with _opened(source) as photo:
+                photo.load()
+                return to_rgb(upright(photo))
+        except ValueError as error:
+            if "text" not in str(error).lower():
+                raise
+            with _without_text(source) as photo:
+                return to_rgb(upright(photo))
     except OSError:
         raise
     except Exception as error:  # on broken files decoders raise errors of any class
         raise OSError(f"cannot read image: {error}") from error
+
+
+def _opened(source):
+    """PIL.Image of a file, also of HEIC if pillow-heif is installed."""
+    try:
+        return Image.open(source)
+    except UnidentifiedImageError as error:
+        if Path(str(source)).suffix.lower() not in HEIF_ENDINGS and not hasattr(source, "read"):
+            raise
+        try:
+            import pillow_heif
+        except ImportError:
+            if hasattr(source, "read"):
+                raise error from None
+            raise OSError("HEIC needs a package: pip install pillow-heif") from error
+        pillow_heif.register_heif_opener()
+        return Image.open(source)
+
+
+def _without_text(source):
+    """A PNG without its texts: PIL refuses those of more than a megabyte, picture and all."""
+    if hasattr(source, "read"):
+        source.seek(0)
+    content = source.read() if hasattr(source, "read") else Path(source).read_bytes()
+    kept, place = [content[:8]], 8
+    while place < len(content):
+        end = place + 12 + int.from_bytes(content[place:place + 4], "big")
+        if content[place + 4:place + 8] not in (b"tEXt", b"zTXt", b"iTXt"):
+            kept.append(content[place:end])
+        place = end
+    return Image.open(io.BytesIO(b"".join(kept)))
 
 
 def upright(photo):
@@ -72,7 +113,7 @@ def upright_size(path):
         OSError: the file is missing, or is not an image.
     """
     try:
-        with Image.open(path) as photo:
+        with _opened(path) as photo:
             # The getexif of a PNG decodes the whole photo, as EXIF data may follow it; that of
             # the base class does not. PIL may report the size of a TIFF already rotated; its tags
             # hold the stored size.
@@ -95,9 +136,8 @@ def _orientation(photo, read_exif=lambda photo: photo.getexif()):
 
 def to_rgb(photo):
     """PIL.Image of any mode as mode RGB, 8 bits per channel, black behind transparent pixels."""
-    if photo.mode.startswith("I;16") or photo.mode == "I":
-        return Image.fromarray((np.asarray(photo, np.float32) / 257).round().clip(0, 255)
-                               .astype(np.uint8)).convert("RGB")
+    if photo.mode.startswith("I;16") or photo.mode in ("I", "F"):
+        return Image.fromarray(_as_8_bits(np.asarray(photo, np.float32))).convert("RGB")
     if photo.mode in ("RGBA", "LA", "PA") or "transparency" in photo.info:
         photo = photo.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", photo.size, (0, 0, 0, 255)),
@@ -105,9 +145,16 @@ def to_rgb(photo):
     return photo.convert("RGB")
 
 
+def _as_8_bits(values):
+    """uint8 of gray values whose largest tells their scale, see GRAY_SCALES."""
+    values = np.nan_to_num(values, posinf=0, neginf=0)
+    scale = next((scale for scale in GRAY_SCALES if values.max() <= scale), GRAY_SCALES[-1])
+    return (values * (255 / scale)).round().clip(0, 255).astype(np.uint8)
+
+
 def has_exif_rotation(path):
     """Whether the photo in a file has an EXIF orientation that turns or mirrors it."""
-    with Image.open(path) as photo:
+    with _opened(path) as photo:
         return _orientation(photo) in UPRIGHT
 
 
@@ -270,6 +317,22 @@ def turned_bbox(bbox, size, roll_deg):
     first, second = np.asarray(bbox, float).reshape(2, 2)
     centre, half = to_canvas((first + second) / 2, size, roll_deg), (second - first) / 2
     return np.concatenate([centre - half, centre + half])
+
+
+def turned_back(bbox, size, quarter):
+    """A box of the photo turned by 90, 180 or 270 degrees, in the photo's own pixels.
+
+    Args:
+        bbox: x1, y1, x2, y2 in photo.rotate(quarter, expand=True).
+        size: (width, height) of the photo itself.
+        quarter: degrees, counter-clockwise.
+    Returns:
+        (x1, y1, x2, y2).
+    """
+    (width, height), (x1, y1, x2, y2) = size, bbox
+    return {90: (width - y2, x1, width - y1, x2),
+            180: (width - x2, height - y2, width - x1, height - y1),
+            270: (y1, height - x2, y2, height - x1)}[quarter]
 
 
 def photo_quad(aligned_bbox, size, roll_deg):

@@ -28,6 +28,7 @@ from preprocess.readers import MISSING, UNREADABLE
 from preprocess.repeats import describe_repeats
 from preprocess.shards import CHUNK, Shards, chunks
 from utils.cli import HelpFormatter, add_device_flag, run_main
+from utils.device import device_name
 from utils.files import file_sha256, is_current, replaced, writable_folder
 from utils.pipeline import available_cores, map_ahead
 from utils.tables import read_rows
@@ -86,7 +87,7 @@ def main():
     if workers < 1:
         raise ValueError(f"--workers must be at least 1, got {workers}")
 
-    from preprocess.detector import FaceDetector  # imported here: torch takes longer than -h may
+    from preprocess.detector import FaceDetector  # imported here: OpenCV takes longer than -h may
     from preprocess.workers import worker_pool
 
     settings = {"device": device_of_process(args.device), "min_face_size": args.min_face_size,
@@ -120,14 +121,11 @@ def find_lists(data_dir, list_dir, dataset):
 
 def device_of_process(name):
     """Name of the device of this process; with torchrun each process has its own GPU."""
-    import torch
-
-    from utils.distributed import choose_device
-
-    device = choose_device(name)
-    if device.type == "cuda":
-        return f"cuda:{int(os.environ.get('LOCAL_RANK', 0)) % torch.cuda.device_count()}"
-    return str(device)
+    device = device_name(name)
+    if device != "cuda":
+        return device
+    import torch  # on a CPU nothing needs it
+    return f"cuda:{int(os.environ.get('LOCAL_RANK', 0)) % torch.cuda.device_count()}"
 
 
 def align_list(list_path, work):

@@ -21,6 +21,7 @@ PYRAMID_FACTOR = 0.709  # from one level of the pyramid to the next
 MIN_PROPOSAL_SCORE, MIN_REFINED_SCORE, MIN_FACE_SCORE = 0.6, 0.7, 0.7  # probabilities
 MAX_LEVEL_IOU, MAX_PHOTO_IOU, MAX_FACE_OVERLAP = 0.5, 0.7, 0.7  # of boxes of different faces
 REFINE_SIZE, OUTPUT_SIZE = 24, 48  # pixels, input sides of the second and the third network
+MAX_WINDOWS = 64  # scanned at once; bounds the memory
 MAX_TILE = 128  # pixels, side of the windows scanned at once: fits the CPU's cache
 
 
@@ -213,10 +214,12 @@ def propose(photos, photo_windows, networks):
             groups.setdefault((window.height, window.width), []).append((index, window))
     found = [{window.level: [] for window in window_list} for window_list in photo_windows]
     for members in groups.values():
-        images = np.stack([photos[index].window(*window) for index, window in members])
-        offsets, probs = networks.propose(images)
-        for (index, window), offset, prob in zip(members, offsets, probs[:, 1], strict=True):
-            found[index][window.level].append(_squares(window, offset, prob))
+        for start in range(0, len(members), MAX_WINDOWS):
+            some = members[start:start + MAX_WINDOWS]
+            images = np.stack([photos[index].window(*window) for index, window in some])
+            offsets, probs = networks.propose(images)
+            for (index, window), offset, prob in zip(some, offsets, probs[:, 1], strict=True):
+                found[index][window.level].append(_squares(window, offset, prob))
     return [{level: _suppress_level(np.concatenate(parts)) for level, parts in levels.items()}
             for levels in found]
 

@@ -100,7 +100,10 @@ def test_bad_overrides_name_the_key_and_the_way_out(opts, words):
         assert word in str(raised.value)
 
 
-@pytest.mark.parametrize("text", ["TRAIN: [", "TRAIN: 3", "- 1", "TRAIN:\n  NOTHING: 1"])
+@pytest.mark.parametrize("text", [
+    "TRAIN: [", "TRAIN: 3", "- 1", "TRAIN:\n  NOTHING: 1", "TRAIN:\n  LR: 2024-13-45",
+    "TRAIN: " + "[" * 3000, "TRAIN:\n  LR: " + "9" * 400, "TRAIN:\n  LR: " + "9" * 5000,
+    "DATA:\n  AGE_MAX: 9999999999", "MODEL:\n  IMG_SIZE: 100000"])
 def test_bad_recipes_are_refused_in_one_line(tmp_path, text):
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(text)

@@ -4,6 +4,7 @@ import csv
 import ctypes
 import ctypes.util
 import functools
+import http.server
 import json
 import os
 import re
@@ -11,6 +12,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from fractions import Fraction
 from pathlib import Path
@@ -20,16 +22,17 @@ import cv2
 import numpy as np
 import pytest
 from demo_inputs import ASTRONAUT, HOPPER, ROOT, SAMPLES, TWO_FACES, write_model
-from PIL import Image, ImageCms
+from PIL import Image, ImageCms, features
 
 import demo
 import predictor
 from benchmarks.demo_speed import write_clip
 from media.photos import find_images, save_picture
-from media.results import FIELDS, VIDEO_FIELDS
+from media.results import FIELDS, VIDEO_FIELDS, PhotoResults, with_threshold
 from media.video import ClipWriter, Frames
 from predictor import as_photo
 from utils import cli
+from utils.locks import only_writer
 
 
 @pytest.fixture(scope="session")
@@ -125,7 +128,7 @@ def test_folder_of_every_format(odd_folder, model_path, tmp_path, capsys):
     rows, lines = read_results(tmp_path / "out")
     names = [row["file"] for row in rows]
     assert names == sorted(names, key=lambda name: name.split("/"))
-    assert sorted(names) == sorted(str(path) for path in find_images(odd_folder, True))
+    assert sorted(names) == sorted(str(path) for path in find_images(odd_folder, True)[0])
     assert "Süd/b/plain.jpg" in names and len(names) == 17
     status = {row["file"]: row["status"] for row in rows}
     assert status.pop("nobody.png") == "no face"
@@ -155,8 +158,11 @@ def test_several_faces_are_rows_of_one_file(model_path, tmp_path):
     rows, _ = read_results(tmp_path)
     assert [(row["file"], row["face"]) for row in rows] == [("two_faces.jpg", "1"),
                                                             ("two_faces.jpg", "2")]
-    assert [path.name for path in sorted(tmp_path.iterdir())] == [
-        "results.csv", "results.jsonl", "two_faces.jpg"]
+    assert visible(tmp_path) == ["results.csv", "results.jsonl", "two_faces.jpg"]
+
+
+def visible(folder):
+    return sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
 
 
 def test_plot_can_be_turned_off(model_path, tmp_path):
@@ -198,8 +204,7 @@ def test_a_photo_that_cannot_be_drawn_on_stops_no_other(model_path, tmp_path, ca
     assert {row["file"]: row["status"].partition(":")[0] for row in rows} == {
         "a.png": "ok", "fax.tif": rows[1]["status"], "long.webp": "no annotated picture",
         "z.png": "ok"}
-    assert {path.name for path in out.iterdir()} == {"a.png", "fax.tif", "z.png", "results.csv",
-                                                     "results.jsonl"}
+    assert visible(out) == ["a.png", "fax.tif", "results.csv", "results.jsonl", "z.png"]
     assert rows[1]["status"] in ("ok", "no face")
     assert "long.webp" in capsys.readouterr().err
 
@@ -248,7 +253,12 @@ def test_folder_without_a_readable_image(model_path, tmp_path, capsys):
     (["--img_dir", "{samples}", "--output_dir", "{tmp}/o", "--min_face", "0"], "at least 1"),
     (["--img_dir", "{samples}", "--output_dir", "{tmp}/o", "--min_confidence", "7"], "0..1"),
     (["--img_dir", "{tmp}/file", "--output_dir", "{tmp}/o"],
-     "none of the images that can be written .*; a clip is given with --video"),
+     "not one of the images that can be read .*; a clip is given with --video"),
+    (["--video", "{tmp}/deeper", "--output_dir", "{tmp}/o"], "is a folder; name a clip in it"),
+    (["--video", "http://localhost:1/a.mp4", "--output_dir", "{tmp}/o"], "is the address right"),
+    (["--img_dir", "{samples}", "--tables_only"], "--output_dir"),
+    (["--img_dir", "{samples}", "--output_dir", "{tmp}/o", "--threshold", "101"], r"1\.\.100"),
+    (["--img_dir", "{samples}", "--output_dir", "{tmp}/o", "--device", "tpu"], "unknown device"),
     (["--video", "{tmp}/none.mp4", "--output_dir", "{tmp}/o"], "clip '.*none.mp4' not found"),
     (["--video", "{tmp}/file", "--output_dir", "{tmp}/o"], "cannot read a frame"),
     (["--camera", "77", "--output_dir", "{tmp}/o"], "no camera 77"),
@@ -275,7 +285,164 @@ def test_interrupted_folder_keeps_what_is_done(model_path, tmp_path):
     assert process.returncode == 130 and "Traceback" not in err
     rows, _ = read_results(tmp_path / "out")
     assert 1 <= len(rows) < 300
-    assert not list((tmp_path / "out").glob(".*"))
+    assert not list((tmp_path / "out").glob(".*.tmp"))
+
+
+# ---- Large folders
+
+
+@pytest.fixture(scope="session")
+def few_photos(tmp_path_factory):
+    """Five small photos, one of them broken."""
+    folder = tmp_path_factory.mktemp("few")
+    for number in range(4):
+        as_photo(HOPPER).resize((200 + number, 240)).save(folder / f"{number}.jpg")
+    (folder / "4.jpg").write_bytes(b"broken")
+    return folder
+
+
+@pytest.fixture
+def process_number(monkeypatch):
+    def become(rank, count):
+        for name, value in (("RANK", rank), ("WORLD_SIZE", count)):
+            monkeypatch.setenv(name, str(value))
+    return become
+
+
+def test_processes_share_a_folder(few_photos, model_path, tmp_path, process_number, capsys):
+    assert run(model_path, "--img_dir", few_photos, "--output_dir", tmp_path / "one",
+               "--tables_only") == 0
+    for rank, done in ((2, False), (0, False), (1, True)):
+        process_number(rank, 3)
+        assert run(model_path, "--img_dir", few_photos, "--output_dir", tmp_path / "many",
+                   "--tables_only") == 0
+        assert (tmp_path / "many" / "results.csv").exists() == done
+    assert "still work on: 4;" in capsys.readouterr().out
+    rows, lines = zip(*(read_results(tmp_path / name) for name in ("one", "many")), strict=True)
+    for one, many in (*zip(*rows, strict=True), *zip(*lines, strict=True)):  # up to rounding,
+        assert list(one) == list(many)  # which depends on what else is in a batch
+        assert one["file"] == many["file"] and one["status"] == many["status"]
+        if one["status"] == "ok":
+            assert float(one["age"]) == pytest.approx(float(many["age"]), abs=0.02)
+    assert visible(tmp_path / "many") == ["results.csv", "results.jsonl"]
+    assert not list((tmp_path / "many").glob(".results*"))
+
+
+@pytest.mark.parametrize(("rank", "count"), [("2", "2"), ("-1", "2"), ("x", "2"), ("", "2")])
+def test_numbers_of_processes_that_do_not_fit_are_refused(rank, count, few_photos, model_path,
+                                                          tmp_path, process_number, capsys):
+    process_number(rank, count)
+    assert run(model_path, "--img_dir", few_photos, "--output_dir", tmp_path) == 2
+    assert "set both" in one_line_error(capsys)
+
+
+def test_a_stopped_folder_goes_on(few_photos, model_path, tmp_path, monkeypatch, capsys):
+    photos = tmp_path / "in"
+    shutil.copytree(few_photos, photos)
+    add, left = PhotoResults.add, [3]
+
+    def stopped_after_three(*args):
+        add(*args)
+        left[0] -= 1
+        if not left[0]:
+            raise KeyboardInterrupt
+
+    words = ["--img_dir", photos, "--output_dir", tmp_path / "out"]
+    monkeypatch.setattr(PhotoResults, "add", stopped_after_three)
+    assert run(model_path, *words) == 130
+    monkeypatch.undo()
+    assert [row["file"] for row in read_results(tmp_path / "out")[0]] == ["0.jpg", "1.jpg", "2.jpg"]
+    as_photo(ASTRONAUT).resize((200, 240)).save(photos / "1.jpg")  # changed: done again
+    [part] = (tmp_path / "out").glob(".results*/*")
+    part.write_bytes(part.read_bytes()[:-10])  # the last line cut short, as by a power cut
+    capsys.readouterr()
+    assert run(model_path, *words) == 0
+    out = capsys.readouterr().out
+    assert "images: 4 in" in out and "1 more images were done by an earlier run" in out
+    whole, _ = read_results(tmp_path / "out")
+    assert [row["file"] for row in whole] == [f"{number}.jpg" for number in range(5)]
+    assert run(model_path, "--img_dir", photos, "--output_dir", tmp_path / "again") == 0
+    assert read_results(tmp_path / "again")[0] == whole
+    assert not list((tmp_path / "out").glob(".results*"))
+
+
+def test_other_settings_do_not_go_on_with_earlier_results(few_photos, model_path, tmp_path, capsys):
+    with PhotoResults(tmp_path, "other settings") as results:
+        results.add("0.jpg", few_photos / "0.jpg", [])
+    assert run(model_path, "--img_dir", few_photos, "--output_dir", tmp_path) == 0
+    assert "images: 5 in" in capsys.readouterr().out
+    assert not list(tmp_path.glob(".results*"))
+
+
+def test_two_runs_in_one_folder_do_not_mix(few_photos, model_path, tmp_path, capsys):
+    with only_writer(tmp_path, "wait"):
+        assert run(model_path, "--img_dir", few_photos, "--output_dir", tmp_path) == 2
+    assert "another process writes to" in one_line_error(capsys)
+
+
+def test_threshold_adds_a_column(model_path, tmp_path, capsys):
+    assert run(model_path, "--img_dir", TWO_FACES, "--output_dir", tmp_path,
+               "--threshold", "18") == 0
+    rows, lines = read_results(tmp_path)
+    for row, line in zip(rows, lines, strict=True):
+        assert float(row["p_at_least_18"]) == pytest.approx(sum(line["probs"][18:]), abs=1e-3)
+        assert list(row) == list(with_threshold(FIELDS, 18))
+    out = capsys.readouterr().out
+    assert "MODEL_CARD.md" in out and re.search(r"two_faces.jpg  .*, 18\+: \d+\.\d%; .*18\+", out)
+
+
+def test_long_names_are_shortened_in_the_printed_table(model_path, tmp_path, capsys):
+    name = "a" * 200 + ".jpg"
+    shutil.copy(HOPPER, tmp_path / name)
+    assert run(model_path, "--img_dir", tmp_path, "--output_dir", tmp_path / "out") == 0
+    out = capsys.readouterr().out
+    assert max(map(len, out.splitlines()[:2])) < 100 and "aaa...aaa" in out
+    assert read_results(tmp_path / "out")[0][0]["file"] == name
+
+
+# ---- What a folder holds
+
+
+def test_links_are_followed_once(tmp_path):
+    (tmp_path / "in" / "deep").mkdir(parents=True)
+    (tmp_path / "elsewhere").mkdir()
+    for folder in ("in/deep", "elsewhere"):
+        shutil.copy(HOPPER, tmp_path / folder / "a.jpg")
+    (tmp_path / "in" / "link").symlink_to(tmp_path / "elsewhere", target_is_directory=True)
+    (tmp_path / "in" / "deep" / "back").symlink_to(tmp_path / "in", target_is_directory=True)
+    (tmp_path / "elsewhere" / "itself").symlink_to(tmp_path / "elsewhere")
+    names, _ = find_images(tmp_path / "in", recursive=True)
+    assert [str(name) for name in names] == ["deep/a.jpg", "link/a.jpg"]
+
+
+def test_other_formats_are_read_and_other_pictures_named(model_path, tmp_path, capsys):
+    photos, out = tmp_path / "in", tmp_path / "out"
+    photos.mkdir()
+    photo = as_photo(HOPPER)
+    for ending in (".jp2", *([".avif"] if features.check("avif") else [])):
+        photo.save(photos / f"a{ending}")
+    photo.save(photos / "portrait", "JPEG")
+    (photos / "raw.cr2").write_bytes(b"II*\0" + bytes(20))
+    (photos / "apple.heic").write_bytes(b"\0\0\0\x18ftypheic" + bytes(20))
+    (photos / "notes.txt").write_text("no picture")
+    assert run(model_path, "--img_dir", photos, "--output_dir", out) == 0
+    status = {row["file"]: row["status"] for row in read_results(out)[0]}
+    assert status.pop("apple.heic").startswith("unreadable: ")
+    assert set(status.values()) == {"ok"} and "a.jp2" in status
+    assert (out / "a.jp2.jpg").is_file()
+    err = capsys.readouterr().err
+    assert "2 files look like pictures but are not read: 'portrait', 'raw.cr2'" in err
+    (photos / "only").mkdir()
+    (photos / "raw.cr2").rename(photos / "only" / "raw.cr2")
+    with pytest.raises(ValueError, match=r"1 other files look like pictures, such as 'raw.cr2'"):
+        find_images(photos / "only")
+
+
+def test_heic_says_what_to_install(tmp_path, monkeypatch):
+    (tmp_path / "a.heic").write_bytes(b"\0\0\0\x18ftypheic" + bytes(20))
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    with pytest.raises(OSError, match="pip install pillow-heif"):
+        as_photo(tmp_path / "a.heic")
 
 
 def wait_for(condition, seconds=120):
@@ -338,7 +505,7 @@ def test_only_the_first_tracks_of_a_stream_are_kept():
     summary = demo.StreamSummary()
     for number in range(1, 101):
         summary.add([(number, f"face {number}")] * 2)
-    assert summary.track_count == 100 and len(summary.tracks) == demo.TABLE_ROWS
+    assert summary.track_count == 100 and len(summary.tracks) == demo.MAX_TABLE_ROWS
     assert summary.tracks[1] == (2, "face 1")
 
 
@@ -389,6 +556,41 @@ def test_a_clip_that_breaks_off_is_told(tmp_path, model_path, capfd):
     (tmp_path / "a.avi").write_bytes(content[:len(content) // 2])
     assert run(model_path, "--video", tmp_path / "a.avi", "--output_dir", tmp_path / "out") == 0
     assert re.search(r"only [01]\.\d of 2\.0 s of a.avi", capfd.readouterr().err)
+
+
+def test_a_damaged_spot_does_not_end_a_clip(clip_path, model_path, tmp_path, capfd):
+    content = bytearray(clip_path.read_bytes())
+    start = content.index(b"mdat") + 4
+    length = int.from_bytes(content[start - 8:start - 4], "big")
+    content[start + length // 4:start + length // 2] = bytes(length // 2 - length // 4)
+    (tmp_path / "a.mp4").write_bytes(content)
+    assert run(model_path, "--video", tmp_path / "a.mp4", "--output_dir", tmp_path / "out") == 0
+    frames = {int(row["frame"]): float(row["time_s"]) for row in read_results(tmp_path / "out")[0]}
+    assert 20 <= len(frames) < 40 and max(frames.values()) == pytest.approx(39 / 30, abs=0.01)
+    err = capfd.readouterr().err
+    assert re.search(rf"warning: {40 - len(frames)} frames of a.mp4 could not be read", err)
+    assert "only" not in err
+
+
+def test_a_clip_from_an_address(model_path, tmp_path):
+    writer = cv2.VideoWriter(str(tmp_path / "my clip.avi"), cv2.VideoWriter_fourcc(*"MJPG"), 30,
+                             (64, 48))
+    for _ in range(10):
+        writer.write(np.zeros((48, 64, 3), np.uint8))
+    writer.release()
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=tmp_path)
+    server = http.server.ThreadingHTTPServer(("localhost", 0), handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        address = f"http://localhost:{server.server_port}/my%20clip.avi?token=secret"
+        assert run(model_path, "--video", address, "--output_dir", tmp_path / "out",
+                   "--tables_only") == 0
+    finally:
+        server.shutdown()
+        server.server_close()
+    rows, _ = read_results(tmp_path / "out")
+    assert {row["file"] for row in rows} == {"localhost_my_20clip.avi"} and len(rows) == 10
+    assert visible(tmp_path / "out") == ["results.csv", "results.jsonl"]
 
 
 class Camera:

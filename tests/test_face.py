@@ -1,11 +1,13 @@
 """Face geometry against PIL's own rotation and against hand-made cases."""
 
+import io
+
 import matplotlib.cbook
 import numpy as np
 import PIL
 import pytest
 import skimage.data
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, PngImagePlugin
 
 from preprocess.face import (
     crop_face,
@@ -19,6 +21,7 @@ from preprocess.face import (
     rotate_photo,
     rotation_to_canvas,
     to_canvas,
+    turned_back,
     turned_bbox,
     upright,
 )
@@ -191,3 +194,43 @@ def test_what_is_no_image_raises_oserror(tmp_path, content):
     path.write_bytes(content)
     with pytest.raises(OSError):
         load_photo(path)
+
+
+@pytest.mark.parametrize(("mode", "values"), [
+    ("F", 1.0), ("F", 255.0), ("I", 255), ("I", 65535), ("I;16", 255), ("I;16", 4095),
+    ("I;16", 65535)])
+def test_gray_values_of_any_scale_are_read(tmp_path, mode, values):
+    shades = np.linspace(0, 1, 64).reshape(8, 8)
+    dtype = {"F": np.float32, "I": np.int32, "I;16": np.uint16}[mode]
+    photo = Image.fromarray((shades * values).astype(dtype))
+    assert photo.mode == mode
+    photo.save(tmp_path / "a.tif")
+    expected = (shades * 255).round()
+    read = np.asarray(load_photo(tmp_path / "a.tif"), float)
+    assert read.shape == (8, 8, 3) and np.abs(read - expected[..., None]).max() <= 1
+
+
+@pytest.mark.parametrize("after", [False, True])
+def test_a_png_with_a_long_text_is_read(tmp_path, after):
+    photo = Image.fromarray(np.random.default_rng(0).integers(0, 256, (20, 30, 3), np.uint8))
+    text = PngImagePlugin.PngInfo()
+    text.add_text("notes", "x" * 2_000_000, zip=True)
+    photo.save(tmp_path / "a.png", pnginfo=text)
+    content = (tmp_path / "a.png").read_bytes()
+    if after:  # the picture: move the text behind it
+        start = content.index(b"zTXt") - 4
+        end = start + 12 + int.from_bytes(content[start:start + 4], "big")
+        content = content[:start] + content[end:-12] + content[start:end] + content[-12:]
+    (tmp_path / "a.png").write_bytes(content)
+    for source in (tmp_path / "a.png", io.BytesIO(content)):
+        np.testing.assert_array_equal(load_photo(source), photo)
+
+
+@pytest.mark.parametrize("quarter", [90, 180, 270])
+def test_turned_back(quarter):
+    photo = np.zeros((50, 80, 3), np.uint8)
+    photo[10:20, 30:35] = 255
+    turned = np.asarray(Image.fromarray(photo).rotate(quarter, expand=True))
+    rows, columns = np.nonzero(turned[..., 0])
+    box = (columns.min(), rows.min(), columns.max() + 1, rows.max() + 1)
+    assert turned_back(box, (80, 50), quarter) == (30, 10, 35, 20)

@@ -92,6 +92,12 @@ def test_appa_reals_votes_are_counted(tmp_path):
     assert pd.isna(faces["votes"].iloc[1])
 
 
+def test_a_list_without_rows_is_refused(tmp_path):
+    (tmp_path / "my_train_align.csv").write_text("photo,age,deg,box1,box2,box3,box4\n")
+    with pytest.raises(ValueError, match="the train list of 'my' .*holds no faces"):
+        read_faces(Source(tmp_path, "my", tmp_path), "train", load_cfg())
+
+
 def test_an_empty_real_age_names_the_other_label(tmp_path):
     write_appa_real(tmp_path)
     with pytest.raises(ValueError, match=r"real_age is empty.*APPA_REAL_LABEL"):

@@ -25,7 +25,7 @@ from torch import nn
 from checkpoint import load_checkpoint, save_checkpoint
 from defaults import ARCHS, load_cfg
 from model import OWN_ARCHS, build_model, input_normalisation, restore_model
-from pretrained import TIMM_TWINS, TORCHVISION_TWINS, copy_weights
+from pretrained import SOURCES, TIMM_TWINS, TORCHVISION_TWINS, copy_weights
 from utils.download import find_model
 
 MILITARY_UNIFORM = 652  # ImageNet class
@@ -385,6 +385,16 @@ def test_lite_weights_of_the_packages_recognise_grace_hopper(number):
     if number == 0:
         upper_square = photo.crop((0, 0, photo.width, photo.width))
         assert probability(upper_square) == pytest.approx(0.33, abs=0.02)
+
+
+def test_a_source_of_weights_is_a_function_and_an_entry(monkeypatch):
+    weights = {name: tensor + 1 for name, tensor in build("tinyage").backbone.state_dict().items()}
+    monkeypatch.setitem(SOURCES, "ours", lambda arch, size: weights if arch == "tinyage" else None)
+    started = build("tinyage", pretrained="ours")
+    for name, tensor in started.backbone.state_dict().items():
+        torch.testing.assert_close(tensor, weights[name], rtol=0, atol=0)
+    with pytest.raises(ValueError, match="MODEL.PRETRAINED ours: .*'thinage' has no such weights"):
+        build("thinage", pretrained="ours")
 
 
 @pytest.mark.parametrize("arch", ["thinage", "timm"])

@@ -1,6 +1,7 @@
 """AgeEstimator: the pixel path, what it accepts, batches; results, drawing, tracking."""
 
 import csv
+import io
 import json
 import shutil
 import sys
@@ -20,6 +21,7 @@ from lists import Source, read_faces
 from media.results import FIELDS, ResultFiles
 from predictor import AgeEstimator, Reading, as_photo, face_from_probs, pixel_count
 from preprocess import face_align
+from preprocess.face import expand_bbox
 from utils.pipeline import batches
 
 PORTRAITS = ROOT.parent / "shared" / "data" / "portraits"
@@ -117,11 +119,95 @@ def test_images_of_any_kind_give_the_same_faces(estimator):
     assert estimator(np.zeros((80, 80), np.uint8)) == []
 
 
-@pytest.mark.parametrize("image", [np.zeros((8, 8, 3), np.float32), np.zeros((8, 8, 2), np.uint8),
-                                   np.zeros((0, 8, 3), np.uint8), [7]])
-def test_what_is_no_image_is_refused(estimator, image):
-    with pytest.raises(ValueError, match="expected"):
+def test_bytes_open_files_and_floats_give_the_same_faces(estimator):
+    array = np.asarray(Image.open(ASTRONAUT).convert("RGB"))
+    content = ASTRONAUT.read_bytes()
+    [expected] = estimator(ASTRONAUT)
+    with ASTRONAUT.open("rb") as file:
+        for image in (content, bytearray(content), file, io.BytesIO(content),
+                      array.astype(np.float32) / 255, array / 255):
+            [face] = estimator(image)
+            np.testing.assert_allclose(face.probs, expected.probs, atol=1e-5)
+    assert [len(faces) for faces in estimator([content, array / 255])] == [1, 1]
+
+
+@pytest.mark.parametrize(("image", "words"), [
+    (np.full((8, 8, 3), 200, np.float32), r"0..1.*200..200; divide by 255"),
+    (np.full((8, 8, 3), np.nan), "0..1"), (np.zeros((8, 8, 3), np.int64), "int64"),
+    (np.zeros((8, 8, 2), np.uint8), "expected"), (np.zeros((0, 8, 3), np.uint8), "expected"),
+    ([7], "got int"), (None, r"got NoneType \(OpenCV's imread"), ([None], "got NoneType")])
+def test_what_is_no_image_is_refused(estimator, image, words):
+    with pytest.raises(ValueError, match=words):
         estimator(image)
+
+
+# ---- Faces that others have found
+
+
+def test_ages_at_the_boxes_of_another_detector(estimator):
+    photo = as_photo(TWO_FACES)
+    found = estimator(TWO_FACES)
+    boxes = [(face.x1 + 3, face.y1 - 4, face.x2 + 5, face.y2 + 2) for face in found][::-1]
+    for face, box, own in zip(estimator.ages_at(photo, boxes), boxes, found[::-1], strict=True):
+        assert (face.x1, face.y1, face.x2, face.y2) == pytest.approx(box)
+        assert face.roll_deg == pytest.approx(own.roll_deg, abs=1)
+        assert face.age == pytest.approx(own.age, abs=0.5) and face.confidence > 0.9
+    assert estimator.ages_at(photo, []) == []
+
+
+def test_landmarks_of_another_detector_give_the_angle(estimator):
+    photo = as_photo(TWO_FACES)
+    detections = estimator.detector.detect([photo])[0]
+    boxes, points = detections.bboxes[:2], detections.landmarks[:2]
+    for landmarks in (points, points[:, :2]):
+        faces = estimator.ages_at(photo, boxes, landmarks)
+        for face, own in zip(faces, estimator(TWO_FACES), strict=True):
+            np.testing.assert_allclose(face.probs, own.probs, atol=1e-5)
+            assert face.roll_deg == own.roll_deg
+
+
+def test_a_box_without_a_face_is_cut_out_as_it_is(estimator):
+    photo, box = as_photo(HOPPER), (10, 10, 60, 70)
+    [face] = estimator.ages_at(photo, [box])
+    assert face.confidence == 0 and face.roll_deg == 0
+    margin = estimator.cfg.DATA.MARGIN
+    crop = photo.crop([round(value) for value in expand_bbox(box, margin)])
+    [same] = estimator.ages_of_crops([crop])
+    np.testing.assert_allclose(face.probs, same.probs, atol=1e-5)
+    assert (same.x1, same.y1, same.x2, same.y2) == (0, 0, *crop.size)
+
+
+@pytest.mark.parametrize(("boxes", "landmarks"), [
+    ([(1, 2, 3)], None), ((1, 2, 30, 40), None), ([(30, 2, 3, 40)], None),
+    ([(1, 2, 30, 40)], np.zeros((2, 5, 2)))])
+def test_boxes_of_another_shape_are_refused(estimator, boxes, landmarks):
+    with pytest.raises(ValueError, match="expected"):
+        estimator.ages_at(HOPPER, boxes, landmarks)
+
+
+@pytest.mark.parametrize("quarter", [90, 180, 270])
+def test_faces_on_their_side_are_found_where_asked_for(model_path, estimator, quarter):
+    photo = as_photo(HOPPER)
+    turned = photo.rotate(quarter, expand=True)
+    [upright] = estimator(photo)
+    any_way = AgeEstimator(model_path, "cpu", any_rotation=True)
+    [face] = any_way(turned)
+    assert (face.roll_deg + quarter - upright.roll_deg + 180) % 360 - 180 == pytest.approx(
+        0, abs=0.01)
+    assert face.age == pytest.approx(upright.age, abs=0.01)
+    box = np.asarray(turned.crop([round(v) for v in (face.x1, face.y1, face.x2, face.y2)])
+                     .rotate(-quarter, expand=True), float)
+    expected = np.asarray(photo.crop([round(v) for v in (upright.x1, upright.y1, upright.x2,
+                                                         upright.y2)]).resize(box.shape[1::-1]))
+    assert np.abs(box - expected).mean() < 12  # the same part of the photo, within a pixel
+    assert len(any_way([turned, photo])[1]) == 1
+
+
+def test_probability_of_being_old_enough():
+    face = face_from_probs((0, 0, 1, 1), 1, 0, [0.1, 0.2, 0.3, 0.4], [10, 11, 12, 13])
+    ages = (0, 10, 11, 13, 14)
+    assert [face.probability_of_at_least(age) for age in ages] == pytest.approx(
+        [1, 1, 0.9, 0.4, 0])
 
 
 def test_missing_and_broken_files_raise(estimator, tmp_path):

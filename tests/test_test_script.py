@@ -87,6 +87,13 @@ def test_reports_of_one_model_of_several_and_of_a_table(folder, trained, tmp_pat
     metrics = json.loads((tmp_path / "one" / "metrics.json").read_text())
     assert {"value", "low", "high"} <= metrics["mae"].keys()
     assert (tmp_path / "one" / "report.html").stat().st_size > 10_000
+    table = pd.read_csv(tmp_path / "one" / "predictions.csv")
+    lists = pd.read_csv(folder / "drawn_test_align.csv")
+    sides = np.sqrt((lists["box3"] - lists["box1"]) * (lists["box4"] - lists["box2"]))
+    np.testing.assert_allclose(table["face_px"], sides, atol=0.06)
+    assert (table["sharpness"] > 0).all()
+    assert sum(group["n"] for group in metrics["audit"]["face_size"].values()) == len(lists)
+    assert "no list of rejected photos for drawn" in metrics["audit"]["not_processed"]["why"]
     other = tmp_path / "other.pth"
     shutil.copy(trained, other)
     script("test.py", *words, tmp_path / "two", "--resume", trained, other)

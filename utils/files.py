@@ -29,6 +29,12 @@ def replaced(path):
         temporary.unlink(missing_ok=True)
 
 
+def remove_leftovers(folder):
+    """Remove the temporary files that killed processes have left in a folder."""
+    for path in Path(folder).glob(".*.tmp"):
+        path.unlink(missing_ok=True)
+
+
 @contextmanager
 def named_full_disk(path):
     """Turn the error of a full disk into one that names the path and the free space."""

@@ -8,12 +8,14 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from utils.files import named_full_disk
+from utils.files import named_full_disk, remove_leftovers
 
 
 @contextmanager
 def only_writer(folder, way_out):
     """Hold a folder for as long as the context lasts; an empty one is removed afterwards.
+
+    What killed processes have left of files.replaced is removed at the start.
 
     The operating system releases the lock when the process ends in any way, so that a killed
     process does not block the next one.
@@ -36,6 +38,7 @@ def only_writer(folder, way_out):
             way_out = f"{owner.read_text(encoding='utf-8')}; {way_out}"
         raise ValueError(f"another process writes to '{folder}': {way_out}") from None
     try:
+        remove_leftovers(folder)
         with named_full_disk(folder):
             owner.write_text(f"process {os.getpid()} on {socket.gethostname()}, since "
                              f"{datetime.now():%Y-%m-%d %H:%M}", encoding="utf-8")
