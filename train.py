@@ -4,6 +4,7 @@ import argparse
 import shlex
 import sys
 import warnings
+from functools import partial
 from pathlib import Path
 
 from defaults import ARCHS, FREE_OF_CHECKPOINT
@@ -44,7 +45,6 @@ def parse_args(argv=None):
 def main():
     args = parse_args()
     # Imported here because torch and the networks take seconds, which -h need not wait for.
-    from lists import find_protocols, pair_folders
     from training.course import read_config, train, train_protocols
     from training.run import Job
     from utils import distributed
@@ -53,17 +53,14 @@ def main():
         raise ValueError(_torchrun_hint())
     if not args.data_dir:
         raise ValueError("no --data_dir: name the folder of the photos")
-    cfg = read_config(args.cfg, args.resume, args.opts)
     folder = _run_folder(args)
-    check_folder(folder, "--checkpoint")
-    if args.tensorboard:
-        check_folder(args.tensorboard, "--tensorboard")
-    sources = pair_folders(args.data_dir, args.dataset, args.list_dir)
-    protocols = find_protocols(sources, args.protocol or [])
-    if len(protocols) > 1 and args.resume:
-        raise ValueError("--resume continues one protocol; to continue several, start the same "
-                         "command again")
     with distributed.processes(distributed.choose_device(args.device)) as device:
+        cfg = read_config(args.cfg, args.resume, args.opts)
+        distributed.call_in_main(partial(_check_folders, folder, args.tensorboard))
+        sources, protocols = distributed.call_in_all(partial(_find_data, args))
+        if len(protocols) > 1 and args.resume:
+            raise ValueError("--resume continues one protocol; to continue several, start the "
+                             "same command again")
         job = Job(sources, device, folder, data_words(args), args.cache_dir, args.tensorboard,
                   protocols[0] if len(protocols) == 1 else None, args.resume)
         if len(protocols) > 1:
@@ -75,6 +72,20 @@ def _run_folder(args):
     if args.checkpoint:
         return Path(args.checkpoint)
     return Path(args.resume).parent if args.resume else Path("checkpoint")
+
+
+def _find_data(args):
+    """(list of Source, names of protocols) that the flags name."""
+    from lists import find_protocols, pair_folders
+
+    sources = pair_folders(args.data_dir, args.dataset, args.list_dir)
+    return sources, find_protocols(sources, args.protocol or [])
+
+
+def _check_folders(folder, tensorboard):
+    check_folder(folder, "--checkpoint")
+    if tensorboard:
+        check_folder(tensorboard, "--tensorboard")
 
 
 def _torchrun_hint():

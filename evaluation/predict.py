@@ -1,7 +1,7 @@
 """A trained model and a split of faces in, predictions out: what test.py does before it reports."""
 
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import NamedTuple
 
 import cv2
@@ -18,6 +18,7 @@ from evaluation.predictions import Predictions
 from evaluation.scores import Variants
 from lists import BOX, OPTIONAL, read_sources
 from model import restore_model
+from utils import distributed
 from utils.download import find_model
 from utils.files import file_sha256
 
@@ -120,8 +121,7 @@ def predict_split(resume, sources, split, device, opts=(), protocol=None, cache_
     Raises:
         ValueError, FileNotFoundError, OSError: see load_checkpoint, read_faces, FaceDataset.
     """
-    path = find_model(resume)
-    checkpoint = load_checkpoint(path)
+    path, checkpoint = distributed.call_in_main(partial(_find_checkpoint, resume))
     model, cfg = restore_model(checkpoint, device)
     cfg = override_cfg(cfg, opts, "TEST", *FREE_OF_CHECKPOINT)
     faces = read_sources(sources, split, cfg, protocol)
@@ -143,6 +143,12 @@ class _MirroredInput(torch.nn.Module):
 
     def forward(self, pixels):
         return self.model(pixels.flip(-1))
+
+
+def _find_checkpoint(resume):
+    """(path, content) of the checkpoint that --resume names."""
+    path = find_model(resume)
+    return path, load_checkpoint(path)
 
 
 def sharpness(face):

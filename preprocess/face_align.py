@@ -6,8 +6,8 @@ Works on every NAME_train.csv, NAME_valid.csv and NAME_test.csv with the columns
 written by preprocess.generate_csv or by hand. Adds the columns deg (degrees, the roll angle from
 the first pass), box1..box4 (x1 y1 x2 y2, pixels of the photo turned by deg) and confidence
 (0.7..1). Rows without a face go to NAME_rejected.csv with the reason. If a run was stopped, start
-it again and it continues. Several processes, GPUs or machines share the work with
-`torchrun --nproc_per_node=N -m preprocess.face_align ...`.
+it again and it continues. Several processes or machines share the work if each is started with its
+own number: RANK=0 WORLD_SIZE=4 python -m preprocess.face_align ..., RANK=1 WORLD_SIZE=4 ...
 """
 
 import argparse
@@ -83,7 +83,7 @@ def main():
     lists = find_lists(data_dir, list_dir, args.dataset)
     writable_folder(list_dir)
     rank, world_size = process_share()
-    processes_here = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    processes_here = int(os.environ.get("LOCAL_WORLD_SIZE", 1))  # set by torchrun
     workers = max(1, available_cores() // processes_here) if args.workers is None else args.workers
     if workers < 1:
         raise ValueError(f"--workers must be at least 1, got {workers}")

@@ -4,7 +4,9 @@ import io
 import json
 import os
 import runpy
+import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -67,6 +69,42 @@ def train_in_two_processes(folder, run, *words):
     out, err = process.communicate(timeout=300)
     assert process.returncode == 0, out + err
     return out
+
+
+def start_on_two_machines(folder, run, *words, edit=None):
+    """Start one training as on two machines that do not see each other's files.
+
+    The second machine has a copy of the data. Its folder of the run should stay empty.
+
+    Args:
+        folder, run, words: as for train().
+        edit: function (folder) that changes the copy, or None.
+    Returns:
+        list of two torchrun processes; the main process of the training belongs to the first.
+    """
+    other = run.parent / f"other machine {run.name}"
+    shutil.copytree(folder, other / "data")
+    if edit:
+        edit(other / "data")
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    agent = ["-m", "torch.distributed.run", "--nnodes", "2", "--nproc_per_node", "1",
+             "--rdzv_backend", "c10d", "--rdzv_endpoint", f"127.0.0.1:{port}",
+             "--rdzv_id", run.name]
+    # torchrun numbers the machines by their addresses in alphabetical order.
+    return [start_training(data, place, *words, launcher=[*agent, "--local_addr", address])
+            for data, place, address in ((folder, run, "127.0.0.1"),
+                                         (other / "data", other / "run", "localhost"))]
+
+
+def train_on_two_machines(folder, run, *words):
+    """Like train, on two machines as in start_on_two_machines; returns what was printed."""
+    processes = start_on_two_machines(folder, run, *words)
+    printed = [process.communicate(timeout=600) for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], printed
+    assert printed[1][0] == ""
+    assert not (run.parent / f"other machine {run.name}" / "run").exists()
+    return printed[0][0]
 
 
 def weights(path):

@@ -8,7 +8,8 @@ import pytest
 from demo_inputs import ROOT
 
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
-FOREIGN_FLAGS = {"--index-url", "--logdir"}  # of pip and TensorBoard
+# Of pip, TensorBoard, Slurm, GNU parallel and torchrun.
+FOREIGN_FLAGS = {"--index-url", "--logdir", "--array", "--wrap", "--wd", "--local_addr"}
 OF_OTHERS = {"ImportError: libGL.so.1: cannot open shared object file", "CUDA out of memory"}
 TORCHRUN = re.compile(r"torchrun .*?(?=train\.py|-m |$)")  # torchrun and its own flags
 

@@ -1,4 +1,4 @@
-"""Training under torchrun: two processes do the same as one."""
+"""Training under torchrun: two processes, on one machine or on two, do the same as one."""
 
 import re
 import sys
@@ -6,10 +6,22 @@ import sys
 import pytest
 import torch
 from faces import TINY, write_dataset, write_list
-from scripts import STEADY, draw_ages, read_log, script, train, train_in_two_processes, weights
+from scripts import (
+    STEADY,
+    draw_ages,
+    interrupt_after,
+    read_log,
+    script,
+    start_on_two_machines,
+    train,
+    train_in_two_processes,
+    train_on_two_machines,
+    weights,
+)
 
 
-def test_two_processes_train_validate_and_test_as_one(tmp_path, monkeypatch):
+@pytest.mark.parametrize("train_together", [train_in_two_processes, train_on_two_machines])
+def test_two_processes_train_validate_and_test_as_one(tmp_path, monkeypatch, train_together):
     """The first of the two protocols was killed while one process validated it."""
     folder = tmp_path / "data"
     ages = [5, 14, 23, 32, 41, 50, 59, 68, 77, 86]
@@ -29,7 +41,7 @@ def test_two_processes_train_validate_and_test_as_one(tmp_path, monkeypatch):
     with monkeypatch.context() as patched:
         patched.setattr("training.run.predict", lambda *_: sys.exit(137))
         assert train(folder, two, *words, check=False).returncode == 137
-    both = train_in_two_processes(folder, two, *words)
+    both = train_together(folder, two, *words)
     assert "resumed after 0 epochs and 2 batches" in both
     for fold in ("fold0", "fold1"):
         torch.testing.assert_close(weights(one / fold / "last.pth")["model"],
@@ -59,3 +71,28 @@ def test_two_processes_go_on_exactly_and_keep_the_model_they_validate(tmp_path):
     tested = script("test.py", "--data_dir", folder, "--split", "valid", "--cache_dir",
                     tmp_path / "cache", "--resume", whole / "last.pth").stdout
     assert float(tested.rsplit(" ", 1)[1]) == pytest.approx(validated, abs=0.001)
+
+
+def test_ctrl_c_on_one_of_two_machines_stops_both(tmp_path):
+    folder, run = draw_ages(tmp_path / "data"), tmp_path / "run"
+    first, second = start_on_two_machines(folder, run, *STEADY, "TRAIN.EPOCHS", "2000")
+    interrupt_after(second, run, epochs=1)
+    out, err = first.communicate(timeout=120)
+    assert "continue on every machine with: torchrun --nnodes=2 --nproc_per_node=1 " \
+        "--rdzv_backend=c10d --rdzv_endpoint=127.0.0.1:29500 train.py --data_dir " in out, \
+        out + err
+    assert out.rstrip().endswith(f"--resume {run / 'last.pth'}")
+    saved = weights(run / "last.pth")
+    assert saved["epochs_done"] >= 1
+    assert len(saved["random_state"]["cpu"]) == 2
+
+
+def test_both_machines_say_that_their_lists_differ(tmp_path):
+    folder, run = draw_ages(tmp_path / "data"), tmp_path / "run"
+    first, second = start_on_two_machines(
+        folder, run, *STEADY, edit=lambda data: (data / "drawn_valid_align.csv").write_text(
+            (data / "drawn_valid_align.csv").read_text().replace(",25,", ",26,")))
+    for process in (first, second):
+        _, err = process.communicate(timeout=120)
+        assert "error: the valid list of process 1 is not that of process 0" in err
+    assert not run.exists()

@@ -36,7 +36,7 @@ def build_network(cfg, device, resumed=None):
     """The network to train, on its device: from a checkpoint, or a new one by the config."""
     if resumed is not None:
         return restore_model(resumed, device)[0]
-    with distributed.main_first():
+    with distributed.one_first():
         return build_model(cfg).to(device)
 
 

@@ -1,13 +1,16 @@
 """The course of a training: epoch after epoch until the last, and protocol after protocol."""
 
+import hashlib
 import os
 import random
 import signal
 import warnings
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
+import pandas as pd
 import torch
 
 from batches import build_eval_loader
@@ -58,12 +61,12 @@ def train(job, cfg):
 
 def _prepare(job, cfg):
     """The Run of a job, new or continued, with its data, network and optimiser."""
-    resumed = load_checkpoint(job.resume) if job.resume else None
+    resumed = distributed.call_in_main(partial(load_checkpoint, job.resume)) if job.resume \
+        else None
     if resumed is not None:
         _check_can_continue(job, cfg, resumed)
     _fix_seeds(cfg)
-    faces = {split: read_sources(job.sources, split, cfg, job.protocol)
-             for split in ("train", "valid")}
+    faces = {split: _read_list(job, cfg, split, job.protocol) for split in ("train", "valid")}
     if distributed.is_main():
         warn_of_stale_lists(job.sources)
         warn_of_shared_photos(faces)
@@ -108,14 +111,13 @@ def train_protocols(job, cfg, protocols):
     """
     for protocol in protocols:  # all lists are read before hours of training begin
         for split in SPLITS:
-            read_sources(job.sources, split, cfg, protocol)
+            _read_list(job, cfg, split, protocol)
     scores = []
     for protocol in protocols:
         part = replace(job.part(protocol), protocol=protocol)
         code = train(part, cfg)
         if code:
             return code
-        distributed.wait()  # for best.pth
         tested = predict_split(part.folder / "best.pth", job.sources, "test", job.device,
                                protocol=protocol, cache_dir=job.cache_dir)
         scores.append(tested.scores())
@@ -145,7 +147,7 @@ def read_config(recipe, resume, opts):
     """
     if not resume:
         return load_cfg(recipe, opts)
-    resumed = load_checkpoint(resume)
+    resumed = distributed.call_in_main(partial(load_checkpoint, resume))
     if recipe:
         raise ValueError("--cfg: the config of a resumed run comes from its checkpoint; override "
                          "single keys with TRAIN.KEY VALUE")
@@ -188,6 +190,15 @@ def _check_same_run(job, cfg, before):
         if then != now and key not in FREE_OF_RESTART:
             raise ValueError(f"{job.resume} is of a run with {key} {then}, not {now}; name "
                              "another folder with --checkpoint, or move that run away")
+
+
+def _read_list(job, cfg, split, protocol):
+    """The table of one split; every process reads the list, and all lists must be the same."""
+    faces = distributed.call_in_all(partial(read_sources, job.sources, split, cfg, protocol))
+    # Without the folder, which may have another name on another machine.
+    rows = pd.util.hash_pandas_object(faces.drop(columns="root"), index=False)
+    distributed.require_same(split, hashlib.sha256(rows.to_numpy().tobytes()).hexdigest())
+    return faces
 
 
 def warn_of_shared_photos(faces):

@@ -1,7 +1,7 @@
 """Which files a run keeps in its folder, and when one replaces another."""
 
 import shutil
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from checkpoint import load_checkpoint, save_checkpoint
@@ -34,11 +34,11 @@ class RunFolder:
         Raises:
             ValueError: another process trains there; names that process.
         """
-        if not distributed.is_main():
-            yield
-            return
-        with only_writer(self.path, "name another folder with --checkpoint"):
-            remove_leftovers(self.path)
+        writer = only_writer(self.path, "name another folder with --checkpoint")
+        with ExitStack() as stack:
+            distributed.call_in_main(lambda: stack.enter_context(writer))
+            if distributed.is_main():
+                remove_leftovers(self.path)
             yield
 
     def write_config(self, cfg):

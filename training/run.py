@@ -48,13 +48,12 @@ class Job:
         """This job for one training in the sub-folder `name`; resumes its last.pth if it exists."""
         last = self.folder / name / "last.pth"
         return replace(self, folder=last.parent, is_part=True,
-                       resume=str(last) if last.is_file() else None)
+                       resume=str(last) if distributed.from_main(last.is_file()) else None)
 
     def command(self, script, *words):
         """The command line that runs a script on the same data."""
-        processes = distributed.world_size() if script == "train.py" else 1
-        python = ["torchrun", f"--nproc_per_node={processes}"] if processes > 1 else ["python"]
-        line = [*python, script, *self.data_words]
+        torchrun = distributed.torchrun_words() if script == "train.py" else []
+        line = [*(torchrun or ["python"]), script, *self.data_words]
         if self.protocol:
             line += ["--protocol", self.protocol]
         if self.tensorboard and script == "train.py":
@@ -288,8 +287,9 @@ class Run:
         if distributed.is_main():
             how = "the same command" if self.job.is_part else self.job.command(
                 "train.py", "--resume", self.files.last)
+            where = " on every machine" if distributed.machine_count() > 1 else ""
             print(f"\ninterrupted after {self.epochs_done} epochs and {self.progress.steps} "
-                  f"batches; continue with: {how}")
+                  f"batches; continue{where} with: {how}")
 
     def close(self):
         """Finish what is written for TensorBoard."""

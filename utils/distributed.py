@@ -1,11 +1,17 @@
-"""Training in one process or in several (torchrun): ranks, results of all, and devices."""
+"""Training in one process or in several, on one machine or more (torchrun): ranks and results.
+
+Machines need not see each other's files. Only the main process reads and writes those of a run.
+"""
 
 import os
+import socket
 from contextlib import contextmanager
 from datetime import timedelta
 
 import torch
 from torch import distributed as dist
+
+PORT = 29500  # where the machines meet, in commands that are printed
 
 
 @contextmanager
@@ -48,6 +54,27 @@ def world_size():
 
 def is_main():
     return rank() == 0
+
+
+def machine_count():
+    """Machines on which torchrun has started processes."""
+    return int(os.environ.get("GROUP_WORLD_SIZE", 1)) if dist.is_initialized() else 1
+
+
+def torchrun_words():
+    """The words of a command that start as many processes, with more than one of them.
+
+    Returns:
+        list of str, empty for a single process. With several machines the command has to be
+        started on each.
+    """
+    if world_size() == 1:
+        return []
+    each = int(os.environ.get("LOCAL_WORLD_SIZE", world_size()))
+    if machine_count() == 1:
+        return ["torchrun", f"--nproc_per_node={each}"]
+    return ["torchrun", f"--nnodes={machine_count()}", f"--nproc_per_node={each}",
+            "--rdzv_backend=c10d", f"--rdzv_endpoint={os.environ['MASTER_ADDR']}:{PORT}"]
 
 
 def concatenate(tensor):
@@ -94,19 +121,84 @@ def from_main(value):
     return values[0]
 
 
-def wait():
-    """Wait until all processes have come here."""
+def call_in_main(function):
+    """The result of function(), which only the main process calls, in every process.
+
+    It is for the files of a run: the other processes may be on a machine that does not have them.
+
+    Args:
+        function: () -> tensors and plain values.
+    Raises:
+        ValueError, OSError: in every process, what function() raises.
+    """
+    value, error = _outcome(function) if is_main() else (None, None)
+    value, error = from_main((value, error))
+    if error is not None:
+        raise error
+    return value
+
+
+def call_in_all(function):
+    """The result of function() in this process; if it fails in one process, all raise an error.
+
+    Without this the other machines would only report a lost connection.
+
+    Raises:
+        ValueError, OSError: what function() raises here, or ValueError that names the machine.
+    """
+    value, error = _outcome(function)
+    problems = [None] * world_size()
     if dist.is_initialized():
-        dist.barrier()
+        dist.all_gather_object(problems, error and f"on {socket.gethostname()}: {error}")
+    if error is not None:
+        raise error
+    for problem in filter(None, problems):
+        raise ValueError(problem)
+    return value
+
+
+def _outcome(function):
+    """(result, None), or (None, error)."""
+    try:
+        return function(), None
+    except (ValueError, OSError) as error:
+        return None, error
+
+
+def require_same(name, digest):
+    """Refuse to go on if the processes do not have the same list.
+
+    Args:
+        name: of the list, for the message.
+        digest: hash of the list that this process has read.
+    Raises:
+        ValueError: in every process, names the first process with another list.
+    """
+    if not dist.is_initialized():
+        return
+    digests = [None] * world_size()
+    dist.all_gather_object(digests, digest)
+    for number, other in enumerate(digests):
+        if other != digests[0]:
+            raise ValueError(f"the {name} list of process {number} is not that of process 0: copy "
+                             "the same lists to every machine")
 
 
 @contextmanager
-def main_first():
-    """Context that the main process runs first, so that only one downloads what all need."""
-    if dist.is_initialized() and not is_main():
+def one_first():
+    """Context that one process runs before the others, so that only one downloads what all need.
+
+    First the main process, then one process of each other machine, which may have a disk of its
+    own, then all others.
+    """
+    if not dist.is_initialized():
+        yield
+        return
+    turn = 0 if is_main() else 1 if int(os.environ.get("LOCAL_RANK", 1)) == 0 else 2
+    for _ in range(turn):
         dist.barrier()
     yield
-    if dist.is_initialized() and is_main():
+    for _ in range(turn, 2):
         dist.barrier()
 
 
