@@ -8,7 +8,7 @@ import pytest
 from demo_inputs import ROOT
 
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
-FOREIGN_FLAGS = {"--index-url", "--logdir"}  # of pip and TensorBoard
+FOREIGN_FLAGS = {"--index-url", "--logdir", "--array"}  # of pip, TensorBoard and Slurm
 OF_OTHERS = {"ImportError: libGL.so.1: cannot open shared object file", "CUDA out of memory"}
 TORCHRUN = re.compile(r"torchrun .*?(?=train\.py|-m |$)")  # torchrun and its own flags
 
