@@ -19,6 +19,7 @@ Keys of a checkpoint:
 training.release keeps the keys down to `temperature`.
 """
 
+import math
 import os
 import pickle
 import subprocess
@@ -30,7 +31,15 @@ import torch
 from utils.files import replaced
 
 VERSION = 1
-REQUIRED = ("version", "cfg", "model")
+CHECKS = {  # of a value; None if the key is missing
+    "version": lambda value: isinstance(value, int),
+    "cfg": lambda value: isinstance(value, str),
+    "model": lambda value: isinstance(value, dict) and all(
+        isinstance(name, str) and isinstance(tensor, torch.Tensor)
+        for name, tensor in value.items()),
+    "temperature": lambda value: value is None or (isinstance(value, float)
+                                                   and 0 < value < math.inf),
+}
 WRAPPED = "module."  # what DataParallel puts before the names of weights
 LFS_POINTER = b"version https://git-lfs.github.com/spec"
 
@@ -79,9 +88,11 @@ def load_checkpoint(path):
     except (RuntimeError, EOFError, LookupError, ValueError) as error:
         raise ValueError(f"'{path}' is not a checkpoint, or is truncated; use a .pth file "
                          "written by train.py") from error
-    if not isinstance(checkpoint, dict) or any(key not in checkpoint for key in REQUIRED):
-        raise ValueError(f"'{path}' is not a checkpoint of this project (it lacks one of "
-                         f"{', '.join(REQUIRED)}); use a .pth file written by train.py")
+    values = checkpoint if isinstance(checkpoint, dict) else {}
+    wrong = [key for key, is_right in CHECKS.items() if not is_right(values.get(key))]
+    if wrong:
+        raise ValueError(f"'{path}' is not a checkpoint of this project ({', '.join(wrong)} is "
+                         "missing or of another kind); use a .pth file written by train.py")
     if checkpoint["version"] > VERSION:
         raise ValueError(f"checkpoint '{path}' has version {checkpoint['version']}, this code "
                          f"reads up to {VERSION}; update the code")

@@ -15,6 +15,7 @@ from augment import augment
 from crop_cache import cached_crops, default_cache_dir, refuse_photos
 from defaults import age_bins
 from lists import BOX, parse_votes
+from preprocess.boxes import find_boxes
 from preprocess.face import (
     crop_face,
     crop_pixels,
@@ -45,24 +46,28 @@ class FaceDataset(Dataset):
         train: whether to augment.
         cache_dir: folder of the crop cache, or None for the user's.
     Attributes:
+        faces: the table, with a box in every row, see preprocess.boxes.
+        note: a sentence on the boxes that were found, or "".
         labels: dict of (N, ...) tensors in the order of faces: `age`, `age_std`, `age_min`,
             `age_max` (N,) float32 years, with LOSS.LABEL votes also `votes` (N, K). Further
             tensors may be added.
     """
 
     def __init__(self, faces, cfg, train, cache_dir=None):
-        self.faces, self.cfg, self.train = faces, cfg, train
+        self.cfg, self.train = cfg, train
         self.size = cfg.MODEL.IMG_SIZE
         self.labels = {name: torch.tensor(faces[name].to_numpy(np.float32)) for name in LABELS}
         if cfg.LOSS.LABEL == "votes":  # checked before the crops are cut, which takes minutes
             self.labels["votes"] = torch.tensor(_histograms(faces, age_bins(cfg)))
+        cache_dir = (cache_dir or default_cache_dir()) if cfg.DATA.CACHE else None
+        self.faces, self.note = find_boxes(faces, cache_dir)
         # A training crop has a border at the same scale, so that rotated crops show real pixels.
         self.context = cfg.DATA.CONTEXT if train and cfg.AUG.STRENGTH > 0 else 0
         border = round(self.size * self.context)
         margin = cfg.DATA.MARGIN + (1 + 2 * cfg.DATA.MARGIN) * border / self.size
-        self.crops = FaceCrops(faces, margin, self.size + 2 * border)
+        self.crops = FaceCrops(self.faces, margin, self.size + 2 * border)
         if cfg.DATA.CACHE:
-            self.crops = cached_crops(self.crops, cache_dir or default_cache_dir(),
+            self.crops = cached_crops(self.crops, cache_dir,
                                       worker_count((cfg.TRAIN if train else cfg.TEST).WORKERS))
         else:
             check_photos(self.crops)
@@ -102,7 +107,7 @@ class FaceCrops(Dataset):
     """Crops cut from their photos on access: crops[i] is (size, size, 3) uint8 RGB.
 
     Args:
-        faces: table from lists.read_faces().
+        faces: table from lists.read_faces(), with a box in every row.
         margin: share of the box's width and height added on each side.
         size: pixels, side of the square crop.
     """
@@ -126,8 +131,6 @@ class FaceCrops(Dataset):
             photo = load_photo(path)
         except OSError as error:
             raise ValueError(f"{path}: {error}") from error
-        if np.isnan(self.roll_degs[index]):  # no aligned list: the image is the crop
-            return resize_face(crop_face(photo, (0, 0, *photo.size), 0, self.margin), self.size)
         problem = self.check_box(index, photo.size)
         if problem:
             raise ValueError(problem)
@@ -179,9 +182,7 @@ def check_photos(crops):
     problems = []
     for index in tqdm(range(len(crops)), desc="checking photos", leave=False):
         try:
-            size = upright_size(crops.path(index))
-            if not np.isnan(crops.roll_degs[index]):
-                problems.append(crops.check_box(index, size))
+            problems.append(crops.check_box(index, upright_size(crops.path(index))))
         except OSError as error:
             problems.append(f"{crops.path(index)}: {error}")
     refuse_photos([p for p in problems if p], len(crops))

@@ -97,11 +97,13 @@ CHOICES = {
     "TEST.DECODE": ("mean", "median"),
 }
 
+MAX_BINS, MAX_SIZE = 10_000, 4_096  # a typing error must not fill the memory
 POSITIVE = ("be positive", lambda value: value > 0)
 NOT_NEGATIVE = ("not be negative", lambda value: value >= 0)
 SHARE = ("lie in 0..1", lambda value: 0 <= value <= 1)
 RANGES = {
-    "MODEL.IMG_SIZE": POSITIVE, "MODEL.DROPOUT": SHARE, "MODEL.DROP_PATH": SHARE,
+    "MODEL.IMG_SIZE": (f"lie in 1..{MAX_SIZE}", lambda value: 1 <= value <= MAX_SIZE),
+    "MODEL.DROPOUT": SHARE, "MODEL.DROP_PATH": SHARE,
     "DATA.MARGIN": ("exceed -0.5, which leaves nothing of the box", lambda value: value > -0.5),
     "DATA.CONTEXT": SHARE,
     "AUG.STRENGTH": NOT_NEGATIVE, "AUG.FLIP": SHARE, "AUG.ROTATION": NOT_NEGATIVE,
@@ -120,6 +122,10 @@ RANGES = {
     "TRAIN.SAVE_MINUTES": NOT_NEGATIVE, "TRAIN.SEED": NOT_NEGATIVE,
     "TEST.WORKERS": NOT_NEGATIVE, "TEST.BATCH_SIZE": POSITIVE,
 }
+
+# A date such as 2024-13-45 and thousands of digits are a ValueError, thousands of brackets a
+# RecursionError.
+YAML_ERRORS = (yaml.YAMLError, ValueError, RecursionError)
 
 # May differ from the checkpoint's: they do not affect the network.
 FREE_OF_CHECKPOINT = ("DATA.CACHE", "DATA.EXCLUDE")
@@ -153,7 +159,7 @@ def load_cfg(path=None, opts=()):
     if path is not None:
         if not Path(path).is_file():
             raise FileNotFoundError(f"config '{path}' not found; the recipes are in configs/")
-        _merge_yaml(cfg, Path(path).read_text(encoding="utf-8"), path)
+        _merge_yaml(cfg, Path(path).read_bytes(), path)
     _merge_pairs(cfg, opts)
     return _checked(cfg)
 
@@ -194,7 +200,7 @@ def _merge_pairs(cfg, opts):
     for key, text in zip(opts[::2], opts[1::2], strict=True):
         value = text
         if not _is_text(key):  # in a path, YAML would take ' #' for a comment
-            with contextlib.suppress(yaml.YAMLError):
+            with contextlib.suppress(*YAML_ERRORS):
                 value = yaml.safe_load(text)
         _assign(cfg, key, value)
 
@@ -202,7 +208,7 @@ def _merge_pairs(cfg, opts):
 def _merge_yaml(cfg, text, name):
     try:
         tree = yaml.safe_load(text) or {}
-    except yaml.YAMLError as error:
+    except YAML_ERRORS as error:
         raise ValueError(f"{name}: not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(tree, dict):
         raise ValueError(f"{name}: expected sections such as 'TRAIN:', found {tree!r}")
@@ -236,7 +242,7 @@ def _assign(cfg, key, value):
     default = value_of(_C, key)
     if isinstance(default, float) and isinstance(value, (int, str)) \
             and not isinstance(value, bool):
-        with contextlib.suppress(ValueError):
+        with contextlib.suppress(ValueError, OverflowError):
             value = float(value)  # YAML reads 1 as an int and 1e-3 as a string
     if isinstance(default, str) and value is False:
         value = "off"  # YAML 1.1 reads a bare off as false
@@ -263,6 +269,9 @@ def _checked(cfg):
     if cfg.DATA.AGE_MAX <= cfg.DATA.AGE_MIN:
         raise ValueError(f"DATA.AGE_MAX {cfg.DATA.AGE_MAX} must exceed "
                          f"DATA.AGE_MIN {cfg.DATA.AGE_MIN}")
+    if cfg.DATA.AGE_MAX - cfg.DATA.AGE_MIN >= MAX_BINS:
+        raise ValueError(f"DATA.AGE_MIN {cfg.DATA.AGE_MIN} to DATA.AGE_MAX {cfg.DATA.AGE_MAX} are "
+                         f"more than {MAX_BINS} ages")
     cfg.freeze()
     return cfg
 

@@ -49,6 +49,7 @@ from utils.share import process_share
 MAX_TABLE_ROWS = 20  # shown at the end; all of them are in results.csv
 MAX_NAME = 60  # characters of a file name in this table
 WINDOW_TITLE = "age estimation"
+OTHER_OUTPUT = "choose another --output_dir"
 STREAM_MIN_FACE_RATIO = 0.1  # of the shorter side: smaller faces in a stream are not looked for
 
 
@@ -130,8 +131,7 @@ def run_photos(args):
         estimator = build_estimator(args)
         writable_folder(args.output_dir, "--output_dir")
         # Processes that share the work write to one folder on purpose.
-        with nullcontext() if share[1] > 1 else only_writer(
-                args.output_dir, "wait for it, or choose another --output_dir"):
+        with nullcontext() if share[1] > 1 else only_writer(args.output_dir, OTHER_OUTPUT):
             summary = write_photos(estimator, folder, names, args, *share)
     if not summary.read_count and summary.unreadable_count:
         raise ValueError(f"none of the images in '{args.img_dir}' could be read")
@@ -304,9 +304,8 @@ def run_stream(args):
                 show_stream(stream, frames, window)
             else:
                 writable_folder(args.output_dir, "--output_dir")
-                stack.enter_context(only_writer(
-                    args.output_dir, "wait for it, or choose another --output_dir"))
-                write_stream(stream, frames, args)
+                with only_writer(args.output_dir, OTHER_OUTPUT):
+                    write_stream(stream, frames, args)
         except KeyboardInterrupt:
             pass  # the usual end of a camera without a window; everything is closed below
     summary.print()

@@ -12,11 +12,13 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from preprocess.columns import BOX, SPLITS
+from preprocess.columns import BOX, SPLITS, clean_path
 from preprocess.readers import APPA_REAL_LABELS, Skipped, appa_real_rows
+from preprocess.repeats import describe_repeats
 from utils.files import is_current
 from utils.tables import read_columns
 
+PLACE = ["photo", "deg", *BOX]  # tells faces apart
 REQUIRED = ["photo", "age", "deg", *BOX]
 NUMBERS = ["age_std", "age_min", "age_max", "confidence"]
 OPTIONAL = [*NUMBERS, "gender", "race", "subject", "votes"]
@@ -155,12 +157,16 @@ def read_faces(source, split, cfg, protocol=None):
         faces = _read_split(source, split, cfg)
     faces = _exclude(faces, cfg.DATA.EXCLUDE)
     if faces.empty:
-        raise ValueError(f"the {split} list of '{source.dataset}' in '{source.list_dir}' holds no "
-                         "faces" + (f" except those that DATA.EXCLUDE '{cfg.DATA.EXCLUDE}' leaves "
-                                    "out" if cfg.DATA.EXCLUDE else ""))
+        problem = f"the {split} list of '{source.dataset}' in '{source.list_dir}' holds no faces"
+        if cfg.DATA.EXCLUDE:
+            problem += f"; DATA.EXCLUDE '{cfg.DATA.EXCLUDE}' leaves photos out"
+        if count_rejected(source, split) not in ("unknown", 0):
+            problem += f"; alignment left photos out, see {source.file('rejected')}"
+        raise ValueError(problem)
     faces.insert(0, "root", str(source.data_dir))
     faces.insert(1, "dataset", source.dataset)
     _check_rows(faces, cfg)
+    _warn_of_repeats(faces)
     return faces
 
 
@@ -182,9 +188,12 @@ def list_file(source, split, protocol=None):
         return path
     there = splits_of(source)
     if there:
-        raise FileNotFoundError(f"data set '{dataset}' in '{list_dir}' has no {split} split; "
-                                f"it has {', '.join(there)}; align it with python -m "
-                                "preprocess.face_align, or choose another with test.py --split")
+        way_out = (f"start {_align_command(list_dir, dataset)}" if source.file(split).is_file() else
+                   f"{path.name.replace('_align', '')} does not exist either: preprocess."
+                   "generate_csv writes it if there are photos for it")
+        raise FileNotFoundError(f"data set '{dataset}' in '{list_dir}' has no {split} split; it "
+                                f"has {', '.join(there)}; {way_out}; or choose another with "
+                                "test.py --split")
     found = find_datasets(list_dir)
     raise FileNotFoundError(f"'{list_dir}' holds no {dataset}_{split}_align.csv; it holds "
                             f"{', '.join(found) or 'no data set'}: choose with --dataset, or "
@@ -223,6 +232,7 @@ def _read_protocol(source, split, protocol, cfg):
         raise FileNotFoundError(f"protocol file '{path}' not found; protocols there: "
                                 f"{', '.join(_protocols_of(source)) or 'none'}")
     chosen = read_csv(path, ["photo", "split"])
+    chosen["photo"] = chosen["photo"].map(clean_path)
     unknown = sorted(set(chosen["split"]) - set(SPLITS))
     if unknown:
         raise ValueError(f"{path}: split '{unknown[0]}' is not one of {', '.join(SPLITS)}")
@@ -231,10 +241,9 @@ def _read_protocol(source, split, protocol, cfg):
                                 f"{', '.join(sorted(set(chosen['split'])))}: complete it, or "
                                 "choose another with test.py --split")
     lists = [_read_split(source, there, cfg) for there in splits_of(source)]
-    place = ["photo", "deg", *BOX]
     for faces in lists:  # a face may be in two lists, or twice in one
-        faces["number"] = faces.groupby(place, dropna=False).cumcount()
-    faces = pd.concat(lists, ignore_index=True).drop_duplicates([*place, "number"])
+        faces["number"] = faces.groupby(PLACE, dropna=False).cumcount()
+    faces = pd.concat(lists, ignore_index=True).drop_duplicates([*PLACE, "number"])
     faces = faces.drop(columns="number")
     faces = faces[faces["photo"].isin(chosen.loc[chosen["split"] == split, "photo"])]
     if faces.empty:
@@ -270,7 +279,7 @@ def find_protocols(sources, patterns):
 
 def read_csv(path, required):
     """A table as a DataFrame of text columns; see utils.tables.read_rows."""
-    return pd.DataFrame(read_columns(path, required))
+    return pd.DataFrame(read_columns(path, required), dtype=str)
 
 
 def _read_align(path):
@@ -295,7 +304,7 @@ def _read_appa_real(path, split, label):
 
 def _typed(table, path):
     """The columns of read_faces, with their types, from a table of text columns."""
-    faces = pd.DataFrame({"photo": table["photo"]})
+    faces = pd.DataFrame({"photo": table["photo"].map(clean_path)})
     for name in [*REQUIRED[1:], *NUMBERS]:
         faces[name] = _to_numbers(table, name, path)
     for name in OPTIONAL[len(NUMBERS):]:
@@ -352,6 +361,7 @@ def _exclude(faces, path):
         return faces
     table = read_csv(path, [])
     names = {*table.iloc[:, 0], table.columns[0]}  # the list may have no header row
+    names = {clean_path(name) for name in names}
     file_names = faces["photo"].str.rsplit("/", n=1).str[-1]
     dropped = (faces["photo"].isin(names) | file_names.isin(names)
                | file_names.str.removesuffix("_face.jpg").isin(names))
@@ -376,6 +386,17 @@ def _check_rows(faces, cfg):
                for root, photo in zip(faces["root"], faces["photo"], strict=True)]
     _refuse_rows(faces, missing, f"{name}: image not found in '{faces['root'].iloc[0]}' "
                  "(DATA.EXCLUDE leaves photos out)", ["photo"])
+
+
+def _warn_of_repeats(faces):
+    repeated = faces[faces.duplicated(PLACE, keep=False)]
+    is_exact = repeated["age_min"] == repeated["age_max"]
+    ages = [f"{row.age:g}" if exact else f"{row.age_min:g}-{row.age_max:g}"
+            for row, exact in zip(repeated.itertuples(), is_exact, strict=True)]
+    places = repeated[PLACE].astype(str).itertuples(index=False, name=None)
+    repeats = describe_repeats(zip(places, ages, strict=True))
+    if repeats:
+        warnings.warn(f"{faces['dataset'].iloc[0]}: {repeats}", stacklevel=2)
 
 
 def _refuse_rows(table, is_bad, problem, columns):

@@ -150,13 +150,13 @@ def point_scores(labels, pred_ages, last_age):
 
 def distribution_mean(probs, age_bins):
     """(B,) expectation of each distribution in years, as losses.expected_age."""
-    probs, age_bins = _distributions(probs, age_bins)
+    probs, age_bins = _checked_probs(probs, age_bins)
     return probs @ age_bins
 
 
 def distribution_std(probs, age_bins):
     """(B,) standard deviation of each distribution in years, >= 0."""
-    probs, age_bins = _distributions(probs, age_bins)
+    probs, age_bins = _checked_probs(probs, age_bins)
     squares = probs @ np.square(age_bins) - np.square(probs @ age_bins)
     return np.sqrt(np.maximum(squares, 0))  # rounding leaves a one-hot slightly below 0
 
@@ -179,7 +179,7 @@ def quantile(probs, age_bins, level):
     Returns:
         (B,) years in [age_bins[0] - 0.5, age_bins[-1] + 0.5].
     """
-    probs, age_bins = _distributions(probs, age_bins)
+    probs, age_bins = _checked_probs(probs, age_bins)
     cdf = np.cumsum(probs, axis=1)  # (B, K), at the upper edge of each bin
     level = np.clip(level * cdf[:, -1], 0, cdf[:, -1])
     k = np.minimum((cdf < level[:, None]).sum(axis=1), len(age_bins) - 1)
@@ -213,7 +213,7 @@ def mass_above(probs, age_bins, threshold):
     The sum over the bins of that age and above, since a label in completed years reaches the
     threshold on the birthday.
     """
-    probs, age_bins = _distributions(probs, age_bins)
+    probs, age_bins = _checked_probs(probs, age_bins)
     return np.clip(probs[:, age_bins >= threshold].sum(axis=1), 0, 1)
 
 
@@ -223,7 +223,7 @@ def nll(probs, ages, age_bins):
     The logarithmic score (Good, 1952; Gneiting and Raftery, JASA 2007, section 4.1). One bin is
     one year, so it is also that of the density. Probabilities are raised to PROB_FLOOR.
     """
-    probs, age_bins = _distributions(probs, age_bins)
+    probs, age_bins = _checked_probs(probs, age_bins)
     observed = probs[np.arange(len(probs)), label_bins(ages, age_bins)]
     return -np.log(np.maximum(observed, PROB_FLOOR))
 
@@ -235,7 +235,7 @@ def crps(probs, ages, age_bins):
     (Gneiting and Raftery, JASA 2007, eq. 21): the Brier score summed over all thresholds. A
     prediction without spread scores its absolute error, so its mean compares with the MAE.
     """
-    probs, age_bins = _distributions(probs, age_bins)
+    probs, age_bins = _checked_probs(probs, age_bins)
     ages = _per_row(ages, probs)
     distance = (probs * np.abs(age_bins - ages[:, None])).sum(axis=1)
     cdf = np.cumsum(probs, axis=1)
@@ -262,7 +262,7 @@ def coverage_curve(probs, ages, age_bins, shares):
 
 def pit_bounds(probs, ages, age_bins):
     """The CDF at the lower and upper edge of each label's bin: (B,) and (B,) in [0, 1]."""
-    probs, age_bins = _distributions(probs, age_bins)
+    probs, age_bins = _checked_probs(probs, age_bins)
     cdf = np.cumsum(probs, axis=1)
     cdf = np.pad(cdf / cdf[:, -1:], ((0, 0), (1, 0)))  # (B, K + 1), 0 to 1
     rows, k = np.arange(len(probs)), label_bins(ages, age_bins)
@@ -338,7 +338,7 @@ def fit_temperature(log_probs, ages, age_bins, shares=()):
         T, float within TEMPERATURES.
     """
     log_probs = np.asarray(log_probs, dtype=np.float64)
-    _distributions(log_probs, age_bins)
+    _checked_probs(log_probs, age_bins)
     observed = log_probs[np.arange(len(log_probs)), label_bins(_per_row(ages, log_probs), age_bins)]
 
     def too_narrow(temperature):  # positive below the T sought, negative above
@@ -447,7 +447,7 @@ def certain_first(uncertainty):
     return order, np.cumsum(np.diff(uncertainty[order], prepend=uncertainty[order[0]]) > 0)
 
 
-def _distributions(probs, age_bins):
+def _checked_probs(probs, age_bins):
     probs = np.asarray(probs, dtype=np.float64)
     age_bins = np.asarray(age_bins, dtype=np.float64)
     if probs.ndim != 2 or probs.shape[1] != len(age_bins) or not len(probs):

@@ -18,14 +18,8 @@ from torch import nn
 from torch.nn import functional
 
 from checkpoint import load_checkpoint
-from defaults import age_bins, parse_cfg
-from pretrained import (
-    LIBRARY_ARCHS,
-    SOURCES,
-    TIMM_PREFIX,
-    import_pretrainedmodels,
-    load_pretrained,
-)
+from defaults import ARCHS, age_bins, parse_cfg
+from pretrained import SOURCES, TIMM_PREFIX, import_pretrainedmodels, load_pretrained
 from utils.download import find_model
 
 MAX_SIZE = 512  # pixels, the last size that is tried after one that does not work
@@ -117,11 +111,6 @@ def restore_model(checkpoint, device="cpu"):
     return model.to(device).eval(), cfg
 
 
-def list_archs():
-    """Sorted names for MODEL.ARCH. Any timm model works too, written timm/NAME."""
-    return sorted([*LIBRARY_ARCHS, *OWN_ARCHS])
-
-
 def input_normalisation(arch):
     """The input that the first weights of an architecture were trained on.
 
@@ -159,7 +148,7 @@ def _build(cfg):
 
 
 def _check_arch(arch):
-    name, known, prefix = arch, list_archs(), ""
+    name, known, prefix = arch, ARCHS, ""
     if arch.startswith(TIMM_PREFIX):
         import timm
         name, known, prefix = arch.removeprefix(TIMM_PREFIX), timm.list_models(), TIMM_PREFIX
@@ -185,7 +174,7 @@ def _count_features(backbone, size):
 
 def _size_message(arch, size, error):
     works = _next_size(arch, size)
-    way_out = f"the smallest larger one that does is {works}" if works \
+    way_out = f"the next larger size that does is {works}" if works \
         else " ".join(str(error).split())
     return f"MODEL.IMG_SIZE {size} does not work with MODEL.ARCH '{arch}'; {way_out}"
 

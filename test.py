@@ -5,6 +5,7 @@ import glob
 import shlex
 import sys
 import warnings
+from contextlib import ExitStack
 from pathlib import Path
 
 from defaults import FREE_OF_CHECKPOINT
@@ -16,6 +17,7 @@ from utils.cli import (
     run_main,
 )
 from utils.files import refuse_overwriting, writable_folder
+from utils.locks import only_writer
 
 # The libraries are imported in the functions that use them: torch, pandas and matplotlib take
 # seconds, which -h and a wrong argument need not wait for.
@@ -57,7 +59,16 @@ def main():
     else:
         models = named_models(args.resume)
         check_args(args, models)
-        measure(args, models)
+        folders = {}  # held until all is written
+        if args.report:
+            folders[Path(args.report).resolve()] = "choose another --report"
+        if args.calibrate:
+            folders[Path(models[args.resume[0]][0]).resolve().parent] = \
+                "calibrate when that process has ended"
+        with ExitStack() as held:
+            for folder, way_out in folders.items():
+                held.enter_context(only_writer(folder, way_out))
+            measure(args, models)
     return 0
 
 
@@ -137,6 +148,8 @@ def measure(args, models):
     first = next(iter(tested.values()))[0]
     for source, path in zip(sources, lists, strict=True):
         print(f"{source.dataset} ({path}): {count_faces(first.data.faces, source)} {split} faces")
+    if first.data.note:
+        print(first.data.note)
     if args.calibrate:
         first = calibrated(first)
         tested = {name: [first] for name in tested}
@@ -202,13 +215,15 @@ def report_models(tested, args, sources, split):
     from lists import count_rejected
 
     first = next(iter(tested.values()))[0]
-    evaluation = evaluate_all({name: [one.predictions for one in seeds]
-                               for name, seeds in tested.items()}, first.variants)
+    rejected = {source.dataset: count_rejected(source, None if args.protocol else split)
+                for source in sources}
+    models = {name: [one.with_quality if one is first else one.predictions for one in seeds]
+              for name, seeds in tested.items()}
+    # With a protocol the rejected photos of all splits are counted, which is no share of one.
+    evaluation = evaluate_all(models, first.variants, None if args.protocol else rejected)
     provenance = {"Command": shlex.join(["python", *sys.argv]), "Split": split,
                   "Protocol": args.protocol or "the lists' own split", **first.provenance(),
-                  "Photos without a face": {
-                      source.dataset: count_rejected(source, None if args.protocol else split)
-                      for source in sources}}
+                  "Photos without a face": rejected}
     names = ", ".join(source.dataset for source in sources)
     write_report(evaluation, args.report, provenance, first.data.face, f"{names}, {split}")
     print(f"report in {Path(args.report, 'report.html')}")

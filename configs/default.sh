@@ -12,8 +12,8 @@
 # Run preprocess.generate_csv (for UTKFace with --train_on_test) and preprocess.face_align for each
 # data set first. After an interruption, start the same command again: it continues. KEY VALUE pairs
 # at the end apply to every training. 49,811 training faces; about 13 hours on two cores (six of them
-# for the two teachers) and 16 GB of disk for the crops. On valid: MAE UTKFace 4.40, APPA-REAL 3.33;
-# FairFace 56.6% in the right bin (the first teacher was trained without UTKFace's test list).
+# for the two teachers) and 16 GB of disk for the crops. The first teacher of the model in misc/ was
+# trained without UTKFace's test list. Results: MODEL_CARD.md.
 set -euo pipefail
 root=$(cd "$(dirname "$0")/.." && pwd)
 if [ $# -lt 3 ] || [[ $1 == -* ]]; then

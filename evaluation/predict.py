@@ -4,6 +4,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import NamedTuple
 
+import cv2
 import numpy as np
 import torch
 
@@ -15,12 +16,13 @@ from defaults import FREE_OF_CHECKPOINT, age_bins, override_cfg
 from engine import predict
 from evaluation.predictions import Predictions
 from evaluation.scores import Variants
-from lists import OPTIONAL, read_sources
+from lists import BOX, OPTIONAL, read_sources
 from model import restore_model
 from utils.download import find_model
 from utils.files import file_sha256
 
 CALIBRATED_SHARES = (0.8, 0.9)  # central intervals that the temperature is fitted to
+
 
 @dataclass(frozen=True)
 class SplitPredictions:
@@ -54,6 +56,16 @@ class SplitPredictions:
     def predictions(self):
         """Predictions at the model's own temperature."""
         return self._predictions(self.log_probs, self.temperature)
+
+    @cached_property
+    def with_quality(self):
+        """The predictions with the columns face_px and sharpness of each face."""
+        boxes = self.data.faces[BOX].to_numpy(float)
+        sides = np.sqrt(np.prod(boxes[:, 2:] - boxes[:, :2], axis=1))
+        faces = self.predictions.faces.assign(
+            face_px=np.round(sides, 1),
+            sharpness=[sharpness(self.data.face(index)) for index in range(len(self.data))])
+        return replace(self.predictions, faces=faces)
 
     @cached_property
     def variants(self):
@@ -118,6 +130,20 @@ def predict_split(resume, sources, split, device, opts=(), protocol=None, cache_
     log_probs_tta = predict(model, loader, device, True, "testing with TTA") \
         if with_tta and not cfg.TEST.TTA else None
     return SplitPredictions(str(path), checkpoint, cfg, loader.dataset, log_probs, log_probs_tta)
+
+
+def sharpness(face):
+    """Variance of the Laplacian of a face's gray values: high for sharp edges, 0 for none.
+
+    The focus measure of Pech-Pacheco et al., ICPR 2000, of the face as the network gets it: a small
+    face, scaled up, has few sharp edges as well.
+
+    Args:
+        face: (S, S, 3) uint8 RGB.
+    Returns:
+        float, >= 0; comparable at the same S only.
+    """
+    return float(cv2.Laplacian(cv2.cvtColor(face, cv2.COLOR_RGB2GRAY), cv2.CV_64F).var())
 
 
 class Calibration(NamedTuple):

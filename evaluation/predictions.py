@@ -2,7 +2,8 @@
 
 Columns: photo, age, pred_age; if the model knows them pred_std and the predicted distribution
 p0 .. p100; if the data set knows them age_std, age_min, age_max, gender, race, subject, dataset,
-confidence. If age_min and age_max differ, only the interval of the age is known.
+confidence; face_px, the side of the face box in pixels of the photo, and sharpness, see
+predict.sharpness. If age_min and age_max differ, only the interval of the age is known.
 """
 
 import re
@@ -18,7 +19,7 @@ from lists import listed
 from utils.files import replaced
 
 TEXTS = ("gender", "race", "subject", "dataset")
-NUMBERS = ("age_std", "age_min", "age_max", "pred_std", "confidence")
+NUMBERS = ("age_std", "age_min", "age_max", "pred_std", "confidence", "face_px", "sharpness")
 PROB_DIGITS = 6  # significant digits of p0, p1, ... in predictions.csv
 
 
@@ -142,9 +143,9 @@ def check_predictions(frame, name):
     faces = frame.drop(columns=bins).assign(photo=frame["photo"].astype(str))
     bad = {}
     for column in ("age", "pred_age", *(c for c in NUMBERS if c in faces)):
-        faces[column] = _numbers(faces[column], column in NUMBERS, bad)
+        faces[column] = _number_column(faces[column], column in NUMBERS, bad)
     _check_intervals(faces, bad)
-    age_bins, probs = _distributions(numbered, bad, name)
+    age_bins, probs = _read_distributions(numbered, bad, name)
     if bad:
         raise ValueError(f"predictions {name}: " + listed(
             [f"row {row + 2}: {what}" for row, what in sorted(bad.items())]))
@@ -167,7 +168,7 @@ def _check_intervals(faces, bad):
         bad.setdefault(row, f"age_min '{low}' and age_max '{high}' are not an interval")
 
 
-def _numbers(column, may_be_empty, bad):
+def _number_column(column, may_be_empty, bad):
     values = pd.to_numeric(column, errors="coerce").astype(np.float64)
     wrong = ~np.isfinite(values) & (column.notna() if may_be_empty else True)
     for row in np.flatnonzero(wrong):
@@ -175,7 +176,7 @@ def _numbers(column, may_be_empty, bad):
     return values
 
 
-def _distributions(columns, bad, name):
+def _read_distributions(columns, bad, name):
     if not len(columns.columns):
         return None, None
     age_bins = np.sort([int(column[1:]) for column in columns])

@@ -5,6 +5,8 @@ the columns ALIGNED and writes NAME_train_align.csv and so on. Every column but 
 optional in a list, and the order of the columns is free.
 """
 
+from pathlib import PurePosixPath
+
 SPLITS = ("train", "valid", "test")
 
 LOCATION = ["face_x1", "face_y1", "face_x2", "face_y2"]
@@ -34,3 +36,13 @@ ALIGNED = {
     "box4": "the same, lower side, exclusive",
     "confidence": "probability of a face, 0.7 to 1, from the detector",
 }
+
+
+def clean_path(text):
+    """A path as the lists hold it: / between folders, no ./ in it."""
+    return str(PurePosixPath(text.replace("\\", "/"))) if text else text
+
+
+def age_label(row):
+    """The age of a list's row (dict of text), or its interval if only that is known."""
+    return f"{float(row['age']):g}" if row["age"].strip() else f"{row['age_min']}-{row['age_max']}"

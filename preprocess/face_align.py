@@ -22,9 +22,10 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from preprocess.columns import ALIGNED, LOCATION, SPLITS
+from preprocess.columns import ALIGNED, LOCATION, SPLITS, age_label, clean_path
 from preprocess.face import load_photo
 from preprocess.readers import MISSING, UNREADABLE
+from preprocess.repeats import describe_repeats
 from preprocess.shards import CHUNK, Shards, chunks
 from utils.cli import HelpFormatter, add_device_flag, run_main
 from utils.device import device_name
@@ -78,27 +79,14 @@ def parse_args():
 def main():
     args = parse_args()
     data_dir, list_dir = Path(args.data_dir), Path(args.list_dir or args.data_dir)
-    if not data_dir.is_dir():
-        raise FileNotFoundError(f"folder '{data_dir}' not found; --data_dir is the folder of the "
-                                "photos")
-    lists = [path for split in SPLITS
-             if (path := list_dir / f"{args.dataset}_{split}.csv").is_file()]
-    if not lists:
-        raise FileNotFoundError(f"no list {args.dataset}_train.csv, {args.dataset}_valid.csv or "
-                                f"{args.dataset}_test.csv in '{list_dir}'; write them with "
-                                "python -m preprocess.generate_csv, or by hand with the columns "
-                                "photo and age")
+    lists = find_lists(data_dir, list_dir, args.dataset)
     writable_folder(list_dir)
     rank, world_size, local_size = (int(os.environ.get(name, default)) for name, default in (
         ("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_WORLD_SIZE", 1)))
     workers = max(1, available_cores() // local_size) if args.workers is None else args.workers
     if workers < 1:
         raise ValueError(f"--workers must be at least 1, got {workers}")
-    align_lists(lists, data_dir, args, workers, rank, world_size)
 
-
-def align_lists(lists, data_dir, args, workers, rank, world_size):
-    """Align every list with worker processes, or this process's share of the lists."""
     from preprocess.detector import FaceDetector  # imported here: OpenCV takes longer than -h may
     from preprocess.workers import worker_pool
 
@@ -111,6 +99,24 @@ def align_lists(lists, data_dir, args, workers, rank, world_size):
                     rank=rank, world_size=world_size)
         for path in lists:
             align_list(path, work)
+
+
+def find_lists(data_dir, list_dir, dataset):
+    """Paths of the lists of a data set, one for each split that has one.
+
+    Raises:
+        FileNotFoundError: there is no list, or no folder of photos.
+    """
+    if not data_dir.is_dir():
+        raise FileNotFoundError(f"folder '{data_dir}' not found; --data_dir is the folder of the "
+                                "photos")
+    lists = [path for split in SPLITS if (path := list_dir / f"{dataset}_{split}.csv").is_file()]
+    if not lists:
+        raise FileNotFoundError(f"no list {dataset}_train.csv, {dataset}_valid.csv or "
+                                f"{dataset}_test.csv in '{list_dir}'; write them with "
+                                "python -m preprocess.generate_csv, or by hand with the columns "
+                                "photo and age")
+    return lists
 
 
 def device_of_process(name):
@@ -147,10 +153,16 @@ def align_list(list_path, work):
         print(f"{target.name} was finished by another process")
 
 
+def read_list(list_path):
+    """Yield the rows of a list as dicts of text."""
+    for row in read_rows(list_path, ["photo", "age"]):
+        yield row | {"photo": clean_path(row["photo"])}
+
+
 def _count_rows(list_path, data_dir):
     """Number of rows of a list; raises FileNotFoundError if none of its photos exists."""
     count, found = 0, False
-    for row in read_rows(list_path, ["photo", "age"]):
+    for row in read_list(list_path):
         found = found or (row["photo"] and Path(data_dir, row["photo"]).is_file())
         count += 1
     if count and not found:
@@ -163,7 +175,7 @@ def _count_rows(list_path, data_dir):
 def fill_shards(shards, list_path, row_count, work):
     """Align the chunks of this process that are not done yet."""
     def my_chunks(is_wanted):
-        return ((number, rows) for number, rows in chunks(read_rows(list_path, ["photo", "age"]))
+        return ((number, rows) for number, rows in chunks(read_list(list_path))
                 if number % work.world_size == work.rank and is_wanted(number))
 
     forget_outdated(shards, my_chunks(shards.is_done), work)
@@ -195,8 +207,8 @@ def forget_outdated(shards, done_chunks, work):
             shards.forget(number)
             repaired += 1
     if repaired:
-        print(f"{repaired} chunks of {CHUNK} photos are aligned again: some of their photos were "
-              "missing or unreadable and can be read now")
+        print(f"chunks of {CHUNK} photos that are aligned again: {repaired}, as photos in them "
+              "were missing or unreadable and can be read now")
 
 
 def is_readable_now(data_dir, row, reason):
@@ -216,7 +228,7 @@ def is_readable_now(data_dir, row, reason):
 def write_results(shards, list_path):
     """Write the aligned list and the list of rejected rows from the results of all processes."""
     dataset, split = list_path.stem.rsplit("_", 1)
-    reasons, faces = Counter(), 0
+    reasons, faces = Counter(), []
     rejected_path = list_path.with_name(f"{dataset}_rejected.csv")
     with replaced(shards.target) as target, replaced(rejected_path) as rejected_target, \
             target.open("w", encoding="utf-8", newline="") as file, \
@@ -225,7 +237,7 @@ def write_results(shards, list_path):
         rejected.writerow(["photo", "split", "reason"])
         rejected.writerows(rejected_elsewhere(rejected_path, split, list_path, dataset))
         aligned = None
-        for row, (reason, *values) in shards.merge(read_rows(list_path, ["photo", "age"])):
+        for row, (reason, *values) in shards.merge(read_list(list_path)):
             row = {name: text for name, text in row.items() if name not in (*ALIGNED, *LOCATION)}
             if aligned is None:
                 aligned = csv.writer(file, lineterminator="\n")
@@ -234,13 +246,17 @@ def write_results(shards, list_path):
                 reasons[reason] += 1
                 rejected.writerow([row["photo"], split, reason])
             else:
-                faces += 1
+                faces.append(((row["photo"], *values[:-1]), age_label(row)))
                 aligned.writerow([*row.values(), *values])
     shards.remove_all()
-    total = faces + sum(reasons.values())
-    print(f"{shards.target.name}: {faces:,} faces of {total:,} photos, "
+    total = len(faces) + sum(reasons.values())
+    print(f"{shards.target.name}: {len(faces):,} faces of {total:,} photos, "
           f"{sum(reasons.values())} rejected ({sum(reasons.values()) / max(total, 1):.2%})"
           + "".join(f"; {count} {reason}" for reason, count in reasons.most_common()))
+    repeats = describe_repeats(faces)
+    if repeats:
+        print(f"{list_path.name}: {repeats}. A row without face_x1, face_y1, face_x2 and face_y2 "
+              "is about the largest face of its photo")
 
 
 def rejected_elsewhere(path, split, list_path, dataset):

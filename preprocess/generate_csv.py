@@ -3,10 +3,9 @@
     python -m preprocess.generate_csv --dataset utkface --data_dir DIR
     python -m preprocess.generate_csv --dataset my_photos --data_dir DIR --table ages.csv
 
-Each list has the columns photo and age and what else the data set knows (preprocess/columns.py
-documents all columns). NAME_split_PROTOCOL.csv, with the columns photo and split, holds a
-published alternative to the split. NAME_skipped.csv holds the photos that cannot be used, with
-the reason.
+Each list has the columns photo and age and what else the data set knows.
+NAME_split_PROTOCOL.csv, with the columns photo and split, holds a published alternative to the
+split. NAME_skipped.csv holds the photos that cannot be used, with the reason.
 """
 
 import argparse
@@ -20,13 +19,16 @@ from tqdm import tqdm
 from preprocess.columns import COLUMNS, LOCATION, SPLITS
 from preprocess.face import upright_size
 from preprocess.readers import DATASETS, MISSING, DataSet, Options, Skipped, table_reader
+from preprocess.splits import fill_empty_splits
 from utils.cli import HelpFormatter, run_main
-from utils.files import replaced, writable_folder
+from utils.files import refuse_overwriting, replaced, writable_folder
 
 
 def parse_args():
     parser = argparse.ArgumentParser(prog="python -m preprocess.generate_csv",
-                                     description=__doc__, formatter_class=HelpFormatter)
+                                     description=__doc__, formatter_class=HelpFormatter,
+                                     epilog="\n".join(["columns of a list or of --table:"] + [
+                                         f"  {name:<9} {text}" for name, text in COLUMNS.items()]))
     parser.add_argument("--dataset", required=True, metavar="NAME",
                         help=f"one of {', '.join(sorted(DATASETS))}, or with --table any other")
     parser.add_argument("--data_dir", required=True, metavar="DIR",
@@ -61,10 +63,9 @@ def main():
         raise FileNotFoundError(f"folder '{data_dir}' not found; --data_dir is the folder of the "
                                 "photos")
     list_dir = writable_folder(args.list_dir or data_dir)
-    for path in (list_dir / f"{args.dataset}_{part}.csv" for part in (*SPLITS, "skipped")):
-        if args.table and path.resolve() == Path(args.table).resolve():
-            raise ValueError(f"--table '{args.table}' would be overwritten; rename it, or choose "
-                             "another --list_dir")
+    if args.table:
+        written = [list_dir / f"{args.dataset}_{part}.csv" for part in (*SPLITS, "skipped")]
+        refuse_overwriting(written, [args.table], "--list_dir, or rename the table")
     options = Options(args.appa_real_label, args.min_face_score, args.max_second_face_score)
     rows, skipped, clipped = sort_records(dataset.read(data_dir, options), data_dir,
                                           options.max_age, args.drop_older)
@@ -72,6 +73,7 @@ def main():
         reasons = Counter(reason for _, reason in skipped).most_common(1)
         raise ValueError(f"no usable photo of {args.dataset} in '{data_dir}': {len(skipped)} "
                          f"skipped, most often because: {reasons[0][0] if reasons else 'none'}")
+    filled = fill_empty_splits(rows)
     if args.train_on_test:
         train_on_test(rows, list_dir, args.dataset)
     write_lists(rows, list_dir, args.dataset)
@@ -79,7 +81,7 @@ def main():
     for name, splits in protocols.items():
         write_csv(list_dir / f"{args.dataset}_split_{name}.csv", ["photo", "split"],
                   splits.items())
-    report(args.dataset, list_dir, rows, skipped, clipped, protocols)
+    report(args.dataset, list_dir, rows, skipped, clipped, filled, protocols)
 
 
 def choose_dataset(args):
@@ -120,6 +122,8 @@ def sort_records(records, data_dir, max_age, drop_older):
         size = checked[photo]
         if photo != printable(photo):
             skipped.append(Skipped(printable(photo), "file name is not UTF-8"))
+        elif "\\" in photo:
+            skipped.append(Skipped(photo, "file name has a backslash"))
         elif isinstance(size, str):
             skipped.append(Skipped(photo, size))
         elif record["age"] < 0:
@@ -198,10 +202,16 @@ def write_csv(path, header, rows):
                          for row in rows)
 
 
-def report(name, list_dir, rows, skipped, clipped, protocols):
+def report(name, list_dir, rows, skipped, clipped, filled, protocols):
     counts = Counter(row["split"] for row in rows)
     print(f"{name}: " + ", ".join(f"{counts[split]:,} {split}" for split in SPLITS
                                   if counts[split]) + f" -> {list_dir}")
+    if filled:
+        print(f"few photos: the hash left {' and '.join(filled)} empty; each got one photo, and "
+              "all others of the same person")
+    if not counts["valid"]:
+        print("no valid list, which training and calibration need: add photos (of other persons), "
+              "or choose with a column split in --table")
     ages = [row["age"] for row in rows]
     print(f"ages {min(ages):g} to {max(ages):g} years"
           + (f"; {clipped} older than the last bin were clipped to it" if clipped else ""))

@@ -2,15 +2,13 @@
 
 A reader is a generator function `read(data_dir, options)`. It yields rows, and `Skipped` for
 photos that cannot be used. A row is a dict with `photo`, `age`, `split` (train, valid or test)
-and any other of the COLUMNS that the data set knows. To add a data set, write a reader and add a
-line to DATASETS.
+and any other of the COLUMNS that the data set knows. splits.by_hash gives the split if there is
+no official one. To add a data set, write a reader and add a line to DATASETS.
 
-The readers of APPA-REAL, FairFace and UTKFace were checked against the released files, the others
-against their published descriptions. A reader that does not find its files raises an error that
-names them.
+The readers of APPA-REAL, FairFace and UTKFace were checked against released files. A reader that
+does not find its files raises an error that names them.
 """
 
-import hashlib
 import math
 import re
 from collections import Counter, defaultdict
@@ -23,13 +21,14 @@ from typing import NamedTuple
 import numpy as np
 
 from defaults import load_cfg
-from preprocess.columns import COLUMNS, LOCATION, SPLITS
+from preprocess.columns import COLUMNS, LOCATION, SPLITS, clean_path
 from preprocess.face import IMAGE_ENDINGS
+from preprocess.splits import by_hash, share_by_hash
+from utils.files import files_below
 from utils.tables import read_columns, read_rows
 
 MISSING, UNREADABLE = "file missing", "unreadable image"  # reasons to leave a photo out
 APPA_REAL_LABELS = {"apparent": "apparent_age_avg", "real": "real_age"}  # columns by label
-SHARES = (("train", 0.8), ("valid", 0.1), ("test", 0.1))  # for data sets without official splits
 VALID_FROM_TRAIN = (("train", 0.9), ("valid", 0.1))  # if only a test part is published
 MATLAB_EPOCH = 366  # days from Matlab's day 0 to Python's
 INTERVAL = re.compile(r"\(?(?P<low>\d{1,3})(?:-|, ?)(?P<high>\d{1,3})\)?|"
@@ -73,24 +72,6 @@ class DataSet:
     protocols: Callable = field(default=lambda rows, data_dir: {})
 
 
-def share_by_hash(key, shares=SHARES):
-    """The split of a key, the same on every machine and in every version of the data set.
-
-    Args:
-        key: text, such as a file name or a person, that must stay in one split.
-        shares: (split, share of all keys) pairs; the shares sum to 1.
-    Returns:
-        one of the splits.
-    """
-    digest = hashlib.sha256(key.encode("utf-8", "surrogatepass")).digest()
-    position = int.from_bytes(digest[:8], "big") / 2**64
-    for split, share in shares:
-        if position < share:
-            return split
-        position -= share
-    return shares[-1][0]
-
-
 # ------------------------------------------------------------------------- ages in tables
 
 
@@ -120,7 +101,7 @@ def appa_real_rows(label_dir, split, label, data_dir=None):
     table_path = Path(label_dir, f"gt_avg_{split}.csv")
     for record in read_rows(table_path, ["file_name", "apparent_age_std", column]):
         name, age = record["file_name"], record[column]
-        photo = f"{split}/{name}_face.jpg"  # shows the person with the label, of several
+        photo = f"{split}/{name}_face.jpg"  # if there are several faces, the labelled one
         if data_dir and not Path(data_dir, photo).is_file():
             whole = f"{split}/{name}"
             photo = whole if Path(data_dir, whole).is_file() else photo
@@ -208,10 +189,10 @@ def read_morph(data_dir, options):
         if age is None:
             yield Skipped(record["photo"], f"age '{record['age']}' is not a number")
             continue
-        yield {"photo": record["photo"].replace("\\", "/"), "age": age,
+        yield {"photo": clean_path(record["photo"]), "age": age,
                "gender": _gender(record.get("gender", "")),
                "race": record.get("race", "").lower(), "subject": record["id_num"],
-               "split": share_by_hash(record["id_num"])}
+               **by_hash(record["id_num"])}
 
 
 def _morph_protocols(rows, data_dir):
@@ -292,7 +273,7 @@ def _read_imdb_wiki(data_dir, name, person_field, options):
             continue
         person = faces.get(person_field, faces["full_path"])[index]
         person = str(person if np.size(person) else full_path)  # an empty name is an empty array
-        row = {"photo": photo, "age": age, "subject": person, "split": share_by_hash(person),
+        row = {"photo": photo, "age": age, "subject": person, **by_hash(person),
                "gender": {0: "female", 1: "male"}.get(faces["gender"][index], "")}
         if is_cropped:
             row["location_ratio"] = (0.4 / 1.8, 0.4 / 1.8, 1.4 / 1.8, 1.4 / 1.8)  # 40% margins
@@ -307,7 +288,7 @@ def _load_mat(path, name):
     try:
         struct = loadmat(path, squeeze_me=True)[name]
         faces = {key: np.atleast_1d(struct[key].item()) for key in struct.dtype.names}
-    except Exception as error:  # the package raises anything at all on broken files
+    except Exception as error:  # on broken files loadmat raises errors of any class
         raise ValueError(f"'{path}': expected a struct '{name}': {error}") from error
     needed = {"full_path", "dob", "photo_taken", "gender", "face_score", "second_face_score",
               "face_location"}
@@ -357,7 +338,7 @@ def read_utkface(data_dir, options):
             yield Skipped(photo, "name is not age_gender_race_date")
             continue
         age, *codes = match[0].split("_")[:-1]
-        row = {"photo": photo, "age": int(age), "split": share_by_hash(_utkface_key(photo))}
+        row = {"photo": photo, "age": int(age), **by_hash(_utkface_key(photo))}
         if codes and codes[0] in "01":
             row["gender"] = ("male", "female")[int(codes[0])]
         if len(codes) == 2 and int(codes[1]) < len(UTKFACE_RACES):
@@ -414,7 +395,7 @@ def read_fgnet(data_dir, options):
             yield Skipped(photo, "name is not NNNAYY.JPG")
             continue
         yield {"photo": photo, "age": int(match[2]), "subject": match[1],
-               "split": share_by_hash(f"fgnet {match[1]}")}
+               **by_hash(f"fgnet {match[1]}")}
 
 
 def _fgnet_protocols(rows, data_dir):
@@ -436,7 +417,7 @@ def read_agedb(data_dir, options):
             yield Skipped(photo, "name is not number_Name_age_m.jpg")
             continue
         yield {"photo": photo, "age": int(match[2]), "gender": _gender(match[3]),
-               "subject": match[1], "split": share_by_hash(match[1])}
+               "subject": match[1], **by_hash(match[1])}
 
 
 def read_cacd(data_dir, options):
@@ -446,7 +427,7 @@ def read_cacd(data_dir, options):
             yield Skipped(photo, "name is not age_Name_number.jpg")
             continue
         yield {"photo": photo, "age": int(match[1]), "subject": match[2],
-               "split": share_by_hash(match[2])}
+               **by_hash(match[2])}
 
 
 def read_afad(data_dir, options):
@@ -460,7 +441,7 @@ def read_afad(data_dir, options):
             continue
         known = True
         yield {"photo": photo, "age": int(age), "gender": genders[code],
-               "split": share_by_hash(photo.rsplit("/", 1)[-1])}
+               **by_hash(photo.rsplit("/", 1)[-1])}
     if not known:
         raise _not_found(data_dir, "folders such as 25/111/ (age, then 111 male or 112 female)")
 
@@ -498,17 +479,17 @@ def table_reader(path):
     """
     def read(data_dir, options):
         for record in read_rows(path, ["photo", "age"]):
-            photo = record["photo"].replace("\\", "/")
-            split = record.get("split", "").strip() or share_by_hash(record.get("subject") or photo)
-            if split not in SPLITS:
+            photo, split = clean_path(record["photo"]), record.get("split", "").strip()
+            if split and split not in SPLITS:
                 raise ValueError(f"{path}: split '{split}' of '{photo}' is not one of "
                                  f"{', '.join(SPLITS)}")
             ages = _ages_of(record)
             if isinstance(ages, str):
                 yield Skipped(photo, ages)
                 continue
+            chosen = {"split": split} if split else by_hash(record.get("subject") or photo)
             yield {name: record[name] for name in COLUMNS if name in record} | ages | {
-                "photo": photo, "split": split}
+                "photo": photo, **chosen}
     return read
 
 
@@ -553,7 +534,7 @@ def _read_text(path):
 
 def _photos(data_dir):
     """Relative paths of all images below a folder, sorted."""
-    photos = sorted(path.relative_to(data_dir).as_posix() for path in Path(data_dir).rglob("*")
+    photos = sorted(path.relative_to(data_dir).as_posix() for path in files_below(data_dir)
                     if path.suffix.lower() in IMAGE_ENDINGS)
     if not photos:
         raise _not_found(data_dir, f"image ({', '.join(IMAGE_ENDINGS)})")

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
-from preprocess.columns import BOX, SPLITS
+from preprocess.columns import BOX, SPLITS, age_label, clean_path
 from preprocess.face import crop_face, load_photo, photo_quad, resize_face
 from utils.cli import HelpFormatter, run_main
 from utils.files import writable_folder
@@ -80,14 +80,9 @@ def contact_sheet(rows, data_dir, margin_ratio):
     return sheet
 
 
-def age_label(row):
-    """The age of a row, or its interval if only that is known."""
-    return f"{float(row['age']):g}" if row["age"] else f"{row['age_min']}-{row['age_max']}"
-
-
 def before_and_after(row, data_dir, margin_ratio):
     """The photo with the face's box drawn, and the crop, each SIDE pixels square."""
-    photo = load_photo(Path(data_dir, row["photo"]))
+    photo = load_photo(Path(data_dir, clean_path(row["photo"])))
     deg, *box = (float(row[name]) for name in ("deg", *BOX))
     crop = Image.fromarray(resize_face(crop_face(photo, box, deg, margin_ratio), SIDE))
     quad = photo_quad(box, photo.size, deg)

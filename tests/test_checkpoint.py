@@ -81,7 +81,10 @@ def test_a_truncated_checkpoint_is_refused(tmp_path):
         load_checkpoint(tmp_path / "a.pth")
 
 
-@pytest.mark.parametrize("stored", [{"state_dict": {}}, [1, 2], {"version": 1, "model": {}}])
+@pytest.mark.parametrize("stored", [
+    {"state_dict": {}}, [1, 2], {"version": 1, "model": {}}, {**PLAIN, "version": "1.0"},
+    {**PLAIN, "version": 1, "cfg": {"model": "resnet"}}, {**PLAIN, "version": 1, "model": [1]},
+    {**PLAIN, "version": 1, "model": {"w": 1.0}}, {**PLAIN, "version": 1, "temperature": "warm"}])
 def test_other_projects_checkpoints_are_refused(tmp_path, stored):
     torch.save(stored, tmp_path / "other.pth")
     with pytest.raises(ValueError, match="not a checkpoint of this project"):

@@ -1,6 +1,7 @@
 """From lists to batches: the crop cache, augmentation, order, and what each refuses."""
 
 import pickle
+import shutil
 from functools import partial
 from itertools import chain
 
@@ -8,6 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from demo_inputs import ASTRONAUT
 from faces import TINY, draw_face, write_dataset, write_list
 from PIL import Image, PngImagePlugin
 
@@ -17,7 +19,8 @@ from crop_cache import cached_crops
 from dataset import FaceCrops, FaceDataset, to_pixels
 from defaults import load_cfg
 from lists import Source, read_faces
-from preprocess.face import load_photo, resize_face, upright_size
+from preprocess.detector import FaceDetector
+from preprocess.face import as_listed, crop_face, load_photo, resize_face, upright_size
 
 AGES = [5, 20, 40, 60, 80, 95]
 ONLY_FLIPS = ["AUG.CROP_AREA", "1"] + [  # of the augmentation
@@ -67,16 +70,30 @@ def test_pixels_are_channels_last_rgb_bytes():
     assert pixels[1, 2, 3, 0] == face[1, 3, 0, 2]
 
 
-def test_the_whole_image_is_the_crop_where_no_list_says_otherwise(tmp_path):
-    (tmp_path / "valid").mkdir()
-    Image.fromarray(draw_face(30)).save(tmp_path / "valid" / "0.jpg_face.jpg", quality=95)
-    (tmp_path / "gt_avg_valid.csv").write_text(
-        "file_name,num_ratings,apparent_age_avg,apparent_age_std,real_age\n0.jpg,,30,4,\n")
-    cfg = cfg_of()
-    faces = read_faces(Source(tmp_path, "appa_real", tmp_path), "valid", cfg)
+@pytest.mark.parametrize("cache", ["True", "False"])
+def test_faces_without_a_box_are_cut_as_if_they_were_aligned(tmp_path, cache):
+    raw = tmp_path / "appa-real-release"
+    (raw / "valid").mkdir(parents=True)
+    shutil.copy(ASTRONAUT, raw / "valid" / "0.jpg_face.jpg")
+    Image.fromarray(draw_face(30)).save(raw / "valid" / "1.jpg_face.jpg", quality=95)
+    (raw / "gt_avg_valid.csv").write_text(
+        "file_name,num_ratings,apparent_age_avg,apparent_age_std,real_age\n0.jpg,,40,4,\n"
+        "1.jpg,,30,4,\n")
+    cfg = cfg_of("DATA.CACHE", cache)
+    faces = read_faces(Source(raw, "appa_real", raw), "valid", cfg)
     data = FaceDataset(faces, cfg, False, tmp_path / "cache")
-    expected = resize_face(load_photo(tmp_path / "valid" / "0.jpg_face.jpg"), 32)
-    np.testing.assert_array_equal(data.face(0), expected)
+    assert data.note.startswith("2 faces have no box in their list") and ", 1 of them" in data.note
+    photo = load_photo(ASTRONAUT)
+    [[face]] = FaceDetector().align([photo])
+    roll_deg, bbox = as_listed(face.roll_deg, face.aligned_bbox)
+    np.testing.assert_array_equal(data.face(0),
+                                  resize_face(crop_face(photo, bbox, roll_deg, 0), 32))
+    drawn = load_photo(raw / "valid" / "1.jpg_face.jpg")  # in which there is no face: its middle
+    np.testing.assert_array_equal(data.face(1),
+                                  resize_face(crop_face(drawn, (16, 16, 80, 80), 0, 0), 32))
+    again = FaceDataset(faces, cfg, False, tmp_path / "cache")
+    pd.testing.assert_frame_equal(again.faces, data.faces)
+    assert len(list(tmp_path.glob("cache/*.boxes.csv"))) == (cache == "True")
 
 
 def test_the_cache_is_used_and_rebuilt_when_list_or_settings_change(folder, tmp_path):

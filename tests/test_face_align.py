@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from PIL import Image
 from skimage.data import astronaut
 
 from preprocess import face_align, show
+from preprocess.columns import age_label
 from preprocess.detector import FaceDetector
 from preprocess.face import EXIF_ORIENTATION, load_photo
 from preprocess.face_align import Work, align_list
@@ -22,6 +24,8 @@ from preprocess.shards import CHUNK, Shards, chunks
 from preprocess.workers import align_rows
 from utils.cli import run_main
 from utils.tables import read_rows
+
+KILLS = 100  # of the slow test
 
 
 @pytest.fixture(scope="module")
@@ -114,6 +118,19 @@ def test_columns_rejections_and_odd_rows(tmp_path, work):
                         "broken.jpg": ("train", "unreadable image"),
                         "gone.jpg": ("train", "file missing")}
     assert not list(tmp_path.glob("*.part*"))
+
+
+def test_rows_about_the_same_face_are_told(tmp_path, work, capsys):
+    names = ["upright.png", ".\\upright.png", "photo 3, é.png", "photo 3, é.png"]
+    ages = (30, 5, 7, 7)
+    write_rows(tmp_path / "mine_train.csv", [{"photo": name, "age": age}
+                                             for name, age in zip(names, ages, strict=True)])
+    aligned = list(read_rows(align(tmp_path / "mine_train.csv", work), []))
+    assert [row["photo"] for row in aligned] == [names[0], names[0], *names[2:]]
+    told = capsys.readouterr().out
+    assert "faces with more than one age: 1 (upright.png 30 and 5); " in told
+    assert "faces listed again with the same age: 1 (photo 3, é.png)." in told
+    assert "face_x1" in told
 
 
 def test_exif_orientation_is_applied(tmp_path, work):
@@ -257,12 +274,16 @@ def test_a_list_that_another_run_has_finished_ends_quietly(photos, detector, tmp
     assert len(list(read_rows(aligned, []))) == CHUNK // 4 and not list(tmp_path.glob("*.part*"))
 
 
+def start_script(photos, list_dir):
+    return subprocess.Popen([sys.executable, "-m", "preprocess.face_align", "--dataset", "mine",
+                             "--data_dir", str(photos), "--list_dir", str(list_dir), "--workers",
+                             "1"], stderr=subprocess.PIPE, text=True, start_new_session=True)
+
+
 def start_alignment(photos, list_dir, chunk_count):
     """Start the script on a long list, and wait until more than `chunk_count` chunks are done."""
     write_rows(list_dir / "mine_train.csv", many_rows(40 * CHUNK))
-    run = subprocess.Popen([sys.executable, "-m", "preprocess.face_align", "--dataset", "mine",
-                            "--data_dir", str(photos), "--list_dir", str(list_dir), "--workers",
-                            "1"], stderr=subprocess.PIPE, text=True, start_new_session=True)
+    run = start_script(photos, list_dir)
     deadline = time.monotonic() + 300
     while len(shards_in(list_dir)) <= chunk_count:
         assert run.poll() is None, run.communicate()
@@ -279,6 +300,34 @@ def test_after_a_kill_every_file_is_whole_and_no_worker_is_left(photos, tmp_path
     assert 2 < len(done) < 40
     for path in done:
         assert len(path.read_text(encoding="utf-8").splitlines()) == CHUNK
+
+
+@pytest.mark.slow
+def test_a_run_that_is_killed_again_and_again_ends_at_the_same_file(photos, tmp_path, work):
+    rng = np.random.default_rng(0)
+    for name in ("killed", "whole"):
+        (tmp_path / name).mkdir()
+        write_rows(tmp_path / name / "mine_train.csv", many_rows(10 * CHUNK + 5))
+    whole = align(tmp_path / "whole/mine_train.csv", work)
+    aligned = tmp_path / "killed/mine_train_align.csv"
+    started = time.monotonic()
+    start_script(photos, aligned.parent).communicate()
+    seconds = time.monotonic() - started
+    kills = 0
+    while kills < KILLS:
+        aligned.unlink(missing_ok=True)
+        while not aligned.exists():
+            run = start_script(photos, aligned.parent)
+            try:
+                errors = run.communicate(timeout=rng.uniform(0, seconds))[1]
+                assert run.returncode == 0, errors
+            except subprocess.TimeoutExpired:
+                os.killpg(run.pid, signal.SIGKILL)
+                run.communicate()
+                kills += 1
+        assert aligned.read_bytes() == whole.read_bytes()
+        assert ((aligned.parent / "mine_rejected.csv").read_bytes()
+                == (whole.parent / "mine_rejected.csv").read_bytes())
 
 
 def test_ctrl_c_ends_quietly(photos, tmp_path):
@@ -317,14 +366,14 @@ def test_photos_that_can_be_read_since_are_aligned_after_all(photos, detector, t
     (some / names[1]).write_bytes(b"half of it")
     with pytest.raises(KeyboardInterrupt):
         align(path, work_on(some, detector, stop_after=1))
-    assert f"1 chunks of {CHUNK} photos are aligned again" in capsys.readouterr().out
+    assert f"chunks of {CHUNK} photos that are aligned again: 1," in capsys.readouterr().out
     with pytest.raises(KeyboardInterrupt):  # it is still unreadable: nothing to do again
         align(path, work_on(some, detector, stop_after=0))
     assert "aligned again" not in capsys.readouterr().out
     assert (next(tmp_path.glob("*.part*/000000.csv"))).stat().st_mtime_ns == first
     shutil.copy(photos / names[1], some)
     aligned = align(path, work_on(some, detector))
-    assert f"1 chunks of {CHUNK} photos are aligned again" in capsys.readouterr().out
+    assert f"chunks of {CHUNK} photos that are aligned again: 1," in capsys.readouterr().out
     assert len(list(read_rows(aligned, []))) == 4 * CHUNK // 8
 
 
@@ -367,6 +416,7 @@ def test_bad_calls_end_in_one_line(tmp_path, monkeypatch, capsys, arguments, mes
     write_rows(tmp_path / "mine_train.csv", [{"photo": "a.jpg", "age": 3}])
     arguments = [str(tmp_path) if word == "LISTS" else word for word in arguments]
     monkeypatch.setattr(sys, "argv", ["face_align", "--dataset", "mine", *arguments])
+    monkeypatch.setattr(warnings, "formatwarning", warnings.formatwarning)  # run_main changes it
     with pytest.raises(SystemExit) as ended:
         run_main(face_align.main)
     errors = capsys.readouterr().err
@@ -390,7 +440,7 @@ def test_the_sheet_shows_intervals_when_no_age_is_known(photos, tmp_path, work, 
     rows = [row | {"age": "", "age_min": "3", "age_max": "9"} for row in many_rows(2, one_in=1)]
     write_rows(tmp_path / "mine_train.csv", rows)
     aligned = list(read_rows(align(tmp_path / "mine_train.csv", work), []))
-    assert show.age_label(aligned[0]) == "3-9" and show.age_label({"age": "31.0"}) == "31"
+    assert age_label(aligned[0]) == "3-9" and age_label({"age": "31.0"}) == "31"
     monkeypatch.setattr(sys, "argv", ["show", "--data_dir", str(photos), "--dataset", "mine",
                                       "--list_dir", str(tmp_path)])
     show.main()

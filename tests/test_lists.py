@@ -22,6 +22,7 @@ from lists import (
     read_faces,
     warn_of_stale_lists,
 )
+from preprocess.repeats import describe_repeats
 from utils.tables import read_rows
 
 CFG = load_cfg()
@@ -89,6 +90,12 @@ def test_appa_reals_votes_are_counted(tmp_path):
     faces = read(tmp_path, "appa_real", "train", CFG)
     assert faces["votes"].iloc[0] == "20:2 21:1"
     assert pd.isna(faces["votes"].iloc[1])
+
+
+def test_a_list_without_rows_is_refused(tmp_path):
+    (tmp_path / "my_train_align.csv").write_text("photo,age,deg,box1,box2,box3,box4\n")
+    with pytest.raises(ValueError, match="the train list of 'my' .*holds no faces"):
+        read_faces(Source(tmp_path, "my", tmp_path), "train", load_cfg())
 
 
 def test_an_empty_real_age_names_the_other_label(tmp_path):
@@ -163,6 +170,7 @@ def test_a_protocol_overrides_the_splits(tmp_path):
         read(tmp_path, "drawn", "valid", CFG, protocol="fold0")
 
 
+@pytest.mark.filterwarnings("ignore:drawn. faces with more than one age")
 def test_a_protocol_keeps_both_faces_of_a_photo_and_takes_none_twice(tmp_path):
     rows = write_dataset(tmp_path, [10, 20], splits=())
     for split in ("valid", "test"):  # MegaAge's validation is its test list
@@ -214,10 +222,60 @@ def test_a_list_that_is_all_excluded_is_named(tmp_path):
                    load_cfg(None, ["DATA.EXCLUDE", str(tmp_path / "out.csv")]))
 
 
-def test_a_missing_split_names_the_splits_there_are(tmp_path):
+def test_a_missing_split_names_the_splits_there_are_and_the_way_out(tmp_path):
     write_dataset(tmp_path, [10])
-    with pytest.raises(FileNotFoundError, match=r"no test split; it has train, valid.*--split"):
+    with pytest.raises(FileNotFoundError, match=r"no test split; it has train, valid; "
+                       r"drawn_test.csv does not exist either: .*generate_csv .*--split"):
         read(tmp_path, "drawn", "test", CFG)
+    write_list(tmp_path / "drawn_test.csv", [{"photo": "drawn_0.png", "age": 10}])
+    with pytest.raises(FileNotFoundError, match=r"start python -m preprocess.face_align .*--split"):
+        read(tmp_path, "drawn", "test", CFG)
+
+
+def test_a_list_of_which_alignment_left_nothing_says_so(tmp_path):
+    write_dataset(tmp_path, [10])
+    [header, _] = (tmp_path / "drawn_valid_align.csv").read_text().splitlines()
+    (tmp_path / "drawn_valid_align.csv").write_text(header + "\n")
+    (tmp_path / "drawn_rejected.csv").write_text("photo,split,reason\na.jpg,valid,no face\n")
+    with pytest.raises(ValueError, match=r"holds no faces; alignment left .*drawn_rejected\.csv"):
+        read(tmp_path, "drawn", "valid", CFG)
+
+
+def test_other_spellings_of_a_path_are_read(tmp_path):
+    rows = write_dataset(tmp_path / "in", [10, 20, 30], splits=())
+    for row, start in zip(rows, (".\\in\\", "./in//", "in/"), strict=True):
+        row["photo"] = start + row["photo"]
+    write_list(tmp_path / "my_train_align.csv", rows)
+    (tmp_path / "my_split_p.csv").write_text("photo,split\nin\\drawn_0.png,train\n"
+                                             "./in/drawn_1.png,train\n")
+    cfg = load_cfg(None, ["DATA.EXCLUDE", str(tmp_path / "out.csv")])
+    (tmp_path / "out.csv").write_text("photo\nin\\drawn_1.png\n")
+    assert read(tmp_path, "my", "train", CFG)["photo"].tolist() == [
+        f"in/drawn_{number}.png" for number in range(3)]
+    assert read(tmp_path, "my", "train", CFG, protocol="p")["age"].tolist() == [10, 20]
+    assert read(tmp_path, "my", "train", cfg, protocol="p")["age"].tolist() == [10]
+
+
+def test_repeated_faces_are_told(tmp_path):
+    rows = write_dataset(tmp_path, [10, 20, 30])
+    path = tmp_path / "drawn_train_align.csv"
+    with warnings.catch_warnings():  # another face of the same photo is no repetition
+        warnings.simplefilter("error")
+        write_list(path, [*rows, rows[0] | {"age": 40, "box1": 1}])
+        read(tmp_path, "drawn", "train", CFG)
+    write_list(path, [*rows, rows[0] | {"age": 40}, rows[2]])
+    with pytest.warns(UserWarning) as warned:
+        read(tmp_path, "drawn", "train", CFG)
+    assert [str(each.message) for each in warned] == [
+        "drawn: faces with more than one age: 1 (drawn_0.png 10 and 40); "
+        "faces listed again with the same age: 1 (drawn_2.png)"]
+
+
+def test_only_five_repeated_faces_are_shown():
+    text = describe_repeats([((f"{number}.jpg", "0"), age) for number in range(8) for age in "ab"])
+    assert text == ("faces with more than one age: 8 (" + ", ".join(
+        f"{number}.jpg a and b" for number in range(5)) + ", and 3 more)")
+    assert describe_repeats([(("a.jpg",), "3"), (("b.jpg",), "3")]) == ""
 
 
 def test_a_missing_data_set_names_those_there_are(tmp_path):

@@ -23,9 +23,9 @@ from PIL import Image
 from torch import nn
 
 from checkpoint import load_checkpoint, save_checkpoint
-from defaults import load_cfg
-from model import build_model, input_normalisation, list_archs, restore_model
-from pretrained import TIMM_TWINS, TORCHVISION_TWINS, copy_weights
+from defaults import ARCHS, load_cfg
+from model import OWN_ARCHS, build_model, input_normalisation, restore_model
+from pretrained import SOURCES, TIMM_TWINS, TORCHVISION_TWINS, copy_weights
 from utils.download import find_model
 
 MILITARY_UNIFORM = 652  # ImageNet class
@@ -124,8 +124,8 @@ def check_one_step(arch, size):
 
 
 def test_archs_are_those_of_the_library_and_two_of_dldl_v2():
-    assert {*list_archs()} == {*pretrainedmodels.pretrained_settings, "thinage", "tinyage"}
-    assert len(list_archs()) == 47
+    assert {*ARCHS} == {*pretrainedmodels.pretrained_settings, *OWN_ARCHS}
+    assert {*OWN_ARCHS} == {"thinage", "tinyage"} and len(ARCHS) == 47
 
 
 @lru_cache
@@ -135,7 +135,7 @@ def on_meta(arch):
         return build(arch)
 
 
-@pytest.mark.parametrize("arch", list_archs())
+@pytest.mark.parametrize("arch", ARCHS)
 def test_every_architecture_has_the_shapes_and_names_it_always_had(arch):
     model = on_meta(arch)
     text = "\n".join(f"{name} {tuple(tensor.shape)}"
@@ -149,7 +149,7 @@ def test_a_library_is_imported_for_its_own_architectures_only():
 import sys
 import torch
 from defaults import load_cfg
-from model import build_model, input_normalisation, list_archs
+from model import build_model, input_normalisation
 
 def build(arch):
     return build_model(load_cfg(opts=["MODEL.ARCH", arch, "MODEL.PRETRAINED", "none",
@@ -158,7 +158,6 @@ def build(arch):
 def check_not_imported(*names):
     assert not {*names} & {*sys.modules}, {*names} & {*sys.modules}
 
-list_archs()
 build("tinyage")
 check_not_imported("pretrainedmodels", "timm", "torchvision", "huggingface_hub")
 build("timm/test_resnet")
@@ -176,13 +175,13 @@ assert all(tensor.device.type == "cpu" for tensor in build("resnext101_32x4d").p
 
 
 @pytest.mark.parametrize("arch", all_or_paths(
-    [*list_archs(), "timm/resnet18", "timm/vit_tiny_patch16_224"], CODE_PATHS))
+    [*ARCHS, "timm/resnet18", "timm/vit_tiny_patch16_224"], CODE_PATHS))
 def test_every_architecture_takes_a_step_at_128_px(arch):
     check_one_step(arch, 128)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("arch", list_archs())
+@pytest.mark.parametrize("arch", ARCHS)
 def test_every_architecture_takes_a_step_at_224_px(arch):
     check_one_step(arch, 224)
 
@@ -286,9 +285,11 @@ def test_unknown_architecture_without_near_ones_says_where_they_are_listed():
 
 
 @pytest.mark.parametrize(("arch", "size", "works"), [
-    ("alexnet", 62, 63), ("squeezenet1_1", 8, 17), ("vgg11", 31, 32), ("densenet121", 28, 29),
-    ("inceptionv3", 74, 75), ("bninception", 318, 319), ("nasnetamobile", 126, 127),
-    ("tinyage", 31, 32), ("timm/vit_tiny_patch16_224", 8, 16)])
+    ("alexnet", 62, 63), ("squeezenet1_1", 8, 17), ("densenet121", 28, 29),
+    ("inceptionv3", 74, 75), ("nasnetamobile", 126, 127), ("tinyage", 31, 32),
+    ("timm/vit_tiny_patch16_224", 8, 16),
+    pytest.param("vgg11", 31, 32, marks=pytest.mark.slow),
+    pytest.param("bninception", 299, 319, marks=pytest.mark.slow)])
 def test_size_error_names_the_smallest_that_works(arch, size, works):
     with pytest.raises(ValueError, match=rf"MODEL.IMG_SIZE {size} .*'{arch}'.* {works}$"):
         build(arch, "MODEL.IMG_SIZE", str(size))
@@ -384,6 +385,16 @@ def test_lite_weights_of_the_packages_recognise_grace_hopper(number):
     if number == 0:
         upper_square = photo.crop((0, 0, photo.width, photo.width))
         assert probability(upper_square) == pytest.approx(0.33, abs=0.02)
+
+
+def test_a_source_of_weights_is_a_function_and_an_entry(monkeypatch):
+    weights = {name: tensor + 1 for name, tensor in build("tinyage").backbone.state_dict().items()}
+    monkeypatch.setitem(SOURCES, "ours", lambda arch, size: weights if arch == "tinyage" else None)
+    started = build("tinyage", pretrained="ours")
+    for name, tensor in started.backbone.state_dict().items():
+        torch.testing.assert_close(tensor, weights[name], rtol=0, atol=0)
+    with pytest.raises(ValueError, match="MODEL.PRETRAINED ours: .*'thinage' has no such weights"):
+        build("thinage", pretrained="ours")
 
 
 @pytest.mark.parametrize("arch", ["thinage", "timm"])

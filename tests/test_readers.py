@@ -21,9 +21,9 @@ from preprocess.readers import (
     Skipped,
     age_on_1_july,
     parse_interval,
-    share_by_hash,
     table_reader,
 )
+from preprocess.splits import by_hash, fill_empty_splits, share_by_hash
 from utils.cli import run_main
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
@@ -495,3 +495,89 @@ def test_a_table_gives_rows_that_training_takes(tmp_path, row, kept):
         assert skipped == [("a.png", kept)] and len(rows) == 1
     else:
         assert tuple(rows[0].get(name) or None for name in ("age", "age_min", "age_max")) == kept
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 5, 10, 20])
+def test_no_split_is_empty_if_there_are_keys_for_it(count):
+    for start in range(60):
+        rows = [by_hash(f"{start} {number}") for number in range(count) for _ in range(2)]
+        by_hash_alone = [row["split"] for row in rows]
+        filled = fill_empty_splits(rows)
+        assert {row["split"] for row in rows} == {*SPLITS[:count]}
+        assert all(first["split"] == second["split"]
+                   for first, second in zip(rows[::2], rows[1::2], strict=True))
+        if count > 2:
+            assert set(filled) == {*SPLITS} - {*by_hash_alone}
+        moved = sum(row["split"] != split for row, split in zip(rows, by_hash_alone, strict=True))
+        assert moved == 2 * len(filled) or count < 3
+
+
+def test_official_splits_stay_and_count_as_filled():
+    rows = [{"split": "train"}, {"split": "train"}, by_hash("a")]
+    assert rows[2]["split"] == "train"
+    assert fill_empty_splits(rows) == ["valid"]
+    assert [row["split"] for row in rows] == ["train", "train", "valid"]
+    official = [{"split": "train"}, {"split": "train"}, {"split": "train"}]
+    assert fill_empty_splits(official) == []
+
+
+def test_a_small_table_gets_a_valid_and_a_test_list(tmp_path, generate):
+    photos = [f"{name}.png" for name in "abcdefh"]  # the hash puts all of them into train or test
+    write_photos(tmp_path, photos)
+    write_text(tmp_path, "ages.csv", "photo,age\n" + "".join(f"{name},30\n" for name in photos))
+    words = ["--dataset", "mine", "--data_dir", tmp_path, "--table", tmp_path / "ages.csv"]
+    done = generate(*words)
+    assert done.returncode == 0, done.stderr
+    counts = {split: len(pd.read_csv(tmp_path / f"mine_{split}.csv")) for split in SPLITS}
+    assert min(counts.values()) >= 1 and sum(counts.values()) == 7
+    assert "empty; each got one photo" in done.stdout and "no valid list" not in done.stdout
+    write_text(tmp_path, "ages.csv", "photo,age,split\na.png,30,train\nb.png,40,train\n")
+    done = generate(*words, "--list_dir", tmp_path / "other")
+    assert done.returncode == 0 and "no valid list, which training" in done.stdout
+
+
+def test_folders_that_are_links_are_searched_and_loops_end(tmp_path):
+    write_photos(tmp_path, ["data/own/14_Ann_0001.jpg", "far/15_Ann_0001.jpg",
+                            "far/deep/16_Ann_0001.jpg"])
+    data = tmp_path / "data"
+    try:
+        (data / "linked").symlink_to(tmp_path / "far")
+        (data / "again").symlink_to(data / "own")
+        (data / "own/loop").symlink_to(data)
+        (data / "17_Ann_0001.jpg").symlink_to(tmp_path / "far/15_Ann_0001.jpg")
+        (data / "18_Ann_0001.jpg").symlink_to(tmp_path / "gone.jpg")
+    except OSError:
+        pytest.skip("no links on this system")
+    assert set(read("cacd", data)[0]) == {
+        "own/14_Ann_0001.jpg", "linked/15_Ann_0001.jpg", "linked/deep/16_Ann_0001.jpg",
+        "17_Ann_0001.jpg"}
+
+
+def test_other_spellings_of_a_path_are_the_same_photo(tmp_path):
+    write_text(tmp_path, "ages.csv", "photo,age\nin/a.png,30\n./in/a.png,30\nin\\a.png,30\n"
+                                     "in//a.png,30\n.\\in\\.\\a.png,30\n")
+    records = list(table_reader(tmp_path / "ages.csv")(tmp_path, Options()))
+    assert {record["photo"] for record in records} == {"in/a.png"}
+    assert {record["split"] for record in records} == {share_by_hash("in/a.png")}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="a backslash separates folders elsewhere")
+def test_a_name_with_a_backslash_is_skipped(tmp_path, generate):
+    write_photos(tmp_path, ["14_Ann_0001.jpg", "15_A\\n_0001.jpg"])
+    assert generate("--dataset", "cacd", "--data_dir", tmp_path).returncode == 0
+    assert pd.read_csv(tmp_path / "cacd_skipped.csv").to_dict("records") == [
+        {"photo": "15_A\\n_0001.jpg", "reason": "file name has a backslash"}]
+
+
+def test_a_table_of_a_spreadsheet_is_read(tmp_path, generate):
+    write_photos(tmp_path, ["Zoë.png", "b.png"])
+    (tmp_path / "ages.csv").write_text("photo;age;subject\r\nZoë.png;30;z\r\nb.png;40;b\r\n",
+                                       encoding="utf-16")
+    words = ["--dataset", "mine", "--data_dir", tmp_path, "--table", tmp_path / "ages.csv"]
+    assert generate(*words).returncode == 0
+    rows = pd.concat(pd.read_csv(tmp_path / f"mine_{split}.csv") for split in ("train", "valid"))
+    assert dict(zip(rows["photo"], rows["age"], strict=True)) == {"Zoë.png": 30, "b.png": 40}
+    write_text(tmp_path, "ages.csv", "file|years\nb.png|40\n")
+    done = generate(*words)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1
+    assert "it has file|years. Commas, semicolons or tabs separate columns" in done.stderr

@@ -11,7 +11,7 @@ import skimage.color
 from scipy import special
 
 import metrics
-from evaluation import bootstrap, figures, report, scores
+from evaluation import bootstrap, figures, groups, report, scores
 from evaluation.predictions import check_predictions, read_predictions, write_predictions
 from utils.files import refuse_overwriting
 
@@ -30,7 +30,8 @@ def draw_predictions(count, seed=0, error=4.0):
         "photo": [f"face{k:05}.jpg" for k in range(count)], "age": ages, "pred_age": probs @ BINS,
         "age_std": rng.uniform(0, 6, count), "gender": rng.choice(["female", "male"], count),
         "race": rng.choice(["asian", "black", "white"], count),
-        "confidence": rng.uniform(0.9, 1, count)})
+        "confidence": rng.uniform(0.9, 1, count), "face_px": rng.uniform(20, 400, count),
+        "sharpness": rng.uniform(5, 900, count)})
     return pd.concat([faces, pd.DataFrame(probs, columns=COLUMNS)], axis=1)
 
 
@@ -58,7 +59,7 @@ def full_report(tmp_path_factory, table):
     faces = np.random.default_rng(0).integers(0, 255, (len(both), 32, 32, 3), dtype=np.uint8)
     checked = check_predictions(both, "t")
     evaluation = scores.evaluate_all({"model": [checked]}, scores.Variants(checked, checked, 1.5),
-                                     samples=200)
+                                     {"drawn": 40}, samples=200)
     results = report.write_report(evaluation, out_dir,
                                   {"Command": "python test.py", "Rejected": 3},
                                   lambda row: faces[row])
@@ -197,32 +198,47 @@ def test_age_ranges_never_enter_exact_metrics(full_report, table):
 
 
 def test_groups_are_those_of_the_table(full_report, table):
-    groups = full_report[0]["groups"]
-    assert list(groups["age_band"]) == ["0-2", "3-9", "10-19", "20-29", "30-39", "40-49", "50-59",
+    families = full_report[0]["groups"]
+    assert list(families["age_band"]) == ["0-2", "3-9", "10-19", "20-29", "30-39", "40-49", "50-59",
                                         "60-69", "70-79", "80+"]
     women = table[table["gender"] == "female"]
-    assert groups["gender"]["female"]["n"] == len(women)
-    assert groups["gender"]["female"]["bias"]["value"] == pytest.approx(
+    assert families["gender"]["female"]["n"] == len(women)
+    assert families["gender"]["female"]["bias"]["value"] == pytest.approx(
         (women["pred_age"] - women["age"]).mean())
     children = table[table["age"].between(3, 9)]
-    assert groups["age_band"]["3-9"]["mae"]["value"] == pytest.approx(
+    assert families["age_band"]["3-9"]["mae"]["value"] == pytest.approx(
         metrics.mae(children["age"], children["pred_age"]))
-    assert all(cell["n"] >= 30 for cell in groups["gender_race_age_band"].values())
+    assert all(cell["n"] >= 30 for cell in families["gender_race_age_band"].values())
 
 
 def test_cells_hold_at_least_thirty_faces():
     table = draw_predictions(61).assign(age=25.0, gender="male",
                                         race=["asian"] * 31 + ["black"] * 30)
-    cells = scores.score_groups(check_predictions(table, "t"), 20)[0]
+    cells = groups.score_groups(check_predictions(table, "t"), 20)[0]
     assert set(cells["gender_race_age_band"]) == {"male, asian, 20-29", "male, black, 20-29"}
-    fewer = scores.score_groups(check_predictions(table[:60], "t"), 20)[0]
+    fewer = groups.score_groups(check_predictions(table[:60], "t"), 20)[0]
     assert set(fewer["gender_race_age_band"]) == {"male, asian, 20-29"}
+
+
+def test_what_audits_measure_stands_in_the_report(full_report, table):
+    results, out_dir = full_report
+    found = results["audit"]
+    young = table[table["age"].between(13, 17)]
+    assert found["challenge_25"]["n"] == len(young)
+    assert found["challenge_25"]["value"] == pytest.approx(100 * (young["pred_age"] >= 25).mean())
+    assert found["not_processed"]["value"] == pytest.approx(100 * 40 / 700)  # 600 exact, 60 ranges
+    assert sum(group["n"] for group in found["face_size"].values()) == 600
+    page = (out_dir / "report.html").read_text(encoding="utf-8")
+    section = page[page.index("What audits measure"):page.index("Faces known by an age range")]
+    assert "Challenge 25" in section and "26 cells" in section
+    assert section.count("<svg") == 2
+    assert "not known: the persons are not known" in section
 
 
 @pytest.mark.parametrize("age, band", [(0, "0-2"), (2.4, "0-2"), (2.5, "3-9"), (9, "3-9"),
                                        (10, "10-19"), (79.4, "70-79"), (80, "80+"), (116, "80+")])
 def test_age_bands(age, band):
-    assert scores.BANDS[scores.age_bands([age])[0]][0] == band
+    assert groups.BANDS[groups.age_bands([age])[0]][0] == band
 
 
 def test_a_gap_that_is_only_the_age_mix_vanishes_at_the_same_ages():
@@ -234,7 +250,7 @@ def test_a_gap_that_is_only_the_age_mix_vanishes_at_the_same_ages():
     table = pd.DataFrame({"photo": np.arange(4000).astype(str), "age": ages,
                           "pred_age": ages + rng.normal(0, np.where(old, 9, 3)),
                           "gender": np.where(women, "female", "male")})
-    gaps = scores.score_groups(check_predictions(table, "t"), 200)[1]["gender"]
+    gaps = groups.score_groups(check_predictions(table, "t"), 200)[1]["gender"]
     assert gaps["mae"]["p_value"] < 0.01 and gaps["mae"]["highest"] == "female"
     assert abs(gaps["mae_same_ages"]["value"]) < 0.3 < gaps["mae"]["value"]
     assert gaps["mae_same_ages"]["p_value"] > 0.05
@@ -249,7 +265,7 @@ def test_groups_are_compared_at_the_same_ages_where_these_hold_half_of_the_faces
                           "gender": np.where(women, "female", "male")})
 
     def gaps_of(table):
-        return scores.score_groups(check_predictions(table, "t"), 20)[1]["gender"]
+        return groups.score_groups(check_predictions(table, "t"), 20)[1]["gender"]
 
     assert gaps_of(table)["mae_same_ages"]["share_percent"] == 50
     assert "mae_same_ages" not in gaps_of(table[1:].reset_index(drop=True))
@@ -262,9 +278,9 @@ def test_one_person_has_no_interval_and_enters_no_gap():
                           "age_std": np.where(people == "a", 4.0, np.nan),
                           "gender": np.where(people == "a", "female", "male")})
     exact = check_predictions(table, "t")
-    groups, gaps = scores.score_groups(exact, 50)
-    assert groups["gender"]["female"]["mae"]["low"] is None
-    assert groups["gender"]["male"]["mae"]["low"] is not None
+    families, gaps = groups.score_groups(exact, 50)
+    assert families["gender"]["female"]["mae"]["low"] is None
+    assert families["gender"]["male"]["mae"]["low"] is not None
     assert "gender" not in gaps
     assert scores.score(exact, 50)["epsilon_error"]["low"] is None
 
@@ -543,6 +559,7 @@ def test_the_photo_of_a_face_is_that_of_its_row(tmp_path, table):
     ("perfect", "off by 0.00 years"),
     ("no gender known", "the predictions have no gender"),
     ("one group", "Fewer than two groups"),
+    ("no face sizes", "no column face_px"),
     ("labels beyond", "Outside the predicted ages: 1 label,"),
     ("one person", "no interval"),
     ("odd names", "&lt;b&gt;"),
@@ -557,6 +574,7 @@ def test_whatever_is_missing_there_is_a_page(tmp_path, table, case, sentence):
         "perfect": table.assign(pred_age=table["age"], **one_hot),
         "no gender known": table.assign(gender=None, race=None),
         "one group": table.assign(age=25.0, gender="male"),
+        "no face sizes": table.drop(columns=["face_px", "sharpness"]),
         "labels beyond": table.assign(age=[116.0, *table["age"][1:]]),
         "one person": table.assign(subject="s"),
         "odd names": table.assign(photo="<b>" + table["photo"], race="a, b"),

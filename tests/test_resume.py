@@ -94,12 +94,12 @@ def test_a_run_saved_within_its_epochs_equals_an_undisturbed_one(folder, tmp_pat
     train(folder, whole, *STEADY, "TRAIN.EPOCHS", "2")
     saved = []
 
-    def note(files, checkpoint, save=RunFolder.save_last):
-        save(files, checkpoint)
+    def note(files, checkpoint, *words, save=RunFolder.save):
+        save(files, checkpoint, *words)
         saved.append((checkpoint["epochs_done"], checkpoint["progress"] or {}))
 
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(RunFolder, "save_last", note)
+        patched.setattr(RunFolder, "save", note)
         train(folder, parts, *STEADY, "TRAIN.EPOCHS", "2", "TRAIN.SAVE_MINUTES", "1e-9")
     # Each of the two epochs: after its first step, before and after its validation.
     assert [(epochs, progress.get("steps")) for epochs, progress in saved] == [

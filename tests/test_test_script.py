@@ -1,6 +1,7 @@
 """test.py as a user runs it: scores, tables, reports, calibration, and what it refuses."""
 
 import json
+import os
 import shutil
 
 import numpy as np
@@ -16,6 +17,7 @@ from dataset import FaceDataset
 from defaults import load_cfg
 from lists import Source, read_faces
 from model import restore_model
+from utils.locks import only_writer
 
 
 @pytest.fixture(scope="module")
@@ -85,6 +87,13 @@ def test_reports_of_one_model_of_several_and_of_a_table(folder, trained, tmp_pat
     metrics = json.loads((tmp_path / "one" / "metrics.json").read_text())
     assert {"value", "low", "high"} <= metrics["mae"].keys()
     assert (tmp_path / "one" / "report.html").stat().st_size > 10_000
+    table = pd.read_csv(tmp_path / "one" / "predictions.csv")
+    lists = pd.read_csv(folder / "drawn_test_align.csv")
+    sides = np.sqrt((lists["box3"] - lists["box1"]) * (lists["box4"] - lists["box2"]))
+    np.testing.assert_allclose(table["face_px"], sides, atol=0.06)
+    assert (table["sharpness"] > 0).all()
+    assert sum(group["n"] for group in metrics["audit"]["face_size"].values()) == len(lists)
+    assert "no list of rejected photos for drawn" in metrics["audit"]["not_processed"]["why"]
     other = tmp_path / "other.pth"
     shutil.copy(trained, other)
     script("test.py", *words, tmp_path / "two", "--resume", trained, other)
@@ -148,3 +157,19 @@ def test_test_refuses_what_does_not_fit(folder, trained, tmp_path):
     torch.save(other, tmp_path / "other.pth")
     done = script("test.py", "--data_dir", folder, "--resume", tmp_path / "other.pth", check=False)
     assert "resnet34" in refusal(done)
+
+
+@pytest.mark.parametrize("flag", ["--calibrate", "--report"])
+def test_a_folder_that_another_process_writes_to_is_left_alone(folder, trained, tmp_path, flag):
+    run = tmp_path / "run"
+    run.mkdir()
+    shutil.copy(trained, run / "best.pth")
+    words = ["--data_dir", folder, "--resume", run / "best.pth", "--cache_dir", tmp_path / "cache"]
+    words += [flag] if flag == "--calibrate" else [flag, run]
+    before = (run / "best.pth").read_bytes()
+    with only_writer(run, "wait"):
+        line = refusal(script("test.py", *words, check=False))
+        assert f"another process writes to '{run}': process {os.getpid()} on " in line
+    assert [path.name for path in run.iterdir()] == ["best.pth"]
+    assert (run / "best.pth").read_bytes() == before
+    script("test.py", *words)

@@ -96,7 +96,7 @@ def _run_epochs(run):
                 run.interrupt()
                 return False
             if not is_complete:
-                run.save_last(run.progress.gather())
+                run.save(run.progress.gather())
     return True
 
 

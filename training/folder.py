@@ -39,7 +39,8 @@ class RunFolder:
 
     def write_config(self, cfg):
         """Write config.yaml."""
-        (self.path / "config.yaml").write_text(cfg.dump(), encoding="utf-8")
+        with replaced(self.path / "config.yaml") as temporary:
+            temporary.write_text(cfg.dump(), encoding="utf-8")
 
     def set_aside_earlier_run(self):
         """Move the files of an earlier run to earlier-N, so that none is lost."""
@@ -56,17 +57,23 @@ class RunFolder:
             path.rename(earlier / path.name)
         print(f"{self.path}/ held an earlier run; its files are now in {earlier}/")
 
-    def save_last(self, checkpoint):
-        """Write last.pth."""
-        save_checkpoint(self.last, checkpoint)
+    def save(self, checkpoint, kept_as=None, is_best=False):
+        """Write last.pth.
 
-    def keep_epoch(self, epoch, loss, value):
-        """Keep last.pth as the checkpoint of an epoch with this validation loss and metric."""
-        _copy(self.last, self.path / f"epoch{epoch:03d}_{loss:.4f}_{value:.4f}.pth")
+        It comes after the other files: a run that is killed in between resumes from the last.pth
+        before, and then writes all of them.
 
-    def keep_best(self):
-        """Keep last.pth as best.pth."""
-        _copy(self.last, self.best)
+        Args:
+            checkpoint: dict, see checkpoint.py.
+            kept_as: name of a file to keep the checkpoint in as well, or None.
+            is_best: write best.pth too.
+        """
+        path = self.path / kept_as if kept_as else self.last
+        save_checkpoint(path, checkpoint)
+        if is_best:
+            _copy(path, self.best)
+        if path != self.last:
+            _copy(path, self.last)
 
     def go_back(self, to_best):
         """After a divergence: replace last.pth by best.pth, or remove it if there is no best."""

@@ -10,10 +10,11 @@ from pathlib import Path
 import numpy as np
 
 from metrics import is_interval
-from utils.files import named_full_disk, replaced
+from utils.files import named_full_disk, replaced, require_space
 
 SHOWN_FACES = 8  # validation faces drawn with their distributions
 AUGMENTED_SHOWN = 16  # training faces in the picture of the augmentation
+MIN_FREE = 5_000_000  # bytes on TensorBoard's disk; on a full one its thread prints a traceback
 
 
 class Monitor:
@@ -34,10 +35,10 @@ class Monitor:
         self.tensorboard = tensorboard
         if tensorboard:
             from torch.utils.tensorboard import SummaryWriter
-            with named_full_disk(tensorboard):
-                self.writers = {part: SummaryWriter(str(Path(tensorboard, name, part)),
-                                                    purge_step=first_epoch)
-                                for part in ("train", "valid")}
+            require_space(tensorboard, MIN_FREE)
+            self.writers = {part: SummaryWriter(str(Path(tensorboard, name, part)),
+                                                purge_step=first_epoch)
+                            for part in ("train", "valid")}
 
     def epoch(self, record, is_best):
         """Print the epoch's line, append it to log.jsonl, draw the curves.
@@ -50,23 +51,22 @@ class Monitor:
         print(_epoch_line(record, is_best), flush=True)
         with named_full_disk(self.log), self.log.open("a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
+        if self.writers:
+            require_space(self.tensorboard, MIN_FREE)
         for part, writer in self.writers.items():
-            with named_full_disk(self.tensorboard):
-                for name, value in record[part].items():
-                    writer.add_scalar(name, value, record["epoch"])
-                if part == "train":
-                    writer.add_scalar("lr", record["lr"], record["epoch"])
-                    writer.add_scalar("images_per_s", record["images_per_s"], record["epoch"])
-                writer.flush()
+            for name, value in record[part].items():
+                writer.add_scalar(name, value, record["epoch"])
+            if part == "train":
+                writer.add_scalar("lr", record["lr"], record["epoch"])
+                writer.add_scalar("images_per_s", record["images_per_s"], record["epoch"])
+            writer.flush()
 
     def augmented_faces(self, data):
         """Show what the network trains on: some faces of a FaceDataset in a grid."""
         if self.writers:
             faces = np.stack([data.face(index) for index in spread(len(data), AUGMENTED_SHOWN)])
-            with named_full_disk(self.tensorboard):
-                self.writers["train"].add_image("augmented_faces", face_grid(faces), 0,
-                                                dataformats="HWC")
-                self.writers["train"].flush()
+            self.writers["train"].add_image("augmented_faces", face_grid(faces), 0,
+                                            dataformats="HWC")
 
     def validation(self, epoch, data, log_probs, pred_ages, target_of, age_bins):
         """Show predicted against true ages, and some faces beside their distributions.
@@ -93,9 +93,8 @@ class Monitor:
             log_probs[shown].exp().numpy(), age_bins, pred_ages[shown]), epoch)
 
     def _figure(self, name, figure, epoch):
-        with named_full_disk(self.tensorboard):
-            self.writers["valid"].add_figure(name, figure, epoch)
-            self.writers["valid"].flush()
+        self.writers["valid"].add_figure(name, figure, epoch)
+        self.writers["valid"].flush()
 
     def close(self):
         for writer in self.writers.values():

@@ -139,6 +139,9 @@ class Run:
                       for split, loader in self.loaders.items()]
             print(f"{source.dataset} ({list_file(source, 'train', job.protocol)}): "
                   f"{', '.join(counts)} faces")
+        for split, loader in self.loaders.items():
+            if loader.dataset.note:
+                print(f"{split}: {loader.dataset.note}")
         if cfg.LOSS.TEACHER:
             print(f"teachers: {', '.join(find_teachers(cfg.LOSS.TEACHER))}")
         parameters = sum(p.numel() for p in self.trainer.evaluated_model().parameters())
@@ -158,21 +161,17 @@ class Run:
         """
         progress = self.progress.gather()
         distributed.share_buffers(self.trainer.evaluated_model())
-        self.save_last(progress)  # before validating, in case the run is killed during it
+        self.save(progress)  # before validating, in case the run is killed during it
         log_probs, pred_ages, losses = self.validate()
         record = self.record(progress, pred_ages, losses)
         self.epochs_done += 1
         self.progress = EpochProgress()
         self.metrics = record["valid"]
         is_best, improved = self.note_best()
-        if self.save_last(progress=None):
-            if improved:
-                self.files.keep_epoch(self.epochs_done, self.metrics["loss"],
-                                      self.metrics[self.metric])
-            if is_best:
-                self.files.keep_best()
         if distributed.is_main():
             self.monitor.epoch(record, is_best)
+        self.save(progress=None, is_improved=improved, is_best=is_best)
+        if distributed.is_main():
             self.monitor.validation(
                 self.epochs_done, self.loaders["valid"].dataset, log_probs, pred_ages,
                 target_builder(self.cfg), age_bins(self.cfg))
@@ -254,15 +253,15 @@ class Run:
         minutes = self.cfg.TRAIN.SAVE_MINUTES
         return 0 < minutes <= (time.monotonic() - self.saved_at) / 60
 
-    def save_last(self, progress):
+    def save(self, progress, is_improved=False, is_best=False):
         """Write last.pth, unless the weights are not finite: then the earlier one stays.
 
         All processes call it, since each has a share of the state.
 
         Args:
             progress: dict from EpochProgress.gather(), or None between two epochs.
-        Returns:
-            Whether this process has written the file.
+            is_improved: keep it as the checkpoint of this epoch too.
+            is_best: keep it as best.pth too.
         """
         checkpoint = {
             "cfg": self.cfg.dump(), "commit": self.commit, "run_name": self.name,
@@ -274,17 +273,18 @@ class Run:
             "faces": self.faces_digest(), **self.trainer.state_dict()}
         self.saved_at = time.monotonic()
         if not distributed.is_main():
-            return False
+            return
         if not self.trainer.is_finite():
             print("\nthe weights are not finite numbers any more: last.pth is left as it was")
-            return False
-        self.files.save_last(checkpoint)
-        return True
+            return
+        kept_as = f"epoch{self.epochs_done:03d}_{self.metrics['loss']:.4f}_" \
+            f"{self.metrics[self.metric]:.4f}.pth" if is_improved else None
+        self.files.save(checkpoint, kept_as, is_best)
 
     def interrupt(self):
         """Save where the run stands and print how to continue."""
         self.close()
-        self.save_last(self.progress.gather() if self.progress.steps else None)
+        self.save(self.progress.gather() if self.progress.steps else None)
         if distributed.is_main():
             how = "the same command" if self.job.is_part else self.job.command(
                 "train.py", "--resume", self.files.last)

@@ -4,6 +4,7 @@ import errno
 import hashlib
 import os
 import shutil
+import warnings
 from contextlib import contextmanager
 from pathlib import Path
 from uuid import uuid4
@@ -28,6 +29,12 @@ def replaced(path):
         temporary.unlink(missing_ok=True)
 
 
+def remove_leftovers(folder):
+    """Remove the temporary files that killed processes have left in a folder."""
+    for path in Path(folder).glob(".*.tmp"):
+        path.unlink(missing_ok=True)
+
+
 @contextmanager
 def named_full_disk(path):
     """Turn the error of a full disk into one that names the path and the free space."""
@@ -36,16 +43,31 @@ def named_full_disk(path):
     except OSError as error:
         if error.errno not in (errno.ENOSPC, getattr(errno, "EDQUOT", None)):
             raise
-        raise OSError(f"no space left to write '{path}': {free_space(path)} are free there; make "
-                      "room and start again") from error
+        raise _full_disk(path, free_space(path)) from error
+
+
+def require_space(path, count):
+    """Refuse to write to a disk that has less than `count` bytes free.
+
+    Raises:
+        OSError: names the path and the free space.
+    """
+    free = free_space(path)
+    if free < count:
+        raise _full_disk(path, free)
 
 
 def free_space(path):
-    """Free space on the disk of a file or folder that may not exist yet, as text."""
+    """Free bytes on the disk of a file or folder, which may not exist yet."""
     place = Path(path).absolute()
     while not place.exists():
         place = place.parent
-    return size_text(shutil.disk_usage(place).free)
+    return shutil.disk_usage(place).free
+
+
+def _full_disk(path, free):
+    return OSError(f"no space left to write '{path}': {size_text(free)} free there; make room and "
+                   "start again")
 
 
 def size_text(count):
@@ -91,7 +113,7 @@ def check_folder(path, flag):
     while not (place.exists() or place.is_symlink() or place == place.parent):
         place = place.parent
     if not place.is_dir():
-        raise NotADirectoryError(f"{flag} '{path}': '{place}' is no folder; name another one")
+        raise NotADirectoryError(f"{flag} '{path}': '{place}' is not a folder; name another one")
     if not os.access(place, os.W_OK):
         raise PermissionError(f"folder '{path}' cannot be written to; choose another one with "
                               f"{flag}")
@@ -137,3 +159,32 @@ def file_sha256(path):
 def is_current(target, source):
     """Whether `target` exists and is not older than `source`, the file it is made from."""
     return target.is_file() and target.stat().st_mtime >= source.stat().st_mtime
+
+
+def files_below(folder):
+    """Yield the paths of all files in a folder and below it, in no particular order.
+
+    Links to folders are followed. Every folder is visited once, under its own path if that is
+    below `folder`, so a link to a folder above is no endless loop.
+    """
+    folders, links, visited = [Path(folder)], [], set()
+    while folders:
+        place = folders.pop()
+        identity = place.stat().st_dev, place.stat().st_ino
+        if identity not in visited:
+            visited.add(identity)
+            for path in _entries(place):
+                if path.is_dir():
+                    (links if path.is_symlink() else folders).append(path)
+                elif path.is_file():
+                    yield path
+        if not folders:
+            folders, links = links, []
+
+
+def _entries(folder):
+    try:
+        return sorted(folder.iterdir())
+    except PermissionError:
+        warnings.warn(f"folder '{folder}' cannot be read and is left out", stacklevel=2)
+        return []

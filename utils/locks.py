@@ -8,10 +8,14 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from utils.files import named_full_disk, remove_leftovers
+
 
 @contextmanager
 def only_writer(folder, way_out):
     """Hold a folder for as long as the context lasts; an empty one is removed afterwards.
+
+    What killed processes have left of files.replaced is removed at the start.
 
     The operating system releases the lock when the process ends in any way, so that a killed
     process does not block the next one.
@@ -23,22 +27,25 @@ def only_writer(folder, way_out):
         ValueError: another process holds the folder; names the process.
     """
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     path, owner = folder / ".lock", folder / ".lock.owner"
     lock = FileLock(path, timeout=0)
     try:
-        lock.acquire()
+        with named_full_disk(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            lock.acquire()
     except Timeout:
         with suppress(OSError):
             way_out = f"{owner.read_text(encoding='utf-8')}; {way_out}"
         raise ValueError(f"another process writes to '{folder}': {way_out}") from None
     try:
-        owner.write_text(f"process {os.getpid()} on {socket.gethostname()}, since "
-                         f"{datetime.now():%Y-%m-%d %H:%M}", encoding="utf-8")
+        remove_leftovers(folder)
+        with named_full_disk(folder):
+            owner.write_text(f"process {os.getpid()} on {socket.gethostname()}, since "
+                             f"{datetime.now():%Y-%m-%d %H:%M}", encoding="utf-8")
         yield
     finally:
         owner.unlink(missing_ok=True)
-        if list(folder.iterdir()) == [path]:
+        with suppress(OSError):  # Windows keeps a file that is open
             path.unlink()
         lock.release()
         with suppress(OSError):  # not empty

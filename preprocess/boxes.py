@@ -1,0 +1,91 @@
+"""Boxes for faces whose list has none, such as the crops that APPA-REAL is released with.
+
+A network knows faces at the framing that preprocess.face_align gives them. The released crops show
+more around the face, so that the same network errs by years on them. Here their faces are found as
+face_align finds them.
+"""
+
+import hashlib
+from contextlib import nullcontext
+from pathlib import Path
+
+import pandas as pd
+from filelock import FileLock
+from tqdm import tqdm
+
+from lists import BOX
+from preprocess.face import upright_size
+from utils.files import replaced
+
+VERSION = 1  # raise when the boxes change
+COLUMNS = ["deg", *BOX, "confidence"]
+MIDDLE = 1 / 1.5  # side of the box of a photo in which no face is found, as a share of its sides
+CHUNK = 64  # photos searched between two steps of the progress bar
+
+
+def find_boxes(faces, folder=None):
+    """Give an angle and a box to each row that has none.
+
+    Args:
+        faces: table from lists.read_faces(), with NaN in `deg` if a row has no box.
+        folder: where the boxes are kept for the next time, or None.
+    Returns:
+        The table with COLUMNS filled, and a sentence on what was done; or the table itself and
+        "" if all rows have a box. In a photo without a face the box is its middle, confidence 0.
+    """
+    without = faces.index[faces["deg"].isna()]
+    if without.empty:
+        return faces, ""
+    paths = [Path(root, photo) for root, photo in
+             zip(faces.loc[without, "root"], faces.loc[without, "photo"], strict=True)]
+    boxes = _kept_boxes(paths, Path(folder)) if folder else _search(paths)
+    faces = faces.copy()
+    faces.loc[without, COLUMNS] = boxes.to_numpy()
+    missed = int((boxes["confidence"] == 0).sum())
+    return faces, (f"{len(without)} faces have no box in their list: found as "
+                   f"preprocess.face_align does, {missed} of them not found and cut from the "
+                   "middle of their photo")
+
+
+def _kept_boxes(paths, folder):
+    path = folder / f"{_key(paths)}.boxes.csv"
+    folder.mkdir(parents=True, exist_ok=True)
+    with nullcontext() if path.is_file() else FileLock(path.with_suffix(".lock")):
+        if not path.is_file():
+            with replaced(path) as temporary:
+                _search(paths).to_csv(temporary, index=False)
+    return pd.read_csv(path)
+
+
+def _key(paths):
+    digest = hashlib.sha256(str(VERSION).encode())
+    for path in paths:
+        stat = path.stat()
+        digest.update(f"{path.resolve()}\0{stat.st_size}\0{stat.st_mtime_ns}\0".encode())
+    return digest.hexdigest()[:32]
+
+
+def _search(paths):
+    """Table of COLUMNS, a row for each photo."""
+    from preprocess.detector import FaceDetector
+    from preprocess.workers import align_rows
+
+    detector, rows = FaceDetector(), []
+    with tqdm(total=len(paths), desc="finding faces", unit="face", leave=False) as bar:
+        for start in range(0, len(paths), CHUNK):
+            chunk = paths[start:start + CHUNK]
+            found = align_rows(detector, Path(), [{"photo": path, "age": "0"} for path in chunk])
+            rows += [[float(value) for value in values] if not problem else _middle(path)
+                     for path, (problem, *values) in zip(chunk, found, strict=True)]
+            bar.update(len(chunk))
+    return pd.DataFrame(rows, columns=COLUMNS)
+
+
+def _middle(path):
+    """Angle, box and confidence of a photo without a face; cutting it reports an unreadable one."""
+    try:
+        width, height = upright_size(path)
+    except OSError:
+        width, height = 1, 1
+    x, y = width * (1 - MIDDLE) / 2, height * (1 - MIDDLE) / 2
+    return [0.0, x, y, width - x, height - y, 0.0]

@@ -1,0 +1,84 @@
+"""The documents: their links, and the scripts, flags and files that they name."""
+
+import ast
+import re
+import subprocess
+
+import pytest
+from demo_inputs import ROOT
+
+DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
+FOREIGN_FLAGS = {"--index-url", "--logdir"}  # of pip and TensorBoard
+OF_OTHERS = {"ImportError: libGL.so.1: cannot open shared object file", "CUDA out of memory"}
+TORCHRUN = re.compile(r"torchrun .*?(?=train\.py|-m |$)")  # torchrun and its own flags
+
+
+def text_of(path):
+    return path.read_text(encoding="utf-8")
+
+
+def anchors_of(path):
+    """The anchors that GitHub gives to a document's headings."""
+    headings = re.findall(r"^#+ (.*)$", text_of(path), re.M)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def test_readme_is_one_page():
+    assert len(text_of(ROOT / "README.md").encode()) <= 9000
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+def test_links_lead_somewhere(path):
+    for link in re.findall(r"\]\(([^)]+)\)", text_of(path)):
+        if link.startswith("https://"):
+            continue
+        name, _, anchor = link.partition("#")
+        target = (path.parent / name).resolve() if name else path
+        assert target.exists(), link
+        assert not anchor or anchor in anchors_of(target), link
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+def test_commands_name_scripts_and_flags_that_there_are(path):
+    sources = "".join(map(text_of, ROOT.glob("[!.]*/*.py"))) + "".join(
+        map(text_of, ROOT.glob("*.py")))
+    flags = set(re.findall(r'"(--\w+)"', sources)) | FOREIGN_FLAGS
+    text = text_of(path)
+    for script in re.findall(r"python (\w+\.py)", text):
+        assert script == "your_script.py" or (ROOT / script).is_file(), script
+    for module in re.findall(r"python -m ((?:preprocess|training|benchmarks)\.\w+)", text):
+        assert (ROOT / module.replace(".", "/")).with_suffix(".py").is_file(), module
+    for line in text.splitlines():
+        for flag in re.findall(r"(?<![\w-])--[a-z][\w-]+", TORCHRUN.sub("", line)):
+            assert flag in flags, flag
+
+
+def templates_of(path):
+    """The texts in a file of Python, with … for what is filled in."""
+    for node in ast.walk(ast.parse(text_of(path))):
+        if isinstance(node, ast.JoinedStr):
+            yield "".join(part.value if isinstance(part, ast.Constant) else "…"
+                          for part in node.values)
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            yield node.value
+
+
+def test_messages_that_are_explained_are_those_of_the_code():
+    document = text_of(ROOT / "docs" / "troubleshooting.md")
+    quoted = re.findall(r"^\*\*`(?:warning: )?([^`]+)`\*\*$", document, re.M)
+    assert len(quoted) >= 20
+    texts = [text for path in ROOT.glob("**/*.py") if not {".venv", "tests"} & {*path.parts}
+             for text in templates_of(path)]
+    for message in quoted:
+        pattern = re.compile(".*".join(map(re.escape, message.split("…"))), re.DOTALL)
+        assert message in OF_OTHERS or any(map(pattern.search, texts)), message
+
+
+@pytest.mark.skipif(not (ROOT / ".git").exists(), reason="not a clone")
+def test_readme_map_names_every_module_and_folder_of_the_root():
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, text=True, capture_output=True,
+                            check=True).stdout.split("\n")
+    tree = {name.split("/")[0] + ("/" if "/" in name else "") for name in listed}
+    named = set(re.findall(r"`(\w+(?:\.py|/))`", text_of(ROOT / "README.md")))
+    there = {name for name in tree if name.endswith((".py", "/")) and not name.startswith(".")}
+    assert there <= named

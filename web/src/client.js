@@ -1,0 +1,70 @@
+// The page's side of the web worker.
+
+export class EstimatorClient {
+  #worker;
+  #waiting = new Map();
+  #lastId = 0;
+
+  /** @param code text of the worker's script. */
+  constructor(code) {
+    const url = URL.createObjectURL(new Blob([code], { type: "text/javascript" }));
+    this.#worker = new Worker(url);
+    this.#worker.addEventListener("message", ({ data }) => this.#take(data));
+    this.#worker.addEventListener("error", (event) => this.#fail(event.message));
+  }
+
+  /** Loads the networks; packed and model are described in worker.js. */
+  load(packed, model, onProgress) {
+    return this.#ask({ request: "load", packed, model }, { onProgress });
+  }
+
+  /**
+   * Faces of a photo's file.
+   *
+   * @param minFaceRatio see predictor.js.
+   * @param onProgress called with the share of the work that is done.
+   * @returns { width, height, smallestFace, faces, crops, milliseconds }: the pixels of the photo
+   *     and of the smallest face looked for; for each face what predictor.js gives, and its crop.
+   * @throws EstimationError.
+   */
+  photo(file, minFaceRatio, onProgress) {
+    return this.#ask({ request: "photo", file, minFaceRatio }, { onProgress });
+  }
+
+  /** Faces of an ImageBitmap, which is used up. Returns as photo() does. */
+  frame(bitmap, minFaceRatio) {
+    return this.#ask({ request: "frame", bitmap, minFaceRatio }, { transfer: [bitmap] });
+  }
+
+  #ask(message, { onProgress = () => {}, transfer = [] }) {
+    const id = ++this.#lastId;
+    return new Promise((resolve, reject) => {
+      this.#waiting.set(id, { resolve, reject, onProgress });
+      this.#worker.postMessage({ ...message, id }, transfer);
+    });
+  }
+
+  #take({ id, progress, result, error }) {
+    const { resolve, reject, onProgress } = this.#waiting.get(id);
+    if (progress !== undefined) {
+      onProgress(progress);
+      return;
+    }
+    this.#waiting.delete(id);
+    if (error) reject(new EstimationError(error));
+    else resolve(result);
+  }
+
+  #fail(message) {
+    for (const { reject } of this.#waiting.values()) reject(new EstimationError({ message }));
+    this.#waiting.clear();
+  }
+}
+
+/** Why there is no result; `unreadable` tells a file that is no picture from everything else. */
+export class EstimationError extends Error {
+  constructor({ message, unreadable = false }) {
+    super(message);
+    this.unreadable = unreadable;
+  }
+}

@@ -1,0 +1,118 @@
+// One photo on the page: its picture with marks, its faces and its table.
+
+import { announce, button, element } from "./dom.js";
+import { drawFaces, scaled, sharpContext } from "./drawing.js";
+import { faceList } from "./faceList.js";
+import { resultButtons, resultTable } from "./resultTable.js";
+import { resultRows } from "./results.js";
+import { saveFile, stem } from "./saving.js";
+import { faceCount, noFaceWords, photoProblem, photoSentence } from "./words.js";
+
+const BESIDE = 2; // faces have room beside the picture; more go below it
+
+export class PhotoCard {
+  /** Rows of results.js; none before the result is there. */
+  rows = [];
+  #file;
+  #ageBins;
+  #url;
+  #cleanups = [];
+
+  /**
+   * @param file File of a photo.
+   * @param ageBins years.
+   * @param onRemove called when the user takes the card away.
+   */
+  constructor(file, ageBins, onRemove) {
+    this.#file = file;
+    this.#ageBins = ageBins;
+    this.#url = URL.createObjectURL(file);
+    this.image = element("img", { src: this.#url, alt: file.name });
+    this.marks = element("canvas.marks", { aria: { hidden: "true" } });
+    this.picture = element("div.picture", {}, this.image, this.marks);
+    this.bar = element("progress", { max: 1, aria: { label: `Work on ${file.name}` } });
+    this.news = element("p.news", {}, "Waiting for the networks…");
+    this.side = element("div.side", {}, this.news, this.bar);
+    this.facts = element("span.facts");
+    this.element = element("article.photo", { aria: { label: file.name } },
+      element("header", {}, element("h3", {}, file.name), this.facts,
+              button("×", onRemove, { className: "remove", title: "Remove",
+                                      aria: { label: `Remove ${file.name}` } })),
+      element("div.photo-body", {}, this.picture, this.side));
+    this.image.addEventListener("error", () => this.picture.remove(), { once: true });
+  }
+
+  /** Shows how much of the work is done, 0..1. */
+  showProgress(share) {
+    this.news.textContent = "Looking for faces…";
+    this.bar.value = share;
+  }
+
+  /** Shows what was found: the result of client.js, and the Threshold. */
+  showResult({ width, height, smallestFace, faces, crops, milliseconds }, threshold) {
+    this.rows = resultRows(this.#file.name, faces);
+    this.facts.textContent = `${width} × ${height} pixels, `
+      + `${faces.length ? faceCount(faces.length) : "no face"}, `
+      + `${(milliseconds / 1000).toFixed(1)} s`;
+    this.image.alt = photoSentence(this.#file.name, faces);
+    announce(this.image.alt);
+    if (!faces.length) {
+      this.#showNews(noFaceWords(smallestFace));
+      return;
+    }
+    const { list, forget } = faceList(faces, crops, this.#ageBins, threshold);
+    this.side.replaceChildren(list);
+    this.element.classList.toggle("many", faces.length > BESIDE);
+    this.#cleanups.push(forget);
+    this.#keepMarked(width, faces);
+    this.element.append(
+      element("div.actions", {},
+        ...resultButtons(() => this.rows, stem(this.#file.name)),
+        button("Save picture", () => this.#savePicture(width, height, faces))),
+      resultTable(this.rows, this.#file.name));
+  }
+
+  /** Shows why there is no result. */
+  showProblem(error) {
+    const { status, words } = photoProblem(this.#file.name, error);
+    this.rows = resultRows(this.#file.name, [], status);
+    this.element.classList.add("failed");
+    this.#showNews(words);
+    announce(`${this.#file.name}: ${words}`);
+  }
+
+  /** Takes the card off the page. */
+  remove() {
+    for (const cleanup of this.#cleanups) cleanup();
+    URL.revokeObjectURL(this.#url);
+    this.element.remove();
+  }
+
+  #showNews(words) {
+    this.news.textContent = words;
+    this.bar.remove();
+  }
+
+  /** Draws the marks anew whenever the picture's size on the screen changes. */
+  #keepMarked(width, faces) {
+    const observer = new ResizeObserver(() => this.#mark(width, faces));
+    observer.observe(this.marks);
+    this.#cleanups.push(() => observer.disconnect());
+  }
+
+  #mark(photoWidth, faces) {
+    const size = [this.marks.clientWidth, this.marks.clientHeight];
+    const context = sharpContext(this.marks, size);
+    const scale = size[0] / photoWidth;
+    drawFaces(context, size, faces.map((face) => scaled(face, scale)), this.#ageBins);
+  }
+
+  #savePicture(width, height, faces) {
+    const canvas = element("canvas", { width, height });
+    const context = canvas.getContext("2d");
+    context.drawImage(this.image, 0, 0, width, height);
+    drawFaces(context, [width, height], faces, this.#ageBins);
+    canvas.toBlob((blob) => saveFile(`${stem(this.#file.name)}_ages.jpg`, blob, "image/jpeg"),
+                  "image/jpeg", 0.92);
+  }
+}

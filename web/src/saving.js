@@ -1,0 +1,37 @@
+// Results to files and to the clipboard.
+
+/** Saves a blob or a text as a file. */
+export function saveFile(name, content, type = "text/plain") {
+  const url = URL.createObjectURL(new Blob([content], { type }));
+  const link = document.createElement("a");
+  link.href = url;
+  link.download = name;
+  link.click();
+  setTimeout(() => URL.revokeObjectURL(url), 60_000); // the browser may ask where to first
+}
+
+/** Copies a text; true where the browser let it. */
+export async function copyText(text) {
+  try {
+    await navigator.clipboard.writeText(text);
+    return true;
+  } catch {
+    return copyBySelection(text); // pages without https have no clipboard
+  }
+}
+
+function copyBySelection(text) {
+  const area = document.createElement("textarea");
+  area.value = text;
+  area.className = "visually-hidden";
+  document.body.append(area);
+  area.select();
+  const copied = document.execCommand("copy");
+  area.remove();
+  return copied;
+}
+
+/** A file's name without its ending. */
+export function stem(name) {
+  return name.replace(/\.[^.]+$/, "");
+}

@@ -1,0 +1,99 @@
+// Chromium, the built page, and Python's results for it: what the tests of the page share.
+
+import { execFile } from "node:child_process";
+import { existsSync } from "node:fs";
+import { mkdtemp, readFile } from "node:fs/promises";
+import { tmpdir } from "node:os";
+import path from "node:path";
+import { fileURLToPath, pathToFileURL } from "node:url";
+import { promisify } from "node:util";
+
+import puppeteer from "puppeteer-core";
+
+const HERE = path.dirname(fileURLToPath(import.meta.url));
+const PAGE = path.join(HERE, "..", "dist", "index.html");
+const CHROMIUMS = ["/usr/bin/chromium", "/usr/bin/chromium-browser", "/usr/bin/google-chrome"];
+const chromium = [process.env.CHROMIUM, ...CHROMIUMS].find((file) => file && existsSync(file));
+
+export const PAGE_URL = pathToFileURL(PAGE).href;
+export const PAGE_FILE = PAGE;
+
+/** Why the page cannot be tested here, or false. */
+export const skip = (!chromium && "Chromium is missing: apt-get install chromium, or set CHROMIUM")
+  || (!existsSync(PAGE) && "the page is not built: make web");
+
+/** Starts Chromium; flags are added to those every test has. */
+export function launch(...flags) {
+  return puppeteer.launch({
+    executablePath: chromium,
+    // Containers run as root, where Chromium has no sandbox. No address but our own is found.
+    args: ["--no-sandbox", "--disable-gpu",
+           "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1", ...flags],
+    protocolTimeout: 300_000,
+  });
+}
+
+/**
+ * A new tab with the page, ready.
+ *
+ * @returns { page, requests, errors }: of the tab all addresses asked for, and all errors of
+ *     scripts, as they come.
+ */
+export async function openPage(browser, url = PAGE_URL) {
+  const page = await browser.newPage();
+  const requests = [];
+  const errors = [];
+  page.on("request", (request) => requests.push(request.url()));
+  page.on("pageerror", (error) => errors.push(error.message));
+  await page.setViewport({ width: 1280, height: 900 });
+  await page.goto(url, { waitUntil: "domcontentloaded" });
+  await page.waitForFunction(() => document.body.dataset.state !== "loading", { timeout: 120_000 });
+  return { page, requests, errors };
+}
+
+/** Gives the page files, and waits until each has a result or a problem. */
+export async function addPhotos(page, ...files) {
+  const before = await finishedPhotos(page);
+  const input = await page.$("#photo-files");
+  await input.uploadFile(...files);
+  await waitForPhotos(page, before + files.length);
+}
+
+export function waitForPhotos(page, count) {
+  return page.waitForFunction(
+    (wanted) => document.querySelectorAll("article:not(:has(progress))").length >= wanted,
+    { timeout: 280_000 }, count);
+}
+
+function finishedPhotos(page) {
+  return page.$$eval("article:not(:has(progress))", (articles) => articles.length);
+}
+
+/** The rows of a photo's table as objects, numbers as numbers. */
+export function tableOf(page, file) {
+  return page.$eval(`article[aria-label="${file}"]`, (article) => {
+    const names = [...article.querySelectorAll("th")].map((cell) => cell.textContent);
+    return [...article.querySelectorAll("tbody tr")].map((row) => Object.fromEntries(
+      [...row.cells].map((cell, i) => [names[i], Number.isNaN(Number(cell.textContent))
+        ? cell.textContent : Number(cell.textContent)])));
+  });
+}
+
+/** Text of the first element that a selector finds. */
+export function textOf(page, selector) {
+  return page.$eval(selector, (found) => found.innerText);
+}
+
+/**
+ * Scenes and what AgeEstimator finds in them, made by expected.py.
+ *
+ * @param minFaceRatio of the page.
+ * @returns { folder, faces: { file: faces }, constants }.
+ */
+export async function expectedResults(minFaceRatio) {
+  const folder = await mkdtemp(path.join(tmpdir(), "page-"));
+  await promisify(execFile)(process.env.PYTHON ?? "python3", [
+    path.join(HERE, "expected.py"), folder, "--min_face_ratio", String(minFaceRatio)]);
+  const text = await readFile(path.join(folder, "expected.json"), "utf8");
+  return { folder, ...JSON.parse(text) };
+}
