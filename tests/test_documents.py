@@ -7,6 +7,8 @@ import subprocess
 import pytest
 from demo_inputs import ROOT
 
+from preprocess.columns import ALIGNED, COLUMNS
+
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
 # Of pip, TensorBoard, Slurm, GNU parallel and torchrun.
 FOREIGN_FLAGS = {"--index-url", "--logdir", "--array", "--wrap", "--wd", "--local_addr"}
@@ -83,3 +85,9 @@ def test_readme_map_names_every_module_and_folder_of_the_root():
     named = set(re.findall(r"`(\w+(?:\.py|/))`", text_of(ROOT / "README.md")))
     there = {name for name in tree if name.endswith((".py", "/")) and not name.startswith(".")}
     assert there <= named
+
+
+def test_every_column_of_a_list_is_documented():
+    table = text_of(ROOT / "docs" / "data.md").split("## Columns of a list")[1].split("\n## ")[0]
+    named = {name for cell in re.findall(r"^\| `([^`]+)`", table, re.M) for name in cell.split()}
+    assert set(COLUMNS) | set(ALIGNED) <= named
