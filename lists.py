@@ -96,7 +96,7 @@ def _how_to_align(list_dir, dataset="*"):
             if _is_list(path):  # and not a table that a data set was released with
                 name = path.name.removesuffix(f"_{split}.csv")
                 return f"align '{path}' with {_align_command(list_dir, name)}"
-    return "see the README, 'Prepare'"
+    return "docs/data.md says how to prepare one"
 
 
 def _align_command(list_dir, dataset):
