@@ -169,11 +169,18 @@ def _check_intervals(faces, bad):
 
 
 def _number_column(column, may_be_empty, bad):
-    values = pd.to_numeric(column, errors="coerce").astype(np.float64)
+    values = _to_numbers(column).astype(np.float64)
     wrong = ~np.isfinite(values) & (column.notna() if may_be_empty else True)
     for row in np.flatnonzero(wrong):
         bad.setdefault(row, f"{column.name} '{column.iloc[row]}' is not a number")
     return values
+
+
+def _to_numbers(column):
+    """The numbers of a column; other text is NaN, a number of hundreds of digits infinity."""
+    if column.dtype == object:  # pandas reads such digits as int, and no float holds them
+        column = column.map(str, na_action="ignore")
+    return pd.to_numeric(column, errors="coerce")
 
 
 def _read_distributions(columns, bad, name):
@@ -183,7 +190,7 @@ def _read_distributions(columns, bad, name):
     if not (np.diff(age_bins) == 1).all() or len(age_bins) < 2:
         raise ValueError(f"predictions {name}: the columns p{age_bins[0]} .. p{age_bins[-1]} must "
                          "be one a year, without gaps")
-    probs = columns[[f"p{age}" for age in age_bins]].apply(pd.to_numeric, errors="coerce")
+    probs = columns[[f"p{age}" for age in age_bins]].apply(_to_numbers)
     probs = probs.to_numpy(np.float64)
     totals = probs.sum(axis=1)
     wrong = ~((probs >= 0).all(axis=1) & (np.abs(totals - 1) < 0.01))
