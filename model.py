@@ -19,7 +19,14 @@ from torch.nn import functional
 
 from checkpoint import load_checkpoint
 from defaults import ARCHS, age_bins, parse_cfg
-from pretrained import SOURCES, TIMM_PREFIX, import_pretrainedmodels, load_pretrained
+from pretrained import (
+    MEAN_BGR,
+    STD_BGR,
+    TIMM_PREFIX,
+    find_source,
+    import_pretrainedmodels,
+    load_pretrained,
+)
 from utils.download import find_model
 
 MAX_SIZE = 512  # pixels, the last size that is tried after one that does not work
@@ -71,9 +78,10 @@ class AgeModel(nn.Module):
 def build_model(cfg):
     """The network MODEL.ARCH with one output for each age bin, on the CPU, in training mode.
 
-    MODEL.PRETRAINED names its first weights: a source of pretrained.SOURCES such as `imagenet`,
-    `none` (random weights), or a checkpoint of the same architecture (see download.find_model).
-    If that checkpoint was trained for other age bins, its head is left out with a warning.
+    MODEL.PRETRAINED names its first weights: a source such as `imagenet` (see
+    pretrained.find_source), `none` (random weights), or a checkpoint of the same architecture
+    (see download.find_model). If that checkpoint was trained for other age bins, its head is left
+    out with a warning.
 
     Args:
         cfg: config from defaults.load_cfg(); MODEL.* and DATA.AGE_* are read.
@@ -87,7 +95,7 @@ def build_model(cfg):
     """
     model = _build(cfg)
     start = cfg.MODEL.PRETRAINED
-    if start in SOURCES:
+    if find_source(start):
         load_pretrained(start, model.backbone, cfg.MODEL.ARCH, cfg.MODEL.IMG_SIZE)
     elif start != "none":
         _load_start(model, start, cfg)
@@ -283,12 +291,23 @@ class OwnArch(NamedTuple):
     bgr: bool = False
 
 
+def mobilenet_v1():
+    """MobileNetV1 of timm, padded as in TensorFlow; for the weights of pretrained.vggface2_weights.
+
+    Howard et al., "MobileNets: Efficient Convolutional Neural Networks for Mobile Vision
+    Applications", arXiv 1704.04861.
+    """
+    import timm
+    return timm.create_model("mobilenetv1_100", num_classes=0, pad_type="same")
+
+
 # Of face photos; the authors of DLDL-v2 use them for both networks.
 FACE_MEAN = [255 * value for value in (0.5958, 0.4637, 0.4065)]
 FACE_STD = [255 * value for value in (0.2693, 0.2409, 0.2352)]
 OWN_ARCHS = {
     "thinage": OwnArch(partial(ThinVGG, width=1 / 2), FACE_MEAN, FACE_STD),
     "tinyage": OwnArch(partial(ThinVGG, width=1 / 4), FACE_MEAN, FACE_STD),
+    "mobilenetv1": OwnArch(mobilenet_v1, MEAN_BGR, STD_BGR, bgr=True),
 }
 
 

