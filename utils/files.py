@@ -3,6 +3,7 @@
 import errno
 import hashlib
 import os
+import re
 import shutil
 import warnings
 from contextlib import contextmanager
@@ -10,6 +11,7 @@ from pathlib import Path
 from uuid import uuid4
 
 CHUNK = 1 << 18  # bytes read at once
+TEMPORARY_NAME = re.compile(r"\.[0-9a-f]{32}\.tmp")
 
 
 @contextmanager
@@ -30,14 +32,18 @@ def replaced(path):
 
 
 def remove_leftovers(folder):
-    """Remove the temporary files that killed processes have left in a folder."""
+    """Remove the temporary files of replaced() that killed processes have left in a folder."""
     for path in Path(folder).glob(".*.tmp"):
-        path.unlink(missing_ok=True)
+        if TEMPORARY_NAME.fullmatch(path.name) and not path.is_dir():
+            path.unlink(missing_ok=True)
 
 
 @contextmanager
 def named_full_disk(path):
-    """Turn the error of a full disk into one that names the path and the free space."""
+    """Turn the error of a full disk into one that names the path and the free space.
+
+    Other errors pass unchanged.
+    """
     try:
         yield
     except OSError as error:
