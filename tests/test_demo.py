@@ -209,6 +209,21 @@ def test_a_photo_that_cannot_be_drawn_on_stops_no_other(model_path, tmp_path, ca
     assert "long.webp" in capsys.readouterr().err
 
 
+def test_a_picture_whose_name_cannot_be_written_stops_no_other(model_path, tmp_path):
+    photos, out = tmp_path / "photos", tmp_path / "out"
+    long = "a" * 250 + ".jp2"  # its annotated copy would end in .jp2.jpg
+    (photos / "file").mkdir(parents=True)
+    for name in (long, "b.jpg", "file/c.jpg", "z.jpg"):
+        as_photo(HOPPER).resize((64, 80)).save(photos / name)
+    (out / "b.jpg").mkdir(parents=True)
+    (out / "file").write_text("not a folder")
+    assert run(model_path, "--img_dir", photos, "--output_dir", out, "--recursive") == 0
+    status = {row["file"]: row["status"] for row in read_results(out)[0]}
+    assert status.pop("z.jpg") in ("ok", "no face") and (out / "z.jpg").is_file()
+    assert set(status) == {long, "b.jpg", "file/c.jpg"}
+    assert all(words.startswith("no annotated picture: cannot write") for words in status.values())
+
+
 @pytest.mark.parametrize("ending", ["png", "tif"])
 def test_the_colours_of_a_photo_keep_their_profile(tmp_path, ending):
     profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("XYZ")).tobytes()
@@ -516,6 +531,15 @@ def test_links_are_followed_once(tmp_path):
     (tmp_path / "elsewhere" / "itself").symlink_to(tmp_path / "elsewhere")
     names, _ = find_images(tmp_path / "in", recursive=True)
     assert [str(name) for name in names] == ["deep/a.jpg", "link/a.jpg"]
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no named pipes")
+@pytest.mark.parametrize("recursive", [False, True])
+def test_pipes_are_left_out(tmp_path, recursive):
+    shutil.copy(HOPPER, tmp_path / "a.jpg")
+    os.mkfifo(tmp_path / "pipe")
+    os.mkfifo(tmp_path / "pipe.jpg")
+    assert find_images(tmp_path, recursive) == ([Path("a.jpg")], [])
 
 
 def test_other_formats_are_read_and_other_pictures_named(model_path, tmp_path, capsys):

@@ -5,7 +5,7 @@ import os
 import pytest
 
 from utils import locks
-from utils.files import remove_leftovers, replaced
+from utils.files import files_below, remove_leftovers, replaced
 from utils.locks import one_of_writers, only_writer
 
 
@@ -35,3 +35,20 @@ def test_processes_of_one_work_write_together_and_no_others(tmp_path, monkeypatc
     with one_of_writers(tmp_path, "b", "wait"):
         pass
     assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_is_walked_once_and_the_one_left_out_never(tmp_path):
+    for name in ("a", "a/b", "out"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "file").touch()
+    (tmp_path / "link").symlink_to(tmp_path / "a" / "b", target_is_directory=True)
+    (tmp_path / "other").symlink_to(tmp_path / "out", target_is_directory=True)
+    (tmp_path / "nothing").symlink_to(tmp_path / "none")
+
+    def names(leave_out):
+        return sorted(path.relative_to(tmp_path).as_posix()
+                      for path in files_below(tmp_path, leave_out))
+
+    assert names(tmp_path / "out") == ["a/b/file", "a/file"]
+    assert names(tmp_path) == names(None) == names(tmp_path / "none") == [
+        "a/b/file", "a/file", "out/file"]
