@@ -373,7 +373,7 @@ def show_stream(stream, frames, window):
 
 def write_stream(stream, frames, args):
     """Annotated clip, results.csv and results.jsonl."""
-    path = args.output_dir / f"{Path(frames.name).stem}.mp4"
+    path = args.output_dir / f"{frames.stem}.mp4"
     has_results = (args.output_dir / RESULTS_NAME).exists()  # then the clip is of an earlier run
     is_source = args.video is not None and Path(args.video).exists() and path.exists() \
         and path.samefile(args.video)

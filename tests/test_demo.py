@@ -29,7 +29,7 @@ import predictor
 from benchmarks.demo_speed import write_clip
 from media.photos import find_images, save_picture
 from media.results import FIELDS, VIDEO_FIELDS, PhotoResults, with_threshold, work_digest
-from media.video import ClipWriter, Frames
+from media.video import ClipWriter, Frames, address_name
 from predictor import as_photo
 from utils import cli
 from utils.locks import only_writer
@@ -716,8 +716,27 @@ def test_a_clip_from_an_address(model_path, tmp_path):
         server.shutdown()
         server.server_close()
     rows, _ = read_results(tmp_path / "out")
-    assert {row["file"] for row in rows} == {"localhost_my_20clip.avi"} and len(rows) == 10
+    assert {row["file"] for row in rows} == {
+        f"localhost_{server.server_port}_my_20clip.avi"} and len(rows) == 10
     assert visible(tmp_path / "out") == ["results.csv", "results.jsonl"]
+
+
+@pytest.mark.parametrize(("address", "name"), [
+    ("rtsp://192.168.1.10/live", "192.168.1.10_live"),
+    ("rtsp://me:secret@192.168.1.20:8554/live", "192.168.1.20_8554_live"),
+    ("rtsp://me:sec#ret@192.168.1.20/live", "me"), ("rtsp://", "stream")])
+def test_names_of_addresses(address, name):
+    assert address_name(address) == name
+
+
+def test_two_addresses_give_two_recordings(clip_path, model_path, tmp_path, monkeypatch):
+    cameras = {address: Camera(clip_path, 2, lambda: (False, None))
+               for address in ("rtsp://192.168.1.10/live", "rtsp://192.168.1.20:8554/live")}
+    monkeypatch.setattr(cv2, "VideoCapture", cameras.__getitem__)
+    for address in cameras:
+        assert run(model_path, "--video", address, "--output_dir", tmp_path) == 0
+    assert visible(tmp_path) == ["192.168.1.10_live.mp4", "192.168.1.20_8554_live.mp4",
+                                 "results.csv", "results.jsonl"]
 
 
 class Camera:
