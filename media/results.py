@@ -204,7 +204,7 @@ class PhotoResults:
     def _find(self, index, name, path):
         """The place of a photo's results in the index, or None if it is not done."""
         size, stamp = _stamps(path)
-        return index.get((name, stamp)) or index.get((name, size))  # the latter of a share
+        return index.get((name, stamp)) or index.get((name, size))  # the size alone: a share's
 
 
 def _read_line(path, place):

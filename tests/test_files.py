@@ -44,6 +44,7 @@ def test_a_folder_is_walked_once_and_the_one_left_out_never(tmp_path):
     (tmp_path / "link").symlink_to(tmp_path / "a" / "b", target_is_directory=True)
     (tmp_path / "other").symlink_to(tmp_path / "out", target_is_directory=True)
     (tmp_path / "nothing").symlink_to(tmp_path / "none")
+    (tmp_path / "itself").symlink_to(tmp_path / "itself")
 
     def names(leave_out):
         return sorted(path.relative_to(tmp_path).as_posix()

@@ -6,7 +6,7 @@ import os
 import re
 import shutil
 import warnings
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from uuid import uuid4
 
@@ -202,10 +202,11 @@ def entries(folder):
     try:
         with os.scandir(folder) as found:
             for entry in sorted(found, key=lambda entry: entry.name):
-                if entry.is_dir():
-                    (links if entry.is_symlink() else folders).append(Path(entry.path))
-                elif entry.is_file():
-                    files.append(Path(entry.path))
+                with suppress(OSError):  # a link to itself, or to where nobody may look
+                    if entry.is_dir():
+                        (links if entry.is_symlink() else folders).append(Path(entry.path))
+                    elif entry.is_file():
+                        files.append(Path(entry.path))
     except PermissionError:
         warnings.warn(f"folder '{folder}' cannot be read and is left out", stacklevel=2)
         return [], [], []

@@ -30,18 +30,14 @@ def only_writer(folder, way_out):
     """
     folder = Path(folder)
     owner = folder / ".lock.owner"
-    try:
-        with _entrance(folder, way_out):
-            _refuse_sharers(folder, None, way_out)
-            try:
-                with named_full_disk(folder):
-                    owner.write_text(_this_process(), encoding="utf-8")
-                yield
-            finally:
-                owner.unlink(missing_ok=True)
-    finally:
-        with suppress(OSError):  # not empty
-            folder.rmdir()
+    with _entrance(folder, way_out):
+        _refuse_sharers(folder, None, way_out)
+        try:
+            with named_full_disk(folder):
+                owner.write_text(_this_process(), encoding="utf-8")
+            yield
+        finally:
+            owner.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -72,7 +68,10 @@ def one_of_writers(folder, work, way_out):
 
 @contextmanager
 def _entrance(folder, way_out, timeout=0):
-    """Hold the lock that a process needs to enter the folder. A lone writer keeps it."""
+    """Hold the lock that a process needs to enter the folder. A lone writer keeps it.
+
+    The folder is created if it is missing, and removed afterwards if it is empty.
+    """
     path = folder / ".lock"
     lock = FileLock(path, timeout=timeout)
     try:
@@ -89,6 +88,8 @@ def _entrance(folder, way_out, timeout=0):
         with suppress(OSError):  # Windows keeps a file that is open
             path.unlink()
         lock.release()
+        with suppress(OSError):  # not empty
+            folder.rmdir()
 
 
 def _refuse_sharers(folder, work, way_out):
