@@ -409,6 +409,20 @@ def test_a_lone_run_waits_for_shares(few_photos, model_path, tmp_path, process_n
     assert not list(tmp_path.glob(".lock*"))
 
 
+@pytest.mark.parametrize(("first", "second", "found"), [
+    (True, True, True), (True, False, True), (False, True, True), (False, False, False)])
+def test_a_copy_of_a_photo_counts_as_done_where_work_is_shared(first, second, found, tmp_path):
+    photo = tmp_path / "a.jpg"
+    shutil.copy(HOPPER, photo)
+    with PhotoResults(tmp_path, "work", is_shared=first) as results:
+        results.add("a.jpg", photo, [])
+    os.utime(photo, (1000, 1000))
+    with PhotoResults(tmp_path, "work", is_shared=second) as results:
+        assert results.is_done("a.jpg", photo) == found
+        photo.write_bytes(photo.read_bytes() + b"more")
+        assert not results.is_done("a.jpg", photo)
+
+
 def test_a_share_that_others_finished_says_so(few_photos, tmp_path):
     paths = {"0.jpg": few_photos / "0.jpg", "1.jpg": few_photos / "1.jpg"}
     with (PhotoResults(tmp_path, "work", is_shared=True) as first,
