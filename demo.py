@@ -26,6 +26,7 @@ from media.drawing import age_text, draw_corner_text, draw_faces
 from media.photos import find_images, picture_name, save_picture
 from media.results import (
     FIELDS,
+    LINES_NAME,
     NO_FACE,
     NOT_DRAWN,
     OK,
@@ -35,14 +36,15 @@ from media.results import (
     PhotoResults,
     ResultFiles,
     with_threshold,
+    work_digest,
 )
 from media.tracking import FaceTracker
 from media.video import ESC, ClipWriter, FrameRate, Frames, Window
 from predictor import MIN_CONFIDENCE, MIN_FACE, AgeEstimator
 from preprocess.face import IMAGE_ENDINGS
 from utils import cli
-from utils.files import named_full_disk, remove_leftovers, writable_folder
-from utils.locks import only_writer
+from utils.files import file_sha256, named_full_disk, remove_leftovers, writable_folder
+from utils.locks import one_of_writers, only_writer
 from utils.pipeline import map_ahead
 from utils.share import process_share
 
@@ -127,18 +129,27 @@ def run_photos(args):
         with Window(WINDOW_TITLE) as window:
             summary = show_photos(build_estimator(args), folder, names, window, args)
     else:
-        share = process_share()
+        rank, process_count = process_share()
         estimator = build_estimator(args)
         writable_folder(args.output_dir, "--output_dir")
-        is_alone = share[1] == 1  # processes that share the work write to one folder on purpose
-        with only_writer(args.output_dir, OTHER_OUTPUT) if is_alone else nullcontext(), \
+        work = work_digest(settings_text(estimator, args), photo_fields(args))
+        is_alone = process_count == 1
+        with only_writer(args.output_dir, OTHER_OUTPUT) if is_alone else \
+                one_of_writers(args.output_dir, work, OTHER_OUTPUT), \
                 named_full_disk(args.output_dir):
             if is_alone:
                 remove_leftovers(args.output_dir)
-            summary = write_photos(estimator, folder, names, args, *share)
-    if not summary.read_count and summary.unreadable_count:
+            summary = write_photos(estimator, folder, names, args, work, rank, process_count)
+        if not is_alone:
+            return 0  # the other processes may have read images
+    if summary.unreadable_count and not (summary.read_count or summary.earlier_count):
         raise ValueError(f"none of the images in '{args.img_dir}' could be read")
     return 0
+
+
+def photo_fields(args):
+    """Columns of results.csv for photos."""
+    return with_threshold(FIELDS, args.threshold)
 
 
 def list_photos(args):
@@ -184,7 +195,7 @@ def show_photos(estimator, folder, names, window, args):
     return summary
 
 
-def write_photos(estimator, folder, names, args, rank=0, process_count=1):
+def write_photos(estimator, folder, names, args, work, rank, process_count):
     """Annotated photos, results.csv and results.jsonl; this process's share of them."""
     def annotate(job):
         name, reading = job
@@ -202,8 +213,8 @@ def write_photos(estimator, folder, names, args, rank=0, process_count=1):
     summary = PhotoSummary(args.threshold)
     paths = {name.as_posix(): folder / name for name in names}
     started = time.perf_counter()
-    with (PhotoResults(args.output_dir, settings_text(estimator, args),
-                       with_threshold(FIELDS, args.threshold)) as results,
+    with (PhotoResults(args.output_dir, work, photo_fields(args),
+                       is_shared=process_count > 1) as results,
           ThreadPoolExecutor(2) as savers):
         mine = names[rank::process_count]
         todo = [name for name in mine
@@ -226,12 +237,15 @@ def write_photos(estimator, folder, names, args, rank=0, process_count=1):
 
 
 def settings_text(estimator, args):
-    """Text that changes with everything that changes the results of a photo."""
-    model = Path(estimator.network.path)
-    state = model.stat()
-    return repr((model.name, state.st_size, state.st_mtime_ns, estimator.cfg.TEST.TTA,
-                 estimator.cfg.TEST.DECODE, args.min_face, args.min_confidence, args.any_rotation,
-                 args.tables_only, args.no_plot))
+    """Text that changes with everything that changes the results of a photo.
+
+    It is equal on all machines that share the work: the model counts by its weights, not by its
+    file, because a CPU takes the .onnx file and a GPU the checkpoint that it was made from.
+    """
+    metadata = getattr(estimator.network, "metadata", {})
+    weights = metadata.get("source_sha256") or file_sha256(estimator.network.path)
+    return repr((weights, estimator.cfg.TEST.TTA, estimator.cfg.TEST.DECODE, args.min_face,
+                 args.min_confidence, args.any_rotation, args.tables_only, args.no_plot))
 
 
 class PhotoSummary:
@@ -359,15 +373,16 @@ def show_stream(stream, frames, window):
 
 def write_stream(stream, frames, args):
     """Annotated clip, results.csv and results.jsonl."""
-    path = args.output_dir / f"{Path(frames.name).stem}.mp4"
-    ours = (args.output_dir / RESULTS_NAME).exists()  # then the clip is of an earlier run
+    path = args.output_dir / f"{frames.stem}.mp4"
+    has_results = (args.output_dir / RESULTS_NAME).exists()  # then the clip is of an earlier run
     is_source = args.video is not None and Path(args.video).exists() and path.exists() \
         and path.samefile(args.video)
-    if not args.tables_only and path.exists() and (not ours or is_source):
+    if not args.tables_only and path.exists() and (not has_results or is_source):
         raise ValueError(f"'{path}' would be overwritten; choose another --output_dir")
     started = time.perf_counter()
     with (nullcontext() if args.tables_only else ClipWriter(path, frames.size, frames.fps) as clip,
-          ResultFiles(args.output_dir, with_threshold(VIDEO_FIELDS, args.threshold)) as results):
+          ResultFiles(args.output_dir / RESULTS_NAME, args.output_dir / LINES_NAME,
+                      with_threshold(VIDEO_FIELDS, args.threshold)) as results):
         for index, (picture, tracked) in enumerate(tqdm(stream, total=frames.count or None,
                                                         unit="frame")):
             seconds = time.perf_counter() - started if frames.is_camera else frames.seconds

@@ -1,12 +1,11 @@
 """Image files of a folder: found in a stable order, and written."""
 
-import os
-from pathlib import Path
+import errno
 
 from PIL import Image
 
 from preprocess.face import IMAGE_ENDINGS
-from utils.files import replaced
+from utils.files import entries, files_below, replaced
 
 JPEG = {"quality": 92, "subsampling": 0}  # thin coloured lines stay sharp
 SAVED_ENDINGS = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
@@ -15,6 +14,10 @@ PICTURE_STARTS = (b"\xff\xd8\xff", b"\x89PNG\r\n", b"GIF8", b"II*\0", b"MM\0*", 
                   b"\0\0\0\x0cJXL ", b"\0\0\0\x0cjP  ", b"8BPS", b"FUJIFILM")
 PICTURE_BRANDS = (b"ftypheic", b"ftypheix", b"ftypmif1", b"ftypavif", b"ftypcrx ")
 SAVE_OPTIONS = {".jpg": JPEG, ".jpeg": JPEG, ".jpe": JPEG, ".jfif": JPEG, ".webp": {"quality": 92}}
+
+# No file of this name can be written here: it is too long, a folder has it, a file has the name
+# of its folder, or the disk's format forbids a character of it.
+NAME_ERRORS = (errno.ENAMETOOLONG, errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.EINVAL)
 
 
 def find_images(folder, recursive=False, leave_out=None):
@@ -30,33 +33,27 @@ def find_images(folder, recursive=False, leave_out=None):
     Raises:
         ValueError: there is no image.
     """
-    seen = {Path(leave_out).resolve()} - {Path(folder).resolve()} if leave_out else set()
-    images, others, deeper = [], [], False
-    for place, folders, names in os.walk(folder, followlinks=True):
-        real = Path(place).resolve()
-        if real in seen:  # a link that leads back here
-            folders.clear()
-            continue
-        seen.add(real)
-        folders.sort()  # so that of several ways to a folder always the same one is taken
-        paths = [Path(place, name) for name in names]
-        found = [path.relative_to(folder) for path in paths
-                 if path.suffix.lower() in IMAGE_ENDINGS]
-        if not recursive and Path(place) != Path(folder):
-            deeper = deeper or bool(found)
-            folders.clear()
-            continue
-        images += found
-        others += [path.relative_to(folder) for path in paths
-                   if path.suffix.lower() not in IMAGE_ENDINGS and starts_as_picture(path)]
+    images, others = [], []
+    for path in files_below(folder, leave_out) if recursive else entries(folder)[-1]:
+        if has_image_ending(path):
+            images.append(path.relative_to(folder))
+        elif starts_as_picture(path):
+            others.append(path.relative_to(folder))
     if not images:
-        hint = "; there are some in folders below, add --recursive" if deeper else ""
+        hint = ""
         if others:
-            hint = (f"; {len(others)} other files look like pictures, such as '{others[0]}': "
+            hint = (f"; {len(others)} other files look like pictures, such as '{min(others)}': "
                     "convert them to one of these formats")
+        elif not recursive and any(map(has_image_ending, files_below(folder, leave_out))):
+            hint = "; there are some in folders below, add --recursive"
         raise ValueError(f"no image ({', '.join(IMAGE_ENDINGS)}) in '{folder}'{hint}")
     return (sorted(images, key=lambda path: path.parts),
             sorted(others, key=lambda path: path.parts))
+
+
+def has_image_ending(path):
+    """Whether a file's ending is that of an image that can be read."""
+    return path.suffix.lower() in IMAGE_ENDINGS
 
 
 def starts_as_picture(path):
@@ -79,17 +76,23 @@ def save_picture(picture, path):
     """Write a PIL.Image in the format of the path's ending, whole or not at all.
 
     Raises:
-        ValueError: the format cannot hold the picture, for example because it is too wide.
+        ValueError: the format cannot hold the picture, for example because it is too wide, or
+            there can be no file of this name, for example because it is too long.
         OSError: the disk is full, or the folder cannot be written to.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     suffix = path.suffix.lower()
     picture.info.pop("compression", None)  # the photo's own may be for black and white only
-    with replaced(path) as temporary:
-        try:
-            picture.save(temporary, Image.registered_extensions()[suffix],
-                         **SAVE_OPTIONS.get(suffix, {}))
-        except OSError as error:
-            if error.errno is None:  # an error of the encoder, not of the system
-                raise ValueError(" ".join(str(error).split())) from error
-            raise
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with replaced(path) as temporary:
+            try:
+                picture.save(temporary, Image.registered_extensions()[suffix],
+                             **SAVE_OPTIONS.get(suffix, {}))
+            except OSError as error:
+                if error.errno is None:  # an error of the encoder, not of the system
+                    raise ValueError(" ".join(str(error).split())) from error
+                raise
+    except OSError as error:
+        if error.errno in NAME_ERRORS:
+            raise ValueError(f"cannot write '{path.name}': {error.strerror}") from error
+        raise

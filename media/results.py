@@ -64,13 +64,11 @@ class ResultFiles:
     """results.csv and results.jsonl, written row by row; a context manager.
 
     Args:
-        folder: existing folder; older results in it are replaced.
+        csv_path, jsonl_path: Path of the two files; older ones are replaced.
         fields: FIELDS, or VIDEO_FIELDS for frames of a clip, see with_threshold().
-        paths: (CSV file, JSON lines file) to write instead.
     """
 
-    def __init__(self, folder, fields=FIELDS, paths=None):
-        csv_path, jsonl_path = paths or (Path(folder, RESULTS_NAME), Path(folder, LINES_NAME))
+    def __init__(self, csv_path, jsonl_path, fields=FIELDS):
         self.fields = fields
         self._csv, self._jsonl = csv_path.open("w", **TEXT), jsonl_path.open("w", **TEXT)
         self._writer = csv.DictWriter(self._csv, fields, extrasaction="ignore",
@@ -96,23 +94,35 @@ class ResultFiles:
             self._jsonl.write(json.dumps(row, ensure_ascii=False) + "\n")
 
 
+def work_digest(settings, fields=FIELDS):
+    """Short text that is equal for runs over photos whose results belong together.
+
+    Args:
+        settings: text that changes with everything that changes results.
+        fields: see with_threshold().
+    """
+    return hashlib.sha256(f"{settings} {fields}".encode()).hexdigest()[:12]
+
+
 class PhotoResults:
     """Results of a folder of photos, kept one by one so that a stopped run can go on.
 
     Each process appends to a file of its own in a hidden folder, so any number of processes can
     work on the photos, together or one run after the other. A photo counts as done if it has a
-    line there and has not changed since. A context manager, which closes the file.
+    line there and has not changed since: its size is the same, and unless the work is shared also
+    its time. Machines that share the work may have copies of the photos, with other times.
+    A context manager, which closes the file.
 
     Args:
         folder: existing folder of the results.
-        settings: text that changes with everything that changes results.
+        work: names the work in the hidden folder's name, see work_digest().
         fields: see with_threshold().
+        is_shared: several processes work on the photos.
     """
 
-    def __init__(self, folder, settings, fields=FIELDS):
-        digest = hashlib.sha256(f"{settings} {fields}".encode()).hexdigest()[:12]
-        self.folder, self.fields = Path(folder), fields
-        self.parts = self.folder / f"{PARTS_NAME}{digest}"
+    def __init__(self, folder, work, fields=FIELDS, is_shared=False):
+        self.folder, self.fields, self.is_shared = Path(folder), fields, is_shared
+        self.parts = self.folder / f"{PARTS_NAME}{work}"
         self.parts.mkdir(exist_ok=True)
         self._earlier = self._index()
         path = self.parts / f"{uuid4().hex}.jsonl"
@@ -126,7 +136,7 @@ class PhotoResults:
 
     def is_done(self, name, path):
         """Whether an earlier run has the results of this photo as it is now."""
-        return (name, _stamp(path)) in self._earlier
+        return self._find(self._earlier, name, path) is not None
 
     def add(self, name, path, faces, status=OK):
         """Keep the results of one photo.
@@ -138,14 +148,15 @@ class PhotoResults:
             status: see result_rows().
         """
         rows = result_rows({"file": name}, list(enumerate(faces, 1)), self.fields, status)
-        line = {"file": name, "stamp": _stamp(path), "rows": rows}
+        size, stamp = _stamps(path)
+        line = {"file": name, "stamp": size if self.is_shared else stamp, "rows": rows}
         self._file.write(json.dumps(line) + "\n")
         self._file.flush()
 
     def write_tables(self, paths, only_complete=False):
         """Write results.csv and results.jsonl of what is done, in the order of the photos.
 
-        When all photos are done, the hidden folders are deleted.
+        When all photos are done, the hidden folder is deleted.
 
         Args:
             paths: {name: path} of all photos.
@@ -155,34 +166,45 @@ class PhotoResults:
         """
         with suppress(FileNotFoundError):  # another process has just written and deleted all
             index = self._index()
-            places = {name: index.get((name, _stamp(path))) for name, path in paths.items()}
+            places = {name: self._find(index, name, path) for name, path in paths.items()}
             missing = sum(place is None for place in places.values())
             if missing and only_complete:
                 return missing
             with (replaced(self.folder / RESULTS_NAME) as csv_path,
                   replaced(self.folder / LINES_NAME) as jsonl_path,
-                  ResultFiles(None, self.fields, (csv_path, jsonl_path)) as results):
+                  ResultFiles(csv_path, jsonl_path, self.fields) as results):
                 for place in filter(None, places.values()):
                     results.write_rows(_read_line(*place)["rows"])
             if missing:
                 return missing
         self._file.close()
-        for parts in self.folder.glob(f"{PARTS_NAME}*"):
-            shutil.rmtree(parts, ignore_errors=True)
+        shutil.rmtree(self.parts, ignore_errors=True)
         return 0
 
     def _index(self):
-        """{(name, stamp): (file, place in it)} of all lines that are whole."""
+        """{(name, stamp): (file, place in it)} of all lines that are whole.
+
+        Raises:
+            FileNotFoundError: another process has just deleted the folder.
+        """
         index = {}
-        for path in sorted(self.parts.glob("*.jsonl")):
+        for path in sorted(self.parts.iterdir()):
             place = 0
             with path.open("rb") as file:
                 for line in file:
                     with suppress(ValueError, KeyError):  # cut short by a kill
                         entry = json.loads(line)
-                        index[entry["file"], entry["stamp"]] = path, place
+                        stamp = entry["stamp"]
+                        if self.is_shared:
+                            stamp = stamp.partition(" ")[0]  # the size
+                        index[entry["file"], stamp] = path, place
                     place += len(line)
         return index
+
+    def _find(self, index, name, path):
+        """The place of a photo's results in the index, or None if it is not done."""
+        size, stamp = _stamps(path)
+        return index.get((name, stamp)) or index.get((name, size))  # the size alone: a share's
 
 
 def _read_line(path, place):
@@ -191,10 +213,10 @@ def _read_line(path, place):
         return json.loads(file.readline())
 
 
-def _stamp(path):
-    """Text that changes when a file does; "" if there is no such file."""
+def _stamps(path):
+    """(size, size and time of a file) as text; both are "" if there is no such file."""
     try:
         state = Path(path).stat()
     except OSError:
-        return ""
-    return f"{state.st_size} {state.st_mtime_ns}"
+        return "", ""
+    return f"{state.st_size}", f"{state.st_size} {state.st_mtime_ns}"

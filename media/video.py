@@ -35,10 +35,11 @@ def silence_opencv():
 class Frames:
     """The frames of a clip or a camera, as (H, W, 3) uint8 RGB arrays.
 
-    Attributes: `name`, `size` (width, height), `fps` as the source states it, `count` of frames
-    expected (0 if unknown), `is_camera`. For a clip also `seconds`, the time of the latest frame,
-    `duration`, the seconds that the clip states (0 if unknown), and `has_broken_off`, True if it
-    ended clearly before that. `lost` counts frames that could not be read between others.
+    Attributes: `name`, `stem` (the name without a file's suffix), `size` (width, height), `fps` as
+    the source states it, `count` of frames expected (0 if unknown), `is_camera`. For a clip also
+    `seconds`, the time of the latest frame, `duration`, the seconds that the clip states (0 if
+    unknown), and `has_broken_off`, True if it ended clearly before that. `lost` counts frames that
+    could not be read between others.
 
     Args:
         source: path of a clip, an rtsp:// or http(s):// address, or the number of a camera. An
@@ -56,12 +57,12 @@ class Frames:
         is_number, is_address = isinstance(source, int), "://" in str(source)
         self._is_address = is_address
         if is_number:
-            self.name = f"camera {source}"
+            self.name = self.stem = f"camera {source}"
         elif is_address:
-            self.name = address_name(source)
+            self.name = self.stem = address_name(source)  # its points begin no suffix
         else:
             check_clip(source)
-            self.name = Path(source).name
+            self.name, self.stem = Path(source).name, Path(source).stem
         self._capture = cv2.VideoCapture(
             source if is_number or is_address else opencv_path(source))
         self.is_camera = is_number or (
@@ -143,7 +144,12 @@ def check_clip(path):
 def address_name(address):
     """Name of an address without user, password and query, fit to be a file name."""
     parts = urlsplit(address)
-    return re.sub(r"[^\w.-]+", "_", f"{parts.hostname or ''}{parts.path}").strip("_") or "stream"
+    try:
+        port = f"_{parts.port}" if parts.port else ""
+    except ValueError:  # not a number; it may be a part of the password, so it is not shown
+        port = ""
+    name = f"{parts.hostname or ''}{port}{parts.path}"
+    return re.sub(r"[^\w.-]+", "_", name).strip("_") or "stream"
 
 
 def opencv_path(path):

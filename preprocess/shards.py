@@ -7,6 +7,7 @@ any number of processes can work on a list, together or one run after the other.
 
 import csv
 import hashlib
+import re
 import shutil
 from itertools import islice
 from pathlib import Path
@@ -74,8 +75,10 @@ class Shards:
 
     def remove_all(self):
         """Delete these files, and what earlier settings and versions left of the same list."""
-        for path in self.target.parent.glob(f"{self.target.stem}.part*"):
-            if path.is_dir():
+        stem = re.escape(self.target.stem)
+        for path in list(self.target.parent.iterdir()):
+            if re.fullmatch(rf"{stem}\.parts-[0-9a-f]{{16}}", path.name):
                 shutil.rmtree(path, ignore_errors=True)
-            else:  # a journal: earlier versions wrote a single file for each process
+            # A journal: earlier versions wrote a single file for each process, and locked it.
+            elif re.fullmatch(rf"{stem}\.part\d+of\d+(\.lock)?", path.name):
                 path.unlink(missing_ok=True)

@@ -28,8 +28,8 @@ import demo
 import predictor
 from benchmarks.demo_speed import write_clip
 from media.photos import find_images, save_picture
-from media.results import FIELDS, VIDEO_FIELDS, PhotoResults, with_threshold
-from media.video import ClipWriter, Frames
+from media.results import FIELDS, VIDEO_FIELDS, PhotoResults, with_threshold, work_digest
+from media.video import ClipWriter, Frames, address_name
 from predictor import as_photo
 from utils import cli
 from utils.locks import only_writer
@@ -209,6 +209,21 @@ def test_a_photo_that_cannot_be_drawn_on_stops_no_other(model_path, tmp_path, ca
     assert "long.webp" in capsys.readouterr().err
 
 
+def test_a_picture_whose_name_cannot_be_written_stops_no_other(model_path, tmp_path):
+    photos, out = tmp_path / "photos", tmp_path / "out"
+    long = "a" * 250 + ".jp2"  # its annotated copy would end in .jp2.jpg
+    (photos / "file").mkdir(parents=True)
+    for name in (long, "b.jpg", "file/c.jpg", "z.jpg"):
+        as_photo(HOPPER).resize((64, 80)).save(photos / name)
+    (out / "b.jpg").mkdir(parents=True)
+    (out / "file").write_text("not a folder")
+    assert run(model_path, "--img_dir", photos, "--output_dir", out, "--recursive") == 0
+    status = {row["file"]: row["status"] for row in read_results(out)[0]}
+    assert status.pop("z.jpg") in ("ok", "no face") and (out / "z.jpg").is_file()
+    assert set(status) == {long, "b.jpg", "file/c.jpg"}
+    assert all(words.startswith("no annotated picture: cannot write") for words in status.values())
+
+
 @pytest.mark.parametrize("ending", ["png", "tif"])
 def test_the_colours_of_a_photo_keep_their_profile(tmp_path, ending):
     profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("XYZ")).tobytes()
@@ -328,6 +343,102 @@ def test_processes_share_a_folder(few_photos, model_path, tmp_path, process_numb
     assert not list((tmp_path / "many").glob(".results*"))
 
 
+def test_copies_of_photos_and_model_count_as_the_same_work(few_photos, model_path, tmp_path,
+                                                           process_number):
+    """Two machines, each with a clone of its own; the second one then does what is left."""
+    for number, machine in enumerate(("a", "b")):
+        shutil.copytree(few_photos, tmp_path / machine)
+        for path in (tmp_path / machine).iterdir():
+            os.utime(path, (1000 + number, 1000 + number))
+        shutil.copy(model_path, tmp_path / f"model of {machine}.pth")
+    out = tmp_path / "out"
+
+    def run_on(machine):
+        return run(tmp_path / f"model of {machine}.pth", "--img_dir", tmp_path / machine,
+                   "--output_dir", out, "--tables_only")
+
+    process_number(0, 3)
+    assert run_on("a") == 0
+    process_number(1, 3)
+    assert run_on("b") == 0
+    process_number(2, 3)
+    assert run_on("a") == 0
+    assert [row["file"] for row in read_results(out)[0]] == [f"{n}.jpg" for n in range(5)]
+
+
+def test_a_lone_run_does_what_shares_left(few_photos, model_path, tmp_path, process_number,
+                                          monkeypatch, capsys):
+    words = ["--img_dir", few_photos, "--output_dir", tmp_path, "--tables_only"]
+    process_number(0, 2)
+    assert run(model_path, *words) == 0
+    monkeypatch.delenv("RANK")
+    monkeypatch.delenv("WORLD_SIZE")
+    assert run(model_path, *words) == 0
+    assert "3 more images were done by an earlier run" in capsys.readouterr().out
+    assert len(read_results(tmp_path)[0]) == 5
+
+
+def test_a_checkpoint_and_its_export_are_the_same_work():
+    args = demo.parse_args(["--img_dir", str(SAMPLES)])
+    checkpoint, export = (demo.build_estimator(demo.parse_args(["--resume", str(path)]))
+                          for path in (ROOT / "misc/model.pth", ROOT / "misc/model.onnx"))
+    assert demo.settings_text(checkpoint, args) == demo.settings_text(export, args)
+
+
+def test_a_lone_run_waits_for_shares(few_photos, model_path, tmp_path, process_number, monkeypatch,
+                                     capsys):
+    words = ["--img_dir", few_photos, "--output_dir", tmp_path, "--tables_only"]
+    add, codes = PhotoResults.add, []
+
+    def add_while_others_start(*args):
+        add(*args)
+        if not codes:
+            codes.append(None)
+            with monkeypatch.context() as patch:
+                patch.delenv("RANK")
+                patch.delenv("WORLD_SIZE")
+                codes.append(run(model_path, *words))
+            codes.append(run(model_path, *words, "--min_face", "50"))
+
+    process_number(0, 1_000)
+    monkeypatch.setattr(PhotoResults, "add", add_while_others_start)
+    assert run(model_path, *words) == 0
+    assert codes == [None, 2, 2]
+    assert capsys.readouterr().err.count("processes that share their work write to") == 2
+    assert not (tmp_path / "results.csv").exists()
+    assert not list(tmp_path.glob(".lock*"))
+
+
+@pytest.mark.parametrize(("first", "second", "found"), [
+    (True, True, True), (True, False, True), (False, True, True), (False, False, False)])
+def test_a_copy_of_a_photo_counts_as_done_where_work_is_shared(first, second, found, tmp_path):
+    photo = tmp_path / "a.jpg"
+    shutil.copy(HOPPER, photo)
+    with PhotoResults(tmp_path, "work", is_shared=first) as results:
+        results.add("a.jpg", photo, [])
+    os.utime(photo, (1000, 1000))
+    with PhotoResults(tmp_path, "work", is_shared=second) as results:
+        assert results.is_done("a.jpg", photo) == found
+        photo.write_bytes(photo.read_bytes() + b"more")
+        assert not results.is_done("a.jpg", photo)
+
+
+def test_a_share_that_others_finished_says_so(few_photos, tmp_path):
+    paths = {"0.jpg": few_photos / "0.jpg", "1.jpg": few_photos / "1.jpg"}
+    with (PhotoResults(tmp_path, "work", is_shared=True) as first,
+          PhotoResults(tmp_path, "work", is_shared=True) as second):
+        for name, path in paths.items():
+            first.add(name, path, [])
+        assert first.write_tables(paths, only_complete=True) == 0
+        assert second.write_tables(paths, only_complete=True) == 0
+
+
+def test_a_share_of_unreadable_photos_is_no_error(few_photos, model_path, tmp_path,
+                                                  process_number):
+    process_number(4, 5)  # its only photo is broken
+    assert run(model_path, "--img_dir", few_photos, "--output_dir", tmp_path) == 0
+
+
 @pytest.mark.parametrize(("rank", "count"), [("2", "2"), ("-1", "2"), ("x", "2"), ("", "2")])
 def test_numbers_of_processes_that_do_not_fit_are_refused(rank, count, few_photos, model_path,
                                                           tmp_path, process_number, capsys):
@@ -367,11 +478,32 @@ def test_a_stopped_folder_goes_on(few_photos, model_path, tmp_path, monkeypatch,
 
 
 def test_other_settings_do_not_go_on_with_earlier_results(few_photos, model_path, tmp_path, capsys):
-    with PhotoResults(tmp_path, "other settings") as results:
+    with PhotoResults(tmp_path, work_digest("other settings")) as results:
         results.add("0.jpg", few_photos / "0.jpg", [])
     assert run(model_path, "--img_dir", few_photos, "--output_dir", tmp_path) == 0
     assert "images: 5 in" in capsys.readouterr().out
-    assert not list(tmp_path.glob(".results*"))
+    assert list(tmp_path.glob(".results*")) == [results.parts]  # they can still go on
+
+
+def test_unreadable_photos_that_are_left_are_no_error(few_photos, model_path, tmp_path,
+                                                      monkeypatch):
+    photos = tmp_path / "in"
+    photos.mkdir()
+    for name in ("0.jpg", "4.jpg"):
+        shutil.copy(few_photos / name, photos)
+    add = PhotoResults.add
+
+    def stopped_after_one(*args):
+        add(*args)
+        raise KeyboardInterrupt
+
+    words = ["--img_dir", photos, "--output_dir", tmp_path / "out"]
+    monkeypatch.setattr(PhotoResults, "add", stopped_after_one)
+    assert run(model_path, *words) == 130
+    monkeypatch.undo()
+    assert run(model_path, *words) == 0
+    assert [row["status"].partition(":")[0] for row in read_results(tmp_path / "out")[0]] == [
+        "ok", "unreadable"]
 
 
 def test_two_runs_in_one_folder_do_not_mix(few_photos, model_path, tmp_path, capsys):
@@ -413,6 +545,15 @@ def test_links_are_followed_once(tmp_path):
     (tmp_path / "elsewhere" / "itself").symlink_to(tmp_path / "elsewhere")
     names, _ = find_images(tmp_path / "in", recursive=True)
     assert [str(name) for name in names] == ["deep/a.jpg", "link/a.jpg"]
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no named pipes")
+@pytest.mark.parametrize("recursive", [False, True])
+def test_pipes_are_left_out(tmp_path, recursive):
+    shutil.copy(HOPPER, tmp_path / "a.jpg")
+    os.mkfifo(tmp_path / "pipe")
+    os.mkfifo(tmp_path / "pipe.jpg")
+    assert find_images(tmp_path, recursive) == ([Path("a.jpg")], [])
 
 
 def test_other_formats_are_read_and_other_pictures_named(model_path, tmp_path, capsys):
@@ -589,8 +730,27 @@ def test_a_clip_from_an_address(model_path, tmp_path):
         server.shutdown()
         server.server_close()
     rows, _ = read_results(tmp_path / "out")
-    assert {row["file"] for row in rows} == {"localhost_my_20clip.avi"} and len(rows) == 10
+    assert {row["file"] for row in rows} == {
+        f"localhost_{server.server_port}_my_20clip.avi"} and len(rows) == 10
     assert visible(tmp_path / "out") == ["results.csv", "results.jsonl"]
+
+
+@pytest.mark.parametrize(("address", "name"), [
+    ("rtsp://192.168.1.10/live", "192.168.1.10_live"),
+    ("rtsp://me:secret@192.168.1.20:8554/live", "192.168.1.20_8554_live"),
+    ("rtsp://me:sec#ret@192.168.1.20/live", "me"), ("rtsp://", "stream")])
+def test_names_of_addresses(address, name):
+    assert address_name(address) == name
+
+
+def test_two_addresses_give_two_recordings(clip_path, model_path, tmp_path, monkeypatch):
+    cameras = {address: Camera(clip_path, 2, lambda: (False, None))
+               for address in ("rtsp://192.168.1.10/live", "rtsp://192.168.1.20:8554/live")}
+    monkeypatch.setattr(cv2, "VideoCapture", cameras.__getitem__)
+    for address in cameras:
+        assert run(model_path, "--video", address, "--output_dir", tmp_path) == 0
+    assert visible(tmp_path) == ["192.168.1.10_live.mp4", "192.168.1.20_8554_live.mp4",
+                                 "results.csv", "results.jsonl"]
 
 
 class Camera:

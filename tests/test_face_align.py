@@ -233,9 +233,11 @@ def test_what_an_earlier_list_or_version_left_is_not_used_and_goes(photos, detec
     write_rows(path, many_rows(CHUNK + 1)[::-1])
     for name in ("mine_train_align.part0of2", "mine_train_align.part0of2.lock"):
         (tmp_path / name).write_text("journal of an earlier version\n")
+    kept = tmp_path / "mine_train_align.participants.csv"
+    kept.write_text("a list of the user\n")
     aligned = align(path, work_on(photos, detector))
     assert next(read_rows(aligned, []))["photo"] == many_rows(CHUNK + 1)[-1]["photo"]
-    assert not list(tmp_path.glob("*.part*"))
+    assert list(tmp_path.glob("*.part*")) == [kept]
 
 
 def test_other_settings_begin_again(photos, detector, tmp_path):

@@ -306,7 +306,7 @@ def test_batches_are_bounded_by_pixels():
 
 def test_result_files_hold_every_image(tmp_path):
     face = face_from_probs((1.234, 2, 30, 40), 0.987654, -3.14159, peak(34), AGE_BINS)
-    with ResultFiles(tmp_path) as results:
+    with ResultFiles(tmp_path / "results.csv", tmp_path / "results.jsonl") as results:
         results.write({"file": "sub dir/ä,b.jpg"}, [(1, face), (2, face)])
         results.write({"file": "empty.jpg"}, [])
         results.write({"file": "bad.jpg"}, [], 'unreadable: "what"')
@@ -328,7 +328,7 @@ def test_result_files_hold_every_image(tmp_path):
 
 def test_file_name_that_is_not_utf8_survives(tmp_path):
     name = b"caf\xe9.jpg".decode("utf-8", "surrogateescape")
-    with ResultFiles(tmp_path) as results:
+    with ResultFiles(tmp_path / "results.csv", tmp_path / "results.jsonl") as results:
         results.write({"file": name}, [])
     assert b"caf\xe9.jpg,,," in (tmp_path / "results.csv").read_bytes()
     assert Path(tmp_path, "results.jsonl").read_bytes().count(b"caf\xe9.jpg") == 1

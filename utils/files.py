@@ -3,13 +3,15 @@
 import errno
 import hashlib
 import os
+import re
 import shutil
 import warnings
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from uuid import uuid4
 
 CHUNK = 1 << 18  # bytes read at once
+TEMPORARY_NAME = re.compile(r"\.[0-9a-f]{32}\.tmp")
 
 
 @contextmanager
@@ -30,14 +32,18 @@ def replaced(path):
 
 
 def remove_leftovers(folder):
-    """Remove the temporary files that killed processes have left in a folder."""
+    """Remove the temporary files of replaced() that killed processes have left in a folder."""
     for path in Path(folder).glob(".*.tmp"):
-        path.unlink(missing_ok=True)
+        if TEMPORARY_NAME.fullmatch(path.name) and not path.is_dir():
+            path.unlink(missing_ok=True)
 
 
 @contextmanager
 def named_full_disk(path):
-    """Turn the error of a full disk into one that names the path and the free space."""
+    """Turn the error of a full disk into one that names the path and the free space.
+
+    Other errors pass unchanged.
+    """
     try:
         yield
     except OSError as error:
@@ -161,30 +167,47 @@ def is_current(target, source):
     return target.is_file() and target.stat().st_mtime >= source.stat().st_mtime
 
 
-def files_below(folder):
-    """Yield the paths of all files in a folder and below it, in no particular order.
+def files_below(folder, leave_out=None):
+    """Yield the paths of all regular files in a folder and below it, folder by folder.
 
     Links to folders are followed. Every folder is visited once, under its own path if that is
-    below `folder`, so a link to a folder above is no endless loop.
+    below `folder`, so a link to a folder above is no endless loop. What is neither a file nor a
+    folder, such as a pipe, is left out.
+
+    Args:
+        folder: existing folder.
+        leave_out: folder that is not visited, unless it is `folder` itself.
     """
     folders, links, visited = [Path(folder)], [], set()
+    if leave_out is not None and Path(leave_out).exists():
+        visited = {_identity(leave_out)} - {_identity(folder)}
     while folders:
         place = folders.pop()
-        identity = place.stat().st_dev, place.stat().st_ino
-        if identity not in visited:
+        if (identity := _identity(place)) not in visited:
             visited.add(identity)
-            for path in _entries(place):
-                if path.is_dir():
-                    (links if path.is_symlink() else folders).append(path)
-                elif path.is_file():
-                    yield path
+            deeper, linked, files = entries(place)
+            folders += deeper
+            links += linked
+            yield from files
         if not folders:
             folders, links = links, []
 
 
-def _entries(folder):
+def entries(folder):
+    """(folders, links to folders, regular files) in a folder: lists of Path, each sorted.
+
+    A folder that cannot be read ends in a warning and empty lists.
+    """
+    folders, links, files = [], [], []
     try:
-        return sorted(folder.iterdir())
+        with os.scandir(folder) as found:
+            for entry in sorted(found, key=lambda entry: entry.name):
+                with suppress(OSError):  # a link to itself, or to where nobody may look
+                    if entry.is_dir():
+                        (links if entry.is_symlink() else folders).append(Path(entry.path))
+                    elif entry.is_file():
+                        files.append(Path(entry.path))
     except PermissionError:
         warnings.warn(f"folder '{folder}' cannot be read and is left out", stacklevel=2)
-        return []
+        return [], [], []
+    return folders, links, files

@@ -38,15 +38,23 @@ const SHOWN_FACTS = { data_sets: "Trained on", licence: "Terms", image_size: "In
                       temperature: "Temperature", commit: "Code that trained it",
                       source_sha256: "sha256 of the weights" };
 
-const { values: args } = parseArgs({ options: {
-  networks: { type: "string" },
-  out: { type: "string", default: path.join(WEB, "dist", "index.html") },
-} });
+try {
+  await main();
+} catch (error) {
+  console.error(`error: ${error.message}`);
+  process.exitCode = 2;
+}
 
-const html = await buildPage(networkPaths(args.networks));
-await mkdir(path.dirname(args.out), { recursive: true });
-await writeFile(args.out, html);
-console.log(`${args.out}: ${(Buffer.byteLength(html) / 1e6).toFixed(1)} MB`);
+async function main() {
+  const { values: args } = parseArgs({ options: {
+    networks: { type: "string" },
+    out: { type: "string", default: path.join(WEB, "dist", "index.html") },
+  } });
+  const html = await buildPage(networkPaths(args.networks));
+  await mkdir(path.dirname(args.out), { recursive: true });
+  await writeFile(args.out, html);
+  console.log(`${args.out}: ${(Buffer.byteLength(html) / 1e6).toFixed(1)} MB`);
+}
 
 function networkPaths(folder) {
   const paths = Object.entries(NETWORK_FILES).map(([name, file]) =>

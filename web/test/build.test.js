@@ -1,6 +1,8 @@
 import assert from "node:assert/strict";
+import { spawnSync } from "node:child_process";
 import { readFileSync } from "node:fs";
 import { test } from "node:test";
+import { fileURLToPath } from "node:url";
 
 import { modelWarnings } from "../modelCard.js";
 import { onnxMetadata } from "../onnxMetadata.js";
@@ -33,4 +35,16 @@ test("takes the warnings from the model card", () => {
   assert.match(ageCheckWarning, /^as an age check .*refused$/);
   assert.ok(warnings.every((warning) => !/[\n*]|[;.]$/.test(warning)));
   assert.throws(() => modelWarnings("# Model card\n"), /It must not be used/);
+});
+
+test("a build that cannot go on ends in one line", () => {
+  const script = fileURLToPath(new URL("../build.js", import.meta.url));
+  for (const [words, message] of [[["--networks", "nowhere"], /^error: the network .* missing/],
+                                  [["--nosuch"], /^error: Unknown option '--nosuch'/]]) {
+    const { status, stderr } = spawnSync(process.execPath, [script, ...words],
+                                         { encoding: "utf8" });
+    assert.equal(status, 2);
+    assert.match(stderr, message);
+    assert.equal(stderr.trim().split("\n").length, 1);
+  }
 });

@@ -1,0 +1,55 @@
+"""utils/files.py and utils/locks.py: temporary files, walks of folders, who may write."""
+
+import os
+
+import pytest
+
+from utils import locks
+from utils.files import files_below, remove_leftovers, replaced
+from utils.locks import one_of_writers, only_writer
+
+
+def test_only_our_temporary_files_are_removed(tmp_path):
+    with replaced(tmp_path / "a.csv") as temporary:
+        temporary.touch()
+        left = temporary.name
+    (tmp_path / left).write_text("left by a killed process")
+    (tmp_path / ".cache.tmp").mkdir()
+    (tmp_path / ".notes.tmp").write_text("of another program")
+    (tmp_path / f".{'0' * 32}.tmp").mkdir()
+    remove_leftovers(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        f".{'0' * 32}.tmp", ".cache.tmp", ".notes.tmp", "a.csv"]
+
+
+def test_processes_of_one_work_write_together_and_no_others(tmp_path, monkeypatch):
+    monkeypatch.setattr(locks, "MAX_ENTRY_SECONDS", 0)
+    (tmp_path / ".lock-a-killed").write_text("")
+    with one_of_writers(tmp_path, "a", "wait"), one_of_writers(tmp_path, "a", "wait"):
+        for other in (one_of_writers(tmp_path, "b", "wait"), only_writer(tmp_path, "wait")):
+            with pytest.raises(ValueError, match="share their work write to .*: wait"), other:
+                pass
+    with (only_writer(tmp_path, "wait"), pytest.raises(ValueError, match=f"process {os.getpid()}"),
+          one_of_writers(tmp_path, "a", "wait")):
+        pass
+    with one_of_writers(tmp_path, "b", "wait"):
+        pass
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_is_walked_once_and_the_one_left_out_never(tmp_path):
+    for name in ("a", "a/b", "out"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "file").touch()
+    (tmp_path / "link").symlink_to(tmp_path / "a" / "b", target_is_directory=True)
+    (tmp_path / "other").symlink_to(tmp_path / "out", target_is_directory=True)
+    (tmp_path / "nothing").symlink_to(tmp_path / "none")
+    (tmp_path / "itself").symlink_to(tmp_path / "itself")
+
+    def names(leave_out):
+        return sorted(path.relative_to(tmp_path).as_posix()
+                      for path in files_below(tmp_path, leave_out))
+
+    assert names(tmp_path / "out") == ["a/b/file", "a/file"]
+    assert names(tmp_path) == names(None) == names(tmp_path / "none") == [
+        "a/b/file", "a/file", "out/file"]
