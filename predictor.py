@@ -84,9 +84,7 @@ class AgeEstimator:
             OSError: a file cannot be read; FileNotFoundError: there is no such file.
             ValueError: anything else, or an array of another type, shape or range.
         """
-        if (images is None or isinstance(images, (*ONE_IMAGE, Image.Image))
-                or hasattr(images, "read")
-                or (isinstance(images, np.ndarray) and images.ndim in (2, 3))):
+        if images is None or is_one_image(images):
             return self._faces([as_photo(images)])[0]
         return [reading.faces for reading in self._stream(images, as_photo, BATCH_PHOTOS)]
 
@@ -194,7 +192,13 @@ class AgeEstimator:
                 as whole heads, give wrong ages.
         Returns:
             list of Face, one for each crop; its box is the whole crop.
+        Raises:
+            OSError: a file cannot be read.
+            ValueError: a single image instead of several, or see as_photo().
         """
+        if is_one_image(crops):  # the rows of a single array would each count as a crop
+            raise ValueError("expected several crops, got a single image; pass a list of crops: "
+                             "[crop]")
         photos = [as_photo(crop) for crop in crops]
         probs = self.network([geometry.resize_face(photo, self.cfg.MODEL.IMG_SIZE)
                               for photo in photos])
@@ -249,6 +253,12 @@ def _turned_back(face, size, quarter):
     box = geometry.turned_back((face.x1, face.y1, face.x2, face.y2), size, quarter)
     return replace(face, roll_deg=(face.roll_deg + quarter + 180) % 360 - 180,
                    **dict(zip(("x1", "y1", "x2", "y2"), box, strict=True)))
+
+
+def is_one_image(images):
+    """Whether this is a single image, not several."""
+    return (isinstance(images, (*ONE_IMAGE, Image.Image)) or hasattr(images, "read")
+            or (isinstance(images, np.ndarray) and images.ndim in (2, 3)))
 
 
 def as_photo(image):

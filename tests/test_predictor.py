@@ -185,6 +185,17 @@ def test_boxes_of_another_shape_are_refused(estimator, boxes, landmarks):
         estimator.ages_at(HOPPER, boxes, landmarks)
 
 
+@pytest.mark.parametrize("crop", [np.zeros((64, 48, 3), np.uint8), np.zeros((64, 48), np.uint8),
+                                  Image.new("RGB", (48, 64)), str(HOPPER), HOPPER.read_bytes()])
+def test_a_single_crop_is_no_list_of_crops(estimator, crop):
+    with pytest.raises(ValueError, match="pass a list of crops"):
+        estimator.ages_of_crops(crop)
+
+
+def test_an_array_of_crops_is_several(estimator):
+    assert len(estimator.ages_of_crops(np.zeros((2, 64, 48, 3), np.uint8))) == 2
+
+
 @pytest.mark.parametrize("quarter", [90, 180, 270])
 def test_faces_on_their_side_are_found_where_asked_for(model_path, estimator, quarter):
     photo = as_photo(HOPPER)
