@@ -157,6 +157,17 @@ def test_given_location_chooses_the_face(photos, tmp_path, work):
     assert "face_x1" not in chosen
 
 
+@pytest.mark.parametrize("changes", [{"face_y2": ""}, {"face_x1": "left"}, {"face_x1": "nan"}])
+def test_a_location_that_is_not_four_numbers_rejects_its_row(photos, detector, changes):
+    row = {"photo": "upright.png", "age": "3"}
+    located = row | {"face_x1": "1", "face_y1": "2", "face_x2": "200", "face_y2": "200"}
+    for ages in ({}, {"age": "", "age_min": "3", "age_max": "5"}):
+        [[reason]] = align_rows(detector, photos, [located | ages | changes])
+        assert reason == "face_x1, face_y1, face_x2, face_y2 are not four numbers"
+    nowhere = dict.fromkeys(("face_x1", "face_y1", "face_x2", "face_y2"), " ")
+    assert align_rows(detector, photos, [row | nowhere]) == align_rows(detector, photos, [row])
+
+
 def test_processes_share_the_work_and_merge_in_order(photos, detector, tmp_path, work):
     (tmp_path / "alone").mkdir()
     for folder in (tmp_path, tmp_path / "alone"):
@@ -398,6 +409,8 @@ def test_every_row_is_in_one_chunk(tmp_path, rows, world_size):
 
 @pytest.mark.parametrize(("text", "message"), [
     ("photo,years\na.jpg,3\n", "column age missing"), ("", "no header"),
+    ("photo,age,note,age\na.jpg,3,x,4\n", "column age is there twice"),
+    ("photo,age,votes,votes\na.jpg,3,3:1,4:1\n", "column votes is there twice"),
     ('photo,age,note\na.jpg,3,"unclosed\nb.jpg,4,x\n', "not a CSV"),
     ("photo,age\n\xff\xfe\n".encode("latin-1"), "not a CSV")])
 def test_lists_that_are_none(tmp_path, text, message):
