@@ -11,7 +11,6 @@ and the two passes that every face of the project goes through:
 import math
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 
 import numpy as np
 
@@ -33,10 +32,10 @@ from preprocess.mtcnn import (
     pyramid,
     windows,
 )
+from utils.download import MISC
 from utils.onnx_network import OnnxNetwork
 from utils.pipeline import available_cores, batches
 
-MISC = Path(__file__).parents[1] / "misc"  # holds the networks
 BATCH_PIXELS = 4_000_000  # of the photos that are searched together
 FIRST_SHARE = 0.25  # of a photo's shorter side: the main face is first searched at this size
 SPAN = 4.0  # pyramid levels finer than face size / SPAN are ignored: they cannot change the box

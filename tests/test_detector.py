@@ -10,7 +10,7 @@ from PIL import Image
 from skimage.data import astronaut
 from torchvision.ops import nms
 
-from preprocess.detector import MISC, FaceDetector, TorchNetwork, detection_batches
+from preprocess.detector import FaceDetector, TorchNetwork, detection_batches
 from preprocess.export_mtcnn import export_networks, torch_networks
 from preprocess.face import (
     crop_face,
@@ -29,6 +29,7 @@ from preprocess.mtcnn import (
     pyramid,
     windows,
 )
+from utils.download import MISC
 from utils.onnx_network import OnnxNetwork
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"

@@ -251,6 +251,15 @@ def test_networks_of_others_are_refused():
         OnnxAgeNetwork(MISC / "mtcnn_onet.onnx", threads=1)
 
 
+@pytest.mark.parametrize(("content", "named"), [
+    (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\n", "git lfs pull"),
+    (b"\n<!DOCTYPE html><html>", "is a web page")])
+def test_what_a_download_left_instead_is_named(tmp_path, content, named):
+    (tmp_path / "a.onnx").write_bytes(content)
+    with pytest.raises(ValueError, match=named):
+        OnnxAgeNetwork(tmp_path / "a.onnx", threads=1)
+
+
 def test_damaged_files_are_refused(exact, tmp_path):
     content, path = exact.read_bytes(), tmp_path / "a.onnx"
     middle = len(content) // 2
