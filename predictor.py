@@ -21,7 +21,7 @@ from PIL import Image
 import metrics
 from age_network import ONNX, load_age_network
 from preprocess import face as geometry
-from preprocess.detector import FaceDetector
+from preprocess.detector import FaceDetector, cut_face
 from utils.device import device_name
 from utils.download import find_model
 from utils.pipeline import batches, map_ahead, worker_count
@@ -233,15 +233,6 @@ class AgeEstimator:
             (S, S, 3) uint8.
         """
         return cut_face(photo, found, self.cfg.DATA.MARGIN, self.cfg.MODEL.IMG_SIZE)
-
-
-def cut_face(photo, found, margin_ratio, size):
-    """(size, size, 3) uint8 crop of a face, see AgeEstimator.face_crop."""
-    bbox = found.aligned_bbox
-    if bbox is None:
-        bbox = geometry.turned_bbox(found.bbox, photo.size, found.roll_deg)
-    roll_deg, bbox = geometry.as_listed(found.roll_deg, bbox)
-    return geometry.resize_face(geometry.crop_face(photo, bbox, roll_deg, margin_ratio), size)
 
 
 def _check_boxes(boxes, size):
