@@ -275,10 +275,10 @@ def test_batches_bound_the_pixels_and_read_no_further(portraits):
     assert [len(batch) for batch in taken] == [1, 1, 2]
 
 
-def test_only_the_export_of_the_networks_imports_the_package():
+def test_only_the_networks_in_pytorch_import_the_package():
     users = [path.name for path in [*Path().glob("*.py"), *Path("preprocess").glob("*.py")]
              if re.search(r"(from|import) facenet_pytorch", path.read_text(encoding="utf-8"))]
-    assert users == ["export_mtcnn.py"]
+    assert users == ["detector.py"]
 
 
 @pytest.mark.slow
