@@ -28,6 +28,7 @@ from pathlib import Path
 
 import torch
 
+from utils.download import refuse_failed_download
 from utils.files import replaced
 
 VERSION = 1
@@ -41,7 +42,6 @@ CHECKS = {  # of a value; None if the key is missing
                                                    and 0 < value < math.inf),
 }
 WRAPPED = "module."  # what DataParallel puts before the names of weights
-LFS_POINTER = b"version https://git-lfs.github.com/spec"
 
 
 def save_checkpoint(path, checkpoint):
@@ -78,7 +78,7 @@ def load_checkpoint(path):
     if not Path(path).is_file():
         raise FileNotFoundError(f"checkpoint '{path}' not found; train.py writes best.pth and "
                                 "last.pth into its --checkpoint folder")
-    _refuse_downloads(path)
+    refuse_failed_download(path)
     _check_archive(path)
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
@@ -101,18 +101,6 @@ def load_checkpoint(path):
         checkpoint["model"] = {name.removeprefix(WRAPPED): tensor
                                for name, tensor in weights.items()}
     return checkpoint
-
-
-def _refuse_downloads(path):
-    """Refuse what a failed download leaves in the place of a checkpoint."""
-    with Path(path).open("rb") as file:
-        start = file.read(200).lstrip().lower()
-    if start.startswith(LFS_POINTER):
-        raise ValueError(f"'{path}' is a pointer of Git LFS, not the checkpoint itself; fetch the "
-                         "file with: git lfs pull")
-    if start.startswith((b"<!doctype", b"<html", b"<?xml", b"<head")):
-        raise ValueError(f"'{path}' is a web page, not a checkpoint; download the file itself, "
-                         "not the page that shows it")
 
 
 def _check_archive(path):

@@ -15,6 +15,7 @@ from pathlib import Path
 from utils import cli
 
 SHIPPED_LICENCE = "non-commercial research only, see MODEL_CARD.md"
+NO_LICENCE = "not stated"
 
 
 def parse_args(argv=None):
@@ -54,19 +55,34 @@ def export(args):
         raise ValueError(f"'{args.target}': the name must end in .onnx")
     from training.onnx_release import export_onnx
     from utils.download import find_model
-    licence = args.licence or ("not stated" if args.resume else SHIPPED_LICENCE)
-    years, probability, count = export_onnx(find_model(args.resume), args.target, args.opts,
-                                            not args.fp32, licence)
+    source = find_model(args.resume)
+    years, probability, count = export_onnx(source, args.target, args.opts, not args.fp32,
+                                            args.licence or licence_of(source))
     print(f"PyTorch and ONNX Runtime on {count} face crops: ages differ by at most {years:.4f} "
           f"years, probabilities by {probability:.1e}")
     print(f"{args.target}: {args.target.stat().st_size / 1e6:.1f} MB")
     return 0
 
 
+def licence_of(source):
+    """Terms of a checkpoint: known of the shipped one, under whatever name its copy lies."""
+    from utils.download import find_model
+    from utils.files import file_sha256
+    try:
+        shipped = find_model()
+    except FileNotFoundError:
+        return NO_LICENCE
+    return SHIPPED_LICENCE if file_sha256(source) == file_sha256(shipped) else NO_LICENCE
+
+
 def verify(args):
     """Print the metrics of an .onnx file on a split, as test.py does for a checkpoint."""
     if not args.data_dir:
         raise ValueError("--verify needs the folder of the photos: --data_dir DIR")
+    for_writing = [flag for flag in ("resume", "fp32", "licence") if getattr(args, flag)]
+    if for_writing:
+        raise ValueError(f"--{for_writing[0]} is for writing a file; --verify measures a file as "
+                         "it is")
     import numpy as np
     from tqdm import tqdm
 
@@ -78,6 +94,8 @@ def verify(args):
     sources = pair_folders(args.data_dir, args.dataset, args.list_dir)
     data = FaceDataset(read_sources(sources, args.split, network.cfg), network.cfg, train=False,
                        cache_dir=args.cache_dir)
+    if data.note:
+        print(data.note)
     size = network.cfg.TEST.BATCH_SIZE
     starts = tqdm(range(0, len(data), size), desc="verifying", unit="batch", leave=False)
     probs = np.concatenate([network([data.face(index) for index in

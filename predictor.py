@@ -21,7 +21,7 @@ from PIL import Image
 import metrics
 from age_network import ONNX, load_age_network
 from preprocess import face as geometry
-from preprocess.detector import FaceDetector
+from preprocess.detector import FaceDetector, cut_face
 from utils.device import device_name
 from utils.download import find_model
 from utils.pipeline import batches, map_ahead, worker_count
@@ -32,7 +32,8 @@ MAX_DECODERS = 4  # threads that read photos; as many photos are read ahead
 BATCH_PHOTOS = 16  # detected together
 BATCH_PIXELS = 24_000_000  # of these photos together
 INTERVAL_SHARE = 0.8  # of the distribution that lies within low..high
-ONE_IMAGE = (str, os.PathLike, bytes, bytearray, memoryview)  # beside arrays and open files
+# Types of a single image; arrays and open files are recognised by their attributes.
+ONE_IMAGE = (str, os.PathLike, bytes, bytearray, memoryview)
 QUARTERS = {90: Image.Transpose.ROTATE_90, 180: Image.Transpose.ROTATE_180,
             270: Image.Transpose.ROTATE_270}  # degrees, counter-clockwise as in Image.rotate
 
@@ -48,7 +49,8 @@ class AgeEstimator:
         min_face: pixels, side of the smallest face looked for.
         min_face_ratio: the same as a share of an image's shorter side; speeds up large ones.
         min_confidence: 0..1, lowest confidence of the detector.
-        threads: CPU threads of the networks; one for each core by default.
+        threads: CPU threads of ONNX Runtime; one for each core by default. A .pth checkpoint
+            uses PyTorch's own setting.
         any_rotation: look for faces in each photo turned by 90, 180 and 270 degrees too, and
             take the quarter in which they are surest. It takes about three times as long.
     Raises:
@@ -76,17 +78,15 @@ class AgeEstimator:
 
         Args:
             images: an image or an iterable of images: a path, bytes or an open binary file, a
-                PIL.Image, or an (H, W, 3) RGB array, uint8 or float in 0..1 (turn OpenCV's BGR
-                first).
+                PIL.Image, or an array of the shape (H, W), (H, W, 3) or (H, W, 4), gray, RGB or
+                RGBA (turn OpenCV's BGR first), uint8 or float in 0..1.
         Returns:
             list of Face, the largest first; for several images a list of such lists.
         Raises:
             OSError: a file cannot be read; FileNotFoundError: there is no such file.
             ValueError: anything else, or an array of another type, shape or range.
         """
-        if (images is None or isinstance(images, (*ONE_IMAGE, Image.Image))
-                or hasattr(images, "read")
-                or (isinstance(images, np.ndarray) and images.ndim in (2, 3))):
+        if images is None or is_one_image(images):
             return self._faces([as_photo(images)])[0]
         return [reading.faces for reading in self._stream(images, as_photo, BATCH_PHOTOS)]
 
@@ -168,19 +168,20 @@ class AgeEstimator:
         Returns:
             list of Face in the order of the boxes, with these boxes.
         Raises:
-            ValueError: boxes or landmarks of another shape, or an empty box.
+            ValueError: boxes or landmarks of another shape or not finite, an empty box, or a box
+                that does not overlap the photo.
         """
         photo, boxes = as_photo(photo), np.asarray(boxes, float)
         if not len(boxes):
             return []
-        if boxes.ndim != 2 or boxes.shape[1] != 4 or not (boxes[:, 2:] > boxes[:, :2]).all():
-            raise ValueError("expected boxes of the shape (N, 4), x1 y1 x2 y2 with x1 < x2 and "
-                             f"y1 < y2; got shape {boxes.shape}")
+        _check_boxes(boxes, photo.size)
         if landmarks is not None:
             landmarks = np.asarray(landmarks, float)
             if landmarks.shape not in ((len(boxes), 5, 2), (len(boxes), 2, 2)):
                 raise ValueError(f"expected landmarks of the shape ({len(boxes)}, 5, 2) or "
                                  f"({len(boxes)}, 2, 2); got {landmarks.shape}")
+            if not np.isfinite(landmarks).all():
+                raise ValueError("expected landmarks in pixels; got some that are not finite")
         located = self.detector.align_at(photo, boxes, landmarks)
         return self.ages_of([(photo, found) for found in located])
 
@@ -194,7 +195,13 @@ class AgeEstimator:
                 as whole heads, give wrong ages.
         Returns:
             list of Face, one for each crop; its box is the whole crop.
+        Raises:
+            OSError: a file cannot be read.
+            ValueError: a single image instead of several, or see as_photo().
         """
+        if is_one_image(crops):  # the rows of a single array would each count as a crop
+            raise ValueError("expected several crops, got a single image; pass a list of crops: "
+                             "[crop]")
         photos = [as_photo(crop) for crop in crops]
         probs = self.network([geometry.resize_face(photo, self.cfg.MODEL.IMG_SIZE)
                               for photo in photos])
@@ -228,13 +235,21 @@ class AgeEstimator:
         return cut_face(photo, found, self.cfg.DATA.MARGIN, self.cfg.MODEL.IMG_SIZE)
 
 
-def cut_face(photo, found, margin_ratio, size):
-    """(size, size, 3) uint8 crop of a face, see AgeEstimator.face_crop."""
-    bbox = found.aligned_bbox
-    if bbox is None:
-        bbox = geometry.turned_bbox(found.bbox, photo.size, found.roll_deg)
-    roll_deg, bbox = geometry.as_listed(found.roll_deg, bbox)
-    return geometry.resize_face(geometry.crop_face(photo, bbox, roll_deg, margin_ratio), size)
+def _check_boxes(boxes, size):
+    """Refuse boxes that cannot be around a face of a photo of this size."""
+    if boxes.ndim != 2 or boxes.shape[1] != 4:
+        raise ValueError("expected boxes of the shape (N, 4), x1 y1 x2 y2; got shape "
+                         f"{boxes.shape}")
+    for number, (x1, y1, x2, y2) in enumerate(boxes):
+        if not np.isfinite(boxes[number]).all():
+            problem = "is not finite"
+        elif x1 >= x2 or y1 >= y2:
+            problem = "is empty: expected x1 < x2 and y1 < y2"
+        elif x1 >= size[0] or y1 >= size[1] or x2 <= 0 or y2 <= 0:
+            problem = f"lies outside the photo of {size[0]} x {size[1]} pixels"
+        else:
+            continue
+        raise ValueError(f"box {number} ({x1:g} {y1:g} {x2:g} {y2:g}) {problem}")
 
 
 def _log_odds(confidence):
@@ -249,6 +264,12 @@ def _turned_back(face, size, quarter):
     box = geometry.turned_back((face.x1, face.y1, face.x2, face.y2), size, quarter)
     return replace(face, roll_deg=(face.roll_deg + quarter + 180) % 360 - 180,
                    **dict(zip(("x1", "y1", "x2", "y2"), box, strict=True)))
+
+
+def is_one_image(images):
+    """Whether this is a single image, not several."""
+    return (isinstance(images, (*ONE_IMAGE, Image.Image)) or hasattr(images, "read")
+            or (isinstance(images, np.ndarray) and images.ndim in (2, 3)))
 
 
 def as_photo(image):

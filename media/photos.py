@@ -4,15 +4,17 @@ import errno
 
 from PIL import Image
 
-from preprocess.face import IMAGE_ENDINGS
+from preprocess.face import HEIF_BRANDS, IMAGE_ENDINGS
 from utils.files import entries, files_below, replaced
 
 JPEG = {"quality": 92, "subsampling": 0}  # thin coloured lines stay sharp
 SAVED_ENDINGS = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
-# JPEG, PNG, GIF, TIFF and the raw formats of cameras, JPEG XL, JPEG 2000, Photoshop.
+# JPEG, PNG, GIF, TIFF and the raw formats of cameras, JPEG XL, JPEG 2000 as a file and as a bare
+# stream, Photoshop, and the two portable maps of many gray values or colours.
 PICTURE_STARTS = (b"\xff\xd8\xff", b"\x89PNG\r\n", b"GIF8", b"II*\0", b"MM\0*", b"\xff\x0a",
-                  b"\0\0\0\x0cJXL ", b"\0\0\0\x0cjP  ", b"8BPS", b"FUJIFILM")
-PICTURE_BRANDS = (b"ftypheic", b"ftypheix", b"ftypmif1", b"ftypavif", b"ftypcrx ")
+                  b"\0\0\0\x0cJXL ", b"\0\0\0\x0cjP  ", b"\xff\x4f\xff\x51", b"8BPS",
+                  b"FUJIFILM", b"P5\n", b"P5 ", b"P6\n", b"P6 ")
+PICTURE_BRANDS = (*HEIF_BRANDS, b"ftypavif", b"ftypcrx ")
 SAVE_OPTIONS = {".jpg": JPEG, ".jpeg": JPEG, ".jpe": JPEG, ".jfif": JPEG, ".webp": {"quality": 92}}
 
 # No file of this name can be written here: it is too long, a folder has it, a file has the name
@@ -64,7 +66,8 @@ def starts_as_picture(path):
     except OSError:
         return False
     return start.startswith(PICTURE_STARTS) or start[4:12] in PICTURE_BRANDS \
-        or (start.startswith(b"RIFF") and start[8:12] == b"WEBP")
+        or (start.startswith(b"RIFF") and start[8:12] == b"WEBP") \
+        or (start.startswith(b"BM") and start[6:10] == b"\0\0\0\0")  # BMP; "BM" may begin a word
 
 
 def picture_name(name):

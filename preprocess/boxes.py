@@ -13,14 +13,13 @@ import pandas as pd
 from filelock import FileLock
 from tqdm import tqdm
 
-from lists import BOX
+from preprocess.columns import ALIGNED
 from preprocess.face import upright_size
 from utils.files import replaced
 
 VERSION = 1  # raise when the boxes change
-COLUMNS = ["deg", *BOX, "confidence"]
 MIDDLE = 1 / 1.5  # side of the box of a photo in which no face is found, as a share of its sides
-CHUNK = 64  # photos searched between two steps of the progress bar
+CHUNK_PHOTOS = 64  # searched between two steps of the progress bar
 
 
 def find_boxes(faces, folder=None):
@@ -30,8 +29,9 @@ def find_boxes(faces, folder=None):
         faces: table from lists.read_faces(), with NaN in `deg` if a row has no box.
         folder: where the boxes are kept for the next time, or None.
     Returns:
-        The table with COLUMNS filled, and a sentence on what was done; or the table itself and
-        "" if all rows have a box. In a photo without a face the box is its middle, confidence 0.
+        The table with the columns ALIGNED filled, and a sentence on what was done; or the table
+        itself and "" if all rows have a box. In a photo without a face the box is its middle,
+        confidence 0.
     """
     without = faces.index[faces["deg"].isna()]
     if without.empty:
@@ -40,7 +40,7 @@ def find_boxes(faces, folder=None):
              zip(faces.loc[without, "root"], faces.loc[without, "photo"], strict=True)]
     boxes = _kept_boxes(paths, Path(folder)) if folder else _search(paths)
     faces = faces.copy()
-    faces.loc[without, COLUMNS] = boxes.to_numpy()
+    faces.loc[without, list(ALIGNED)] = boxes.to_numpy()
     missed = int((boxes["confidence"] == 0).sum())
     return faces, (f"{len(without)} faces have no box in their list: found as "
                    f"preprocess.face_align does, {missed} of them not found and cut from the "
@@ -66,19 +66,19 @@ def _key(paths):
 
 
 def _search(paths):
-    """Table of COLUMNS, a row for each photo."""
+    """Table of the columns ALIGNED, a row for each photo."""
     from preprocess.detector import FaceDetector
     from preprocess.workers import align_rows
 
     detector, rows = FaceDetector(), []
     with tqdm(total=len(paths), desc="finding faces", unit="face", leave=False) as bar:
-        for start in range(0, len(paths), CHUNK):
-            chunk = paths[start:start + CHUNK]
+        for start in range(0, len(paths), CHUNK_PHOTOS):
+            chunk = paths[start:start + CHUNK_PHOTOS]
             found = align_rows(detector, Path(), [{"photo": path, "age": "0"} for path in chunk])
             rows += [[float(value) for value in values] if not problem else _middle(path)
                      for path, (problem, *values) in zip(chunk, found, strict=True)]
             bar.update(len(chunk))
-    return pd.DataFrame(rows, columns=COLUMNS)
+    return pd.DataFrame(rows, columns=list(ALIGNED))
 
 
 def _middle(path):

@@ -9,15 +9,17 @@ and the two passes that every face of the project goes through:
 """
 
 import math
+import warnings
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 
 import numpy as np
 
 from preprocess.face import (
+    as_listed,
     crop_face,
     iou,
+    resize_face,
     roll_from_landmarks,
     rotation_to_canvas,
     turned_bbox,
@@ -33,11 +35,11 @@ from preprocess.mtcnn import (
     pyramid,
     windows,
 )
+from utils.download import MISC
 from utils.onnx_network import OnnxNetwork
 from utils.pipeline import available_cores, batches
 
-MISC = Path(__file__).parents[1] / "misc"  # holds the networks
-BATCH_PIXELS = 4_000_000  # of the photos that are searched together
+DETECTION_PIXELS = 4_000_000  # of the photos that are searched together
 FIRST_SHARE = 0.25  # of a photo's shorter side: the main face is first searched at this size
 SPAN = 4.0  # pyramid levels finer than face size / SPAN are ignored: they cannot change the box
 MIN_SURE = 0.95  # if the main face's probability is lower, finer levels are searched too
@@ -277,6 +279,25 @@ def _aligned_face(faces, index, target, upright):
         first_confidence=float(faces.confidences[index]))
 
 
+def cut_face(photo, face, margin_ratio, size):
+    """The face as the network gets it, pixel for pixel as in training.
+
+    Args:
+        photo: PIL.Image, RGB, upright.
+        face: AlignedFace. Training leaves a face out that the second pass did not find; here it
+            gets the first pass's box around the same point.
+        margin_ratio: share of the box's width and height added on each side.
+        size: pixels, side of the result.
+    Returns:
+        (size, size, 3) uint8.
+    """
+    bbox = face.aligned_bbox
+    if bbox is None:
+        bbox = turned_bbox(face.bbox, photo.size, face.roll_deg)
+    roll_deg, bbox = as_listed(face.roll_deg, bbox)
+    return resize_face(crop_face(photo, bbox, roll_deg, margin_ratio), size)
+
+
 def detection_batches(items, photo_of=lambda item: item):
     """Lists of items whose photos are searched together (see pipeline.batches).
 
@@ -284,7 +305,7 @@ def detection_batches(items, photo_of=lambda item: item):
         items: iterable.
         photo_of: function (item) -> its PIL.Image.
     """
-    return batches(items, lambda item: math.prod(photo_of(item).size), BATCH_PIXELS)
+    return batches(items, lambda item: math.prod(photo_of(item).size), DETECTION_PIXELS)
 
 
 def _best(faces, index):
@@ -315,8 +336,15 @@ def _closest(bboxes, bbox, min_iou):
 def _load_networks(device, threads):
     if device == "cpu":
         return Networks(*(OnnxNetwork(MISC / name, threads) for name in NETWORK_FILES))
-    from preprocess.export_mtcnn import torch_networks
     return Networks(*(TorchNetwork(network, device) for network in torch_networks()))
+
+
+def torch_networks():
+    """The three networks as nn.Modules in eval mode: proposal, refinement, output."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # how the package loads its weights
+        from facenet_pytorch.models.mtcnn import ONet, PNet, RNet
+        return [network().eval() for network in (PNet, RNet, ONet)]
 
 
 class TorchNetwork:

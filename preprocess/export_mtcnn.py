@@ -7,12 +7,12 @@ are under its MIT licence, misc/mtcnn_LICENSE.txt.
 """
 
 import argparse
-import warnings
 from importlib.metadata import version
 from pathlib import Path
 
 import torch
 
+from preprocess.detector import torch_networks
 from preprocess.mtcnn import CELL, NETWORK_FILES, OUTPUT_SIZE, REFINE_SIZE
 from utils.cli import HelpFormatter, run_main
 from utils.files import writable_folder
@@ -20,14 +20,6 @@ from utils.onnx_export import write_onnx
 
 SIDES = 4 * CELL, REFINE_SIZE, OUTPUT_SIZE  # pixels, of the pictures that are traced
 OUTPUTS = ["offsets", "probs"], ["offsets", "probs"], ["offsets", "landmarks", "probs"]
-
-
-def torch_networks():
-    """The three networks as nn.Modules in eval mode: proposal, refinement, output."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # how the package loads its weights
-        from facenet_pytorch.models.mtcnn import ONet, PNet, RNet
-        return [network().eval() for network in (PNet, RNet, ONet)]
 
 
 def export_networks(folder):

@@ -26,9 +26,12 @@ SIDEWAYS = (5, 6, 7, 8)  # EXIF orientations that swap width and height
 CROP_RESAMPLING = Image.Resampling.BICUBIC  # the original scripts' rotation filter
 RESIZE_RESAMPLING = Image.Resampling.BICUBIC  # antialiased when shrinking
 ROLL_DECIMALS, BOX_DECIMALS = 4, 2  # in an aligned list
-HEIF_ENDINGS = (".heic", ".heif")  # PIL reads these with the package pillow-heif
-IMAGE_ENDINGS = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff",
-                 ".gif", ".avif", ".jp2", ".j2k", *HEIF_ENDINGS)
+# Bytes 4 to 12 of HEIC files, which PIL reads with the package pillow-heif.
+HEIF_BRANDS = (b"ftypheic", b"ftypheix", b"ftypheim", b"ftypheis", b"ftyphevc", b"ftyphevx",
+               b"ftyphevm", b"ftyphevs", b"ftypmif1", b"ftypmsf1")
+IMAGE_ENDINGS = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".webp", ".bmp", ".dib",
+                 ".tif", ".tiff", ".gif", ".avif", ".jp2", ".j2k", ".j2c", ".jpc", ".jpf", ".jpx",
+                 ".pbm", ".pgm", ".ppm", ".pnm", ".tga", ".heic", ".heif")
 GRAY_SCALES = (1.0, 255.0, 4095.0, 65535.0)  # largest values of float, 8, 12 and 16 bits
 
 
@@ -44,16 +47,29 @@ def load_photo(source):
     Raises:
         OSError: the file is missing, is not an image, or is truncated.
     """
+    return _from_file(source, _upright_rgb)
+
+
+def _upright_rgb(photo):
+    photo.load()
+    return to_rgb(upright(photo))
+
+
+def _from_file(source, read):
+    """The result of read(), called with the PIL.Image of a file.
+
+    Raises:
+        OSError: whatever the file makes PIL raise.
+    """
     try:
         try:
             with _opened(source) as photo:
-                photo.load()
-                return to_rgb(upright(photo))
+                return read(photo)
         except ValueError as error:
             if "text" not in str(error).lower():
                 raise
             with _without_text(source) as photo:
-                return to_rgb(upright(photo))
+                return read(photo)
     except OSError:
         raise
     except Exception as error:  # on broken files decoders raise errors of any class
@@ -65,16 +81,29 @@ def _opened(source):
     try:
         return Image.open(source)
     except UnidentifiedImageError as error:
-        if Path(str(source)).suffix.lower() not in HEIF_ENDINGS and not hasattr(source, "read"):
+        if not _starts_as_heif(source):
             raise
         try:
             import pillow_heif
         except ImportError:
-            if hasattr(source, "read"):
-                raise error from None
             raise OSError("HEIC needs a package: pip install pillow-heif") from error
         pillow_heif.register_heif_opener()
         return Image.open(source)
+
+
+def _starts_as_heif(source):
+    """Whether a path or file object is HEIC by its first bytes; photos may have any ending."""
+    if hasattr(source, "read"):
+        try:
+            source.seek(0)
+        except OSError:  # of a stream, which PIL has read to its end
+            return False
+        start = source.read(12)
+        source.seek(0)
+    else:
+        with Path(source).open("rb") as file:
+            start = file.read(12)
+    return start[4:] in HEIF_BRANDS
 
 
 def _without_text(source):
@@ -112,19 +141,17 @@ def upright_size(path):
     Raises:
         OSError: the file is missing, or is not an image.
     """
-    try:
-        with _opened(path) as photo:
-            # The getexif of a PNG decodes the whole photo, as EXIF data may follow it; that of
-            # the base class does not. PIL may report the size of a TIFF already rotated; its tags
-            # hold the stored size.
-            is_sideways = _orientation(photo, Image.Image.getexif) in SIDEWAYS
-            stored = (tuple(photo.tag_v2[tag] for tag in TIFF_SIZE) if photo.format == "TIFF"
-                      else photo.size)
-            return stored[::-1] if is_sideways else stored
-    except OSError:
-        raise
-    except Exception as error:  # see load_photo
-        raise OSError(f"cannot read image: {error}") from error
+    return _from_file(path, _upright_size)
+
+
+def _upright_size(photo):
+    # The getexif of a PNG decodes the whole photo, as EXIF data may follow it; that of the base
+    # class does not. PIL may report the size of a TIFF already rotated; its tags hold the stored
+    # size.
+    is_sideways = _orientation(photo, Image.Image.getexif) in SIDEWAYS
+    stored = (tuple(photo.tag_v2[tag] for tag in TIFF_SIZE) if photo.format == "TIFF"
+              else photo.size)
+    return stored[::-1] if is_sideways else stored
 
 
 def _orientation(photo, read_exif=lambda photo: photo.getexif()):
@@ -153,9 +180,12 @@ def _as_8_bits(values):
 
 
 def has_exif_rotation(path):
-    """Whether the photo in a file has an EXIF orientation that turns or mirrors it."""
-    with _opened(path) as photo:
-        return _orientation(photo) in UPRIGHT
+    """Whether the photo in a file has an EXIF orientation that turns or mirrors it.
+
+    Raises:
+        OSError: the file is missing, or is not an image.
+    """
+    return _from_file(path, lambda photo: _orientation(photo) in UPRIGHT)
 
 
 def roll_from_landmarks(landmarks):
@@ -241,7 +271,8 @@ def crop_face(photo, aligned_bbox, roll_deg, margin_ratio):
     """Cut a face out of the rotated photo without rotating the whole photo.
 
     The pixels equal `photo.rotate(roll_deg, expand=True, resample=BICUBIC).crop(box)`, the crop
-    of the original two-pass scripts. The cost depends on the size of the box only.
+    of the original two-pass scripts. The cost depends on the size of the box only, except at 0,
+    90, 180 and 270 degrees, at which the whole photo is turned or copied.
 
     Args:
         photo: PIL.Image, RGB, upright (see load_photo).

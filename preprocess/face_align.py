@@ -26,7 +26,7 @@ from preprocess.columns import ALIGNED, LOCATION, SPLITS, age_label, clean_path
 from preprocess.face import load_photo
 from preprocess.readers import MISSING, UNREADABLE
 from preprocess.repeats import describe_repeats
-from preprocess.shards import CHUNK, Shards, chunks
+from preprocess.shards import CHUNK_ROWS, Shards, chunk_count, chunks
 from utils.cli import HelpFormatter, add_device_flag, run_main
 from utils.device import device_name
 from utils.files import file_sha256, is_current, replaced, writable_folder
@@ -143,7 +143,7 @@ def align_list(list_path, work):
         fill_shards(shards, list_path, row_count, work)
         if file_sha256(list_path) != checksum:
             raise ValueError(f"{list_path} was changed while it was aligned; start again")
-        if all(shards.is_done(number) for number in range(-(-row_count // CHUNK))):
+        if all(shards.is_done(number) for number in range(chunk_count(row_count))):
             write_results(shards, list_path)
         else:
             print(f"the share of process {work.rank} is done; the last process to finish writes "
@@ -180,8 +180,8 @@ def fill_shards(shards, list_path, row_count, work):
                 if number % work.world_size == work.rank and is_wanted(number))
 
     forget_outdated(shards, my_chunks(shards.is_done), work)
-    sizes = {number: min(CHUNK, row_count - number * CHUNK)
-             for number in range(work.rank, -(-row_count // CHUNK), work.world_size)}
+    sizes = {number: min(CHUNK_ROWS, row_count - number * CHUNK_ROWS)
+             for number in range(work.rank, chunk_count(row_count), work.world_size)}
     done = sum(size for number, size in sizes.items() if shards.is_done(number))
     todo, sent = itertools.tee(my_chunks(lambda number: not shards.is_done(number)))
     counts = Counter()
@@ -208,8 +208,8 @@ def forget_outdated(shards, done_chunks, work):
             shards.forget(number)
             repaired += 1
     if repaired:
-        print(f"chunks of {CHUNK} photos that are aligned again: {repaired}, as photos in them "
-              "were missing or unreadable and can be read now")
+        print(f"chunks of {CHUNK_ROWS} photos that are aligned again: {repaired}, as photos in "
+              "them were missing or unreadable and can be read now")
 
 
 def is_readable_now(data_dir, row, reason):

@@ -14,16 +14,21 @@ from pathlib import Path
 
 from utils.files import replaced
 
-CHUNK = 32  # rows
+CHUNK_ROWS = 32
 
 
 def chunks(rows):
-    """(number, list of at most CHUNK rows) of an iterable."""
+    """(number, list of at most CHUNK_ROWS rows) of an iterable."""
     rows = iter(rows)
     number = 0
-    while chunk := list(islice(rows, CHUNK)):
+    while chunk := list(islice(rows, CHUNK_ROWS)):
         yield number, chunk
         number += 1
+
+
+def chunk_count(row_count):
+    """Number of chunks of a list of so many rows; the last chunk may be smaller."""
+    return (row_count + CHUNK_ROWS - 1) // CHUNK_ROWS
 
 
 class Shards:
@@ -36,7 +41,7 @@ class Shards:
 
     def __init__(self, target, fingerprint):
         self.target = Path(target)
-        digest = hashlib.sha256(f"{fingerprint} {CHUNK}".encode()).hexdigest()[:16]
+        digest = hashlib.sha256(f"{fingerprint} {CHUNK_ROWS}".encode()).hexdigest()[:16]
         self.folder = self.target.with_suffix(f".parts-{digest}")
 
     def path(self, number):

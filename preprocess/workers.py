@@ -113,6 +113,9 @@ def row_problem(row):
     """A result that says why a row cannot be used, or None."""
     if not row["photo"]:
         return ["no photo"]
+    location = _location_texts(row)
+    if any(location) and None in map(number_of, location):
+        return [f"{', '.join(LOCATION)} are not four numbers"]
     if not row["age"].strip() and row.get("age_min") and row.get("age_max"):
         return None
     if number_of(row["age"]) is None:
@@ -122,7 +125,9 @@ def row_problem(row):
 
 def row_location(row):
     """(4,) xyxy pixels of the face that the row is about, or None if the list does not say it."""
-    try:
-        return np.array([float(row[name]) for name in LOCATION])
-    except (KeyError, ValueError):
-        return None
+    location = _location_texts(row)
+    return np.array(location, float) if any(location) else None
+
+
+def _location_texts(row):
+    return [row.get(name, "").strip() for name in LOCATION]

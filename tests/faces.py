@@ -1,6 +1,8 @@
 """Faces drawn for the tests, and data sets made of them."""
 
 import csv
+import struct
+import zlib
 
 import cv2
 import numpy as np
@@ -49,3 +51,11 @@ def write_list(path, rows):
         writer = csv.DictWriter(file, rows[0])
         writer.writeheader()
         writer.writerows(rows)
+
+
+def write_bomb(path):
+    """Write a PNG whose header states so many pixels that PIL refuses it, not with an OSError."""
+    chunks = (b"IHDR" + struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0), b"IDAT", b"IEND")
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(chunk) - 4) + chunk + struct.pack(">I", zlib.crc32(chunk))
+        for chunk in chunks))

@@ -8,9 +8,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from faces import TINY, write_dataset
 
-from utils.cli import parse_with_overrides, robust_output, run_main
+from utils.cli import MEMORY_ADVICE, parse_with_overrides, robust_output, run_main
 
 ROOT = Path(__file__).parent.parent
 SCRIPTS = [path for folder in ("", "preprocess", "training", "evaluation", "benchmarks")
@@ -93,6 +94,10 @@ def exhaust_memory():
     bytearray(1 << 62)
 
 
+def exhaust_gpu():
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nSee more")
+
+
 def raise_in_two_lines():
     raise ValueError("one thing\n  and another")
 
@@ -106,6 +111,7 @@ def raise_nothing():
     (import_missing, "error: No module named 'no_such_package_anywhere'; install it with: pip "
                      "install -r requirements.txt"),
     (exhaust_memory, "error: not enough memory (of this process)"),
+    (exhaust_gpu, f"error: CUDA out of memory; {MEMORY_ADVICE}"),
     (raise_in_two_lines, "error: one thing and another"),
     (raise_nothing, "error: OSError"),
 ])
@@ -119,6 +125,8 @@ def test_bad_input_ends_in_one_line(main, line, capsys):
 def test_a_fault_in_the_code_keeps_its_traceback():
     with pytest.raises(ZeroDivisionError):
         run_main(lambda: 1 // 0)
+    with pytest.raises(RuntimeError, match="size"):
+        run_main(lambda: torch.zeros(2) @ torch.zeros(3))
 
 
 @pytest.mark.parametrize(("main", "code"), [(lambda: 0, 0), (lambda: 130, 130),

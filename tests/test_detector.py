@@ -1,4 +1,6 @@
 import re
+import subprocess
+import sys
 import warnings
 from pathlib import Path
 
@@ -10,8 +12,8 @@ from PIL import Image
 from skimage.data import astronaut
 from torchvision.ops import nms
 
-from preprocess.detector import MISC, FaceDetector, TorchNetwork, detection_batches
-from preprocess.export_mtcnn import export_networks, torch_networks
+from preprocess.detector import FaceDetector, TorchNetwork, detection_batches, torch_networks
+from preprocess.export_mtcnn import export_networks
 from preprocess.face import (
     crop_face,
     expand_bbox,
@@ -29,9 +31,11 @@ from preprocess.mtcnn import (
     pyramid,
     windows,
 )
+from utils.download import MISC
 from utils.onnx_network import OnnxNetwork
 
-SHARED = Path(__file__).parents[2] / "shared" / "data"
+ROOT = Path(__file__).parents[1]
+SHARED = ROOT.parent / "shared" / "data"
 
 
 @pytest.fixture(scope="module")
@@ -124,6 +128,13 @@ def test_a_face_does_not_depend_on_its_batch(faces_found, portraits):
     alone = faces_found.align(portraits[:1])[0][0]
     among = faces_found.align([portraits[1], portraits[0], portraits[1]])[1][0]
     np.testing.assert_allclose(alone.aligned_bbox, among.aligned_bbox, atol=0.01)
+
+
+def test_pytorch_networks_load_without_the_exporter():
+    """The exporter takes seconds to import, and a GPU does not need it."""
+    code = ("import sys; from preprocess.detector import torch_networks; torch_networks(); "
+            "sys.exit('onnx' in sys.modules or 'preprocess.export_mtcnn' in sys.modules)")
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
 
 
 def test_pytorch_networks_find_the_same(portraits, faces_found):
@@ -264,10 +275,10 @@ def test_batches_bound_the_pixels_and_read_no_further(portraits):
     assert [len(batch) for batch in taken] == [1, 1, 2]
 
 
-def test_only_the_export_of_the_networks_imports_the_package():
+def test_only_the_networks_in_pytorch_import_the_package():
     users = [path.name for path in [*Path().glob("*.py"), *Path("preprocess").glob("*.py")]
              if re.search(r"(from|import) facenet_pytorch", path.read_text(encoding="utf-8"))]
-    assert users == ["export_mtcnn.py"]
+    assert users == ["detector.py"]
 
 
 @pytest.mark.slow

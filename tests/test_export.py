@@ -1,6 +1,7 @@
 """export.py: its files compute what PyTorch computes, and say what is wrong with a bad one."""
 
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -188,12 +189,33 @@ def test_command_writes_and_verifies(checkpoint, tmp_path, capsys):
     (["a.pth"], "must end in .onnx"),
     (["no/such/a.onnx"], "folder 'no/such' not found"),
     (["--verify", "b.onnx"], "--data_dir DIR"),
+    (["--verify", "b.onnx", "--data_dir", ".", "--resume", "default"], "--resume is for writing"),
+    (["--verify", "b.onnx", "--data_dir", ".", "--fp32"], "--fp32 is for writing"),
+    (["--verify", "b.onnx", "--data_dir", ".", "--licence", "MIT"], "--licence is for writing"),
     (["a.onnx", "--resume", "nosuch"], "model 'nosuch' not found"),
     (["a.onnx", "--data_dir", "."], "is for --verify")])
 def test_wrong_words_end_in_one_line(words, message, capsys):
     assert run(*words) == 2
     err = capsys.readouterr().err
     assert message in err and err.count("\n") == 1
+
+
+def test_every_copy_of_the_shipped_model_keeps_its_licence(checkpoint, tmp_path):
+    shutil.copy(find_model(), tmp_path / "mine.pth")
+    for source in (find_model(), find_model("default"), tmp_path / "mine.pth"):
+        assert export.licence_of(source) == export.SHIPPED_LICENCE
+    assert export.licence_of(checkpoint) == "not stated"
+
+
+def test_verifying_says_how_faces_without_a_box_were_cut(exact, tmp_path, capsys):
+    folder = tmp_path / "appa-real"  # a released table without boxes
+    (folder / "valid").mkdir(parents=True)
+    shutil.copy(ASTRONAUT, folder / "valid" / "1.jpg_face.jpg")
+    (folder / "gt_avg_valid.csv").write_text(
+        "file_name,num_ratings,apparent_age_avg,apparent_age_std,real_age\n1.jpg,9,40,4,40\n")
+    assert run("--verify", exact, "--data_dir", folder, "--dataset", "appa_real",
+               "--cache_dir", tmp_path / "cache") == 0
+    assert "1 faces have no box in their list" in capsys.readouterr().out
 
 
 # ---- Files
@@ -249,6 +271,15 @@ def test_metadata_that_do_not_fit_are_refused(exact, change, message):
 def test_networks_of_others_are_refused():
     with pytest.raises(ValueError, match=r"not an age network of this project.*export.py"):
         OnnxAgeNetwork(MISC / "mtcnn_onet.onnx", threads=1)
+
+
+@pytest.mark.parametrize(("content", "named"), [
+    (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\n", "git lfs pull"),
+    (b"\n<!DOCTYPE html><html>", "is a web page")])
+def test_what_a_download_left_instead_is_named(tmp_path, content, named):
+    (tmp_path / "a.onnx").write_bytes(content)
+    with pytest.raises(ValueError, match=named):
+        OnnxAgeNetwork(tmp_path / "a.onnx", threads=1)
 
 
 def test_damaged_files_are_refused(exact, tmp_path):

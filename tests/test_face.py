@@ -1,14 +1,18 @@
 """Face geometry against PIL's own rotation and against hand-made cases."""
 
 import io
+import sys
+from pathlib import Path
 
 import matplotlib.cbook
 import numpy as np
 import PIL
 import pytest
 import skimage.data
+from faces import write_bomb
 from PIL import Image, ImageOps, PngImagePlugin
 
+from media.photos import find_images, starts_as_picture
 from preprocess.face import (
     crop_face,
     crop_fingerprint,
@@ -24,6 +28,7 @@ from preprocess.face import (
     turned_back,
     turned_bbox,
     upright,
+    upright_size,
 )
 
 ANGLES = [-170.3, -95.0, -90.0, -33.3, -1.2, 0.0, 0.4, 7.0, 45.0, 90.0, 120.0, 180.0]
@@ -224,6 +229,46 @@ def test_a_png_with_a_long_text_is_read(tmp_path, after):
     (tmp_path / "a.png").write_bytes(content)
     for source in (tmp_path / "a.png", io.BytesIO(content)):
         np.testing.assert_array_equal(load_photo(source), photo)
+    assert upright_size(tmp_path / "a.png") == (30, 20)
+    assert not has_exif_rotation(tmp_path / "a.png")
+
+
+@pytest.mark.parametrize("read", [load_photo, upright_size, has_exif_rotation])
+def test_whatever_a_decoder_raises_is_an_oserror(tmp_path, read):
+    write_bomb(tmp_path / "a.png")
+    with pytest.raises(OSError, match="decompression bomb"):
+        read(tmp_path / "a.png")
+
+
+@pytest.mark.parametrize("name", ["a.jpg", "a.heic"])
+def test_heic_is_known_by_its_first_bytes(tmp_path, monkeypatch, name):
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)  # as if it were not installed
+    content = b"\0\0\0\x18ftypheic" + bytes(20)
+    (tmp_path / name).write_bytes(content)
+    for source in (tmp_path / name, io.BytesIO(content)):
+        with pytest.raises(OSError, match="pip install pillow-heif"):
+            load_photo(source)
+    (tmp_path / name).write_bytes(b"no image at all")
+    with pytest.raises(OSError, match="cannot identify"):
+        load_photo(tmp_path / name)
+
+
+@pytest.mark.parametrize(("ending", "mode"), [
+    (".pgm", "L"), (".ppm", "RGB"), (".tga", "RGB"), (".dib", "RGB"), (".apng", "RGB"),
+    (".j2c", "RGB"), (".jpx", "RGB")])
+def test_other_formats_that_pillow_reads_are_found(tmp_path, ending, mode):
+    path = tmp_path / f"a{ending}"
+    Image.new(mode, (16, 12), "white").save(path)
+    assert load_photo(path).size == (16, 12)
+    assert find_images(tmp_path)[0] == [Path(path.name)]
+    if ending not in (".tga", ".dib"):  # they begin with numbers only
+        assert starts_as_picture(path)
+
+
+def test_a_bitmap_with_another_ending_is_known_and_a_word_is_not(tmp_path):
+    Image.new("RGB", (16, 12)).save(tmp_path / "a.dat", "BMP")
+    (tmp_path / "b.dat").write_text("BMW and others, P5 and P6")
+    assert starts_as_picture(tmp_path / "a.dat") and not starts_as_picture(tmp_path / "b.dat")
 
 
 @pytest.mark.parametrize("quarter", [90, 180, 270])

@@ -20,7 +20,7 @@ from preprocess.columns import age_label
 from preprocess.detector import FaceDetector
 from preprocess.face import EXIF_ORIENTATION, load_photo
 from preprocess.face_align import Work, align_list
-from preprocess.shards import CHUNK, Shards, chunks
+from preprocess.shards import CHUNK_ROWS, Shards, chunk_count, chunks
 from preprocess.workers import align_rows
 from utils.cli import run_main
 from utils.tables import read_rows
@@ -157,10 +157,21 @@ def test_given_location_chooses_the_face(photos, tmp_path, work):
     assert "face_x1" not in chosen
 
 
+@pytest.mark.parametrize("changes", [{"face_y2": ""}, {"face_x1": "left"}, {"face_x1": "nan"}])
+def test_a_location_that_is_not_four_numbers_rejects_its_row(photos, detector, changes):
+    row = {"photo": "upright.png", "age": "3"}
+    located = row | {"face_x1": "1", "face_y1": "2", "face_x2": "200", "face_y2": "200"}
+    for ages in ({}, {"age": "", "age_min": "3", "age_max": "5"}):
+        [[reason]] = align_rows(detector, photos, [located | ages | changes])
+        assert reason == "face_x1, face_y1, face_x2, face_y2 are not four numbers"
+    nowhere = dict.fromkeys(("face_x1", "face_y1", "face_x2", "face_y2"), " ")
+    assert align_rows(detector, photos, [row | nowhere]) == align_rows(detector, photos, [row])
+
+
 def test_processes_share_the_work_and_merge_in_order(photos, detector, tmp_path, work):
     (tmp_path / "alone").mkdir()
     for folder in (tmp_path, tmp_path / "alone"):
-        write_rows(folder / "mine_train.csv", many_rows(3 * CHUNK + 7))
+        write_rows(folder / "mine_train.csv", many_rows(3 * CHUNK_ROWS + 7))
     alone = align(tmp_path / "alone/mine_train.csv", work)
     for rank in (2, 0):
         shared = align(tmp_path / "mine_train.csv",
@@ -179,7 +190,7 @@ def test_a_run_stopped_under_two_processes_continues_under_another_number(
         photos, detector, tmp_path, work, processes):
     for folder in (tmp_path / "stopped", tmp_path / "whole"):
         folder.mkdir()
-        write_rows(folder / "mine_train.csv", many_rows(5 * CHUNK + 5))
+        write_rows(folder / "mine_train.csv", many_rows(5 * CHUNK_ROWS + 5))
     path = tmp_path / "stopped/mine_train.csv"
     for rank in (0, 1):
         with pytest.raises(KeyboardInterrupt):
@@ -194,7 +205,7 @@ def test_a_run_stopped_under_two_processes_continues_under_another_number(
 
     for rank in range(processes):
         aligned = align(path, Work(photos, counted, rank=rank, world_size=processes))
-    assert sorted(done) == [5, CHUNK, CHUNK]
+    assert sorted(done) == [5, CHUNK_ROWS, CHUNK_ROWS]
     whole = align(tmp_path / "whole/mine_train.csv", work)
     assert aligned.read_bytes() == whole.read_bytes()
 
@@ -216,32 +227,32 @@ def test_finished_lists_are_kept_until_they_change(photos, detector, tmp_path, w
 
 def test_a_restart_aligns_every_chunk_again(photos, detector, tmp_path):
     path = tmp_path / "mine_train.csv"
-    write_rows(path, many_rows(2 * CHUNK))
+    write_rows(path, many_rows(2 * CHUNK_ROWS))
     with pytest.raises(KeyboardInterrupt):
         align(path, work_on(photos, detector, stop_after=1))
     [shard] = tmp_path.glob("*.part*/*")
-    shard.write_text('"",1,2,3,4,5,0.9\n' * CHUNK)
+    shard.write_text('"",1,2,3,4,5,0.9\n' * CHUNK_ROWS)
     aligned = align(path, work_on(photos, detector, restart=True))
     assert "1" not in {row["deg"] for row in read_rows(aligned, ["deg"])}
 
 
 def test_what_an_earlier_list_or_version_left_is_not_used_and_goes(photos, detector, tmp_path):
     path = tmp_path / "mine_train.csv"
-    write_rows(path, many_rows(CHUNK + 1))
+    write_rows(path, many_rows(CHUNK_ROWS + 1))
     with pytest.raises(KeyboardInterrupt):
         align(path, work_on(photos, detector, stop_after=1))
-    write_rows(path, many_rows(CHUNK + 1)[::-1])
+    write_rows(path, many_rows(CHUNK_ROWS + 1)[::-1])
     for name in ("mine_train_align.part0of2", "mine_train_align.part0of2.lock"):
         (tmp_path / name).write_text("journal of an earlier version\n")
     kept = tmp_path / "mine_train_align.participants.csv"
     kept.write_text("a list of the user\n")
     aligned = align(path, work_on(photos, detector))
-    assert next(read_rows(aligned, []))["photo"] == many_rows(CHUNK + 1)[-1]["photo"]
+    assert next(read_rows(aligned, []))["photo"] == many_rows(CHUNK_ROWS + 1)[-1]["photo"]
     assert list(tmp_path.glob("*.part*")) == [kept]
 
 
 def test_other_settings_begin_again(photos, detector, tmp_path):
-    write_rows(tmp_path / "mine_train.csv", many_rows(2 * CHUNK))
+    write_rows(tmp_path / "mine_train.csv", many_rows(2 * CHUNK_ROWS))
     for settings in ("20 0.0", "40 0.0"):
         with pytest.raises(KeyboardInterrupt):
             align(tmp_path / "mine_train.csv",
@@ -251,19 +262,19 @@ def test_other_settings_begin_again(photos, detector, tmp_path):
 
 def test_a_damaged_file_of_results_is_aligned_again(photos, detector, tmp_path):
     path = tmp_path / "mine_train.csv"
-    write_rows(path, many_rows(2 * CHUNK))
+    write_rows(path, many_rows(2 * CHUNK_ROWS))
     with pytest.raises(KeyboardInterrupt):
         align(path, work_on(photos, detector, stop_after=1))
     [shard] = tmp_path.glob("*.part*/*")
     shard.write_text("")
     with pytest.raises(ValueError, match="damaged and is deleted; start again"):
         align(path, work_on(photos, detector))
-    assert len(list(read_rows(align(path, work_on(photos, detector)), []))) == CHUNK // 4
+    assert len(list(read_rows(align(path, work_on(photos, detector)), []))) == CHUNK_ROWS // 4
 
 
 def test_a_list_that_another_run_has_finished_ends_quietly(photos, detector, tmp_path, capsys):
     path = tmp_path / "mine_train.csv"
-    write_rows(path, many_rows(2 * CHUNK))
+    write_rows(path, many_rows(2 * CHUNK_ROWS))
 
     def slow(todo):
         for number, rows in enumerate(todo):
@@ -273,7 +284,8 @@ def test_a_list_that_another_run_has_finished_ends_quietly(photos, detector, tmp
 
     aligned = align(path, Work(photos, slow))
     assert "finished by another process" in capsys.readouterr().out
-    assert len(list(read_rows(aligned, []))) == CHUNK // 4 and not list(tmp_path.glob("*.part*"))
+    assert len(list(read_rows(aligned, []))) == CHUNK_ROWS // 4
+    assert not list(tmp_path.glob("*.part*"))
 
 
 def start_script(photos, list_dir):
@@ -284,7 +296,7 @@ def start_script(photos, list_dir):
 
 def start_alignment(photos, list_dir, chunk_count):
     """Start the script on a long list, and wait until more than `chunk_count` chunks are done."""
-    write_rows(list_dir / "mine_train.csv", many_rows(40 * CHUNK))
+    write_rows(list_dir / "mine_train.csv", many_rows(40 * CHUNK_ROWS))
     run = start_script(photos, list_dir)
     deadline = time.monotonic() + 300
     while len(shards_in(list_dir)) <= chunk_count:
@@ -301,7 +313,7 @@ def test_after_a_kill_every_file_is_whole_and_no_worker_is_left(photos, tmp_path
     done = [path for path in tmp_path.glob("*.part*/*.csv") if not path.name.startswith(".")]
     assert 2 < len(done) < 40
     for path in done:
-        assert len(path.read_text(encoding="utf-8").splitlines()) == CHUNK
+        assert len(path.read_text(encoding="utf-8").splitlines()) == CHUNK_ROWS
 
 
 @pytest.mark.slow
@@ -309,7 +321,7 @@ def test_a_run_that_is_killed_again_and_again_ends_at_the_same_file(photos, tmp_
     rng = np.random.default_rng(0)
     for name in ("killed", "whole"):
         (tmp_path / name).mkdir()
-        write_rows(tmp_path / name / "mine_train.csv", many_rows(10 * CHUNK + 5))
+        write_rows(tmp_path / name / "mine_train.csv", many_rows(10 * CHUNK_ROWS + 5))
     whole = align(tmp_path / "whole/mine_train.csv", work)
     aligned = tmp_path / "killed/mine_train_align.csv"
     started = time.monotonic()
@@ -357,8 +369,9 @@ def test_a_list_that_changes_meanwhile_is_not_merged(photos, detector, tmp_path)
 def test_photos_that_can_be_read_since_are_aligned_after_all(photos, detector, tmp_path, capsys):
     names = ["photo 0, é.png", "photo 1, é.png"]
     path = tmp_path / "mine_train.csv"
-    write_rows(path, [{"photo": names[number // CHUNK % 2],
-                       "age": f"x{number}" if number % 8 else 20} for number in range(4 * CHUNK)])
+    write_rows(path, [{"photo": names[number // CHUNK_ROWS % 2],
+                       "age": f"x{number}" if number % 8 else 20}
+                      for number in range(4 * CHUNK_ROWS)])
     some = tmp_path / "some"
     some.mkdir()
     shutil.copy(photos / names[0], some)
@@ -368,15 +381,15 @@ def test_photos_that_can_be_read_since_are_aligned_after_all(photos, detector, t
     (some / names[1]).write_bytes(b"half of it")
     with pytest.raises(KeyboardInterrupt):
         align(path, work_on(some, detector, stop_after=1))
-    assert f"chunks of {CHUNK} photos that are aligned again: 1," in capsys.readouterr().out
+    assert f"chunks of {CHUNK_ROWS} photos that are aligned again: 1," in capsys.readouterr().out
     with pytest.raises(KeyboardInterrupt):  # it is still unreadable: nothing to do again
         align(path, work_on(some, detector, stop_after=0))
     assert "aligned again" not in capsys.readouterr().out
     assert (next(tmp_path.glob("*.part*/000000.csv"))).stat().st_mtime_ns == first
     shutil.copy(photos / names[1], some)
     aligned = align(path, work_on(some, detector))
-    assert f"chunks of {CHUNK} photos that are aligned again: 1," in capsys.readouterr().out
-    assert len(list(read_rows(aligned, []))) == 4 * CHUNK // 8
+    assert f"chunks of {CHUNK_ROWS} photos that are aligned again: 1," in capsys.readouterr().out
+    assert len(list(read_rows(aligned, []))) == 4 * CHUNK_ROWS // 8
 
 
 def test_a_folder_without_any_photo_of_the_list_is_named(tmp_path, work):
@@ -394,12 +407,15 @@ def test_every_row_is_in_one_chunk(tmp_path, rows, world_size):
         for number, chunk in chunks(range(rows)):
             if number % world_size == rank:
                 shards.write(number, [["", str(row), 'a "quoted", é'] for row in chunk])
+    assert chunk_count(rows) == len(list(shards.folder.iterdir()))
     assert list(shards.merge(range(rows))) == [
         (row, ["", str(row), 'a "quoted", é']) for row in range(rows)]
 
 
 @pytest.mark.parametrize(("text", "message"), [
     ("photo,years\na.jpg,3\n", "column age missing"), ("", "no header"),
+    ("photo,age,note,age\na.jpg,3,x,4\n", "column age is there twice"),
+    ("photo,age,votes,votes\na.jpg,3,3:1,4:1\n", "column votes is there twice"),
     ('photo,age,note\na.jpg,3,"unclosed\nb.jpg,4,x\n', "not a CSV"),
     ("photo,age\n\xff\xfe\n".encode("latin-1"), "not a CSV")])
 def test_lists_that_are_none(tmp_path, text, message):

@@ -8,6 +8,7 @@ from scripts import script, train, weights
 
 from preprocess.detector import FaceDetector
 from preprocess.face import load_photo
+from utils.cli import MEMORY_ADVICE, run_main
 
 pytestmark = [pytest.mark.gpu,
               pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
@@ -44,6 +45,13 @@ def test_a_gpu_and_a_cpu_predict_the_same(tmp_path):
                          "--device", device, "--resume", tmp_path / "run" / "best.pth")
                   .stdout.split("test mae: ")[1]) for device in ("cuda", "cpu")]
     assert ages[0] == pytest.approx(ages[1], abs=0.02)
+
+
+def test_full_gpu_memory_ends_in_one_line(capsys):
+    with pytest.raises(SystemExit) as ended:
+        run_main(lambda: torch.empty(1 << 50, dtype=torch.uint8, device="cuda"))
+    assert ended.value.code == 2
+    assert capsys.readouterr().err == f"error: CUDA out of memory; {MEMORY_ADVICE}\n"
 
 
 def test_a_gpu_and_a_cpu_find_the_same_face():

@@ -343,8 +343,8 @@ def test_tables_as_spreadsheets_write_them_are_read(tmp_path, separator, encodin
 @pytest.mark.parametrize(("content", "message"), [
     (b"photo;years\na.jpg;3\n", "column age missing; it has photo, years. Commas, semicolons"),
     (b"", "no header"),
-    ("photo,age\nZo\xeb.jpg,3\n".encode("latin-1"), "not a CSV file in UTF-8"),
-    ("photo,age\na.jpg,3\n".encode("utf-16")[:-1], "not a CSV file in UTF-8")])
+    ("photo,age\nZo\xeb.jpg,3\n".encode("latin-1"), "not a CSV file in UTF-8 or UTF-16"),
+    ("photo,age\na.jpg,3\n".encode("utf-16")[:-1], "not a CSV file in UTF-8 or UTF-16")])
 def test_what_is_not_a_table_is_refused(tmp_path, content, message):
     (tmp_path / "table.csv").write_bytes(content)
     with pytest.raises(ValueError, match=message):

@@ -178,11 +178,36 @@ def test_a_box_without_a_face_is_cut_out_as_it_is(estimator):
 
 
 @pytest.mark.parametrize(("boxes", "landmarks"), [
-    ([(1, 2, 3)], None), ((1, 2, 30, 40), None), ([(30, 2, 3, 40)], None),
+    ([(1, 2, 3)], None), ((1, 2, 30, 40), None),
     ([(1, 2, 30, 40)], np.zeros((2, 5, 2)))])
 def test_boxes_of_another_shape_are_refused(estimator, boxes, landmarks):
     with pytest.raises(ValueError, match="expected"):
         estimator.ages_at(HOPPER, boxes, landmarks)
+
+
+@pytest.mark.parametrize(("box", "problem"), [
+    ((30, 2, 3, 40), "is empty"), ((1, 2, 1, 40), "is empty"), ((1, 2, 30, np.nan), "not finite"),
+    ((1, 2, np.inf, 40), "not finite"), ((9000, 2, 9090, 90), "outside the photo of 512 x 600"),
+    ((1, -90, 80, -5), "outside the photo of 512 x 600")])
+def test_a_box_that_cannot_be_a_face_is_named(estimator, box, problem):
+    with pytest.raises(ValueError, match=rf"^box 1 \({box[0]:g} .*\) .*{problem}"):
+        estimator.ages_at(HOPPER, [(10, 10, 60, 70), box])
+
+
+def test_landmarks_that_are_not_finite_are_refused(estimator):
+    with pytest.raises(ValueError, match="not finite"):
+        estimator.ages_at(HOPPER, [(10, 10, 60, 70)], np.full((1, 2, 2), np.inf))
+
+
+@pytest.mark.parametrize("crop", [np.zeros((64, 48, 3), np.uint8), np.zeros((64, 48), np.uint8),
+                                  Image.new("RGB", (48, 64)), str(HOPPER), HOPPER.read_bytes()])
+def test_a_single_crop_is_no_list_of_crops(estimator, crop):
+    with pytest.raises(ValueError, match="pass a list of crops"):
+        estimator.ages_of_crops(crop)
+
+
+def test_an_array_of_crops_is_several(estimator):
+    assert len(estimator.ages_of_crops(np.zeros((2, 64, 48, 3), np.uint8))) == 2
 
 
 @pytest.mark.parametrize("quarter", [90, 180, 270])

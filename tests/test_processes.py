@@ -19,6 +19,8 @@ from scripts import (
     weights,
 )
 
+from utils.distributed import choose_device
+
 
 @pytest.mark.parametrize("train_together", [train_in_two_processes, train_on_two_machines])
 def test_two_processes_train_validate_and_test_as_one(tmp_path, monkeypatch, train_together):
@@ -96,3 +98,10 @@ def test_both_machines_say_that_their_lists_differ(tmp_path):
         _, err = process.communicate(timeout=120)
         assert "error: the valid list of process 1 is not that of process 0" in err
     assert not run.exists()
+
+
+@pytest.mark.parametrize(("name", "problem"), [
+    ("cuda:77", "--device cuda:77: no such device found"), ("gpu", "unknown device 'gpu'")])
+def test_a_device_that_is_not_there_is_refused(name, problem):
+    with pytest.raises(ValueError, match=problem):
+        choose_device(name)

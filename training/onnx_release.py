@@ -8,8 +8,7 @@ from PIL import Image, ImageEnhance, ImageOps
 
 import metrics
 from age_network import OnnxAgeNetwork, TorchAgeNetwork
-from predictor import cut_face
-from preprocess.detector import FaceDetector
+from preprocess.detector import FaceDetector, cut_face
 from preprocess.face import load_photo
 from utils.files import file_sha256, replaced
 from utils.onnx_export import write_onnx

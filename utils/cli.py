@@ -16,10 +16,13 @@ CONFIG_KEY = re.compile(r"[A-Z]+\.[A-Z0-9_]+")
 # Writing fails with these when nobody reads any more: a closed pipe (Windows: EINVAL), a closed
 # terminal.
 READER_GONE = (errno.EPIPE, errno.EINVAL, errno.EIO)
+GPU_MEMORY_ERROR = "OutOfMemoryError"  # of PyTorch, by its name: not every script imports PyTorch
+MEMORY_ADVICE = ("choose a smaller TRAIN.BATCH_SIZE (without training: TEST.BATCH_SIZE), a smaller "
+                 "MODEL.IMG_SIZE or a smaller network, or use --device cpu")
 
 
 def run_main(main):
-    """Run a script's main(): bad input ends in one line on stderr and exit code 2.
+    """Run a script's main(): bad input and full memory end in one line on stderr and exit code 2.
 
     Warnings are one line too, without the place in the code. Output never ends a script: what
     its encoding lacks is escaped, and what nobody reads any more is dropped.
@@ -35,6 +38,11 @@ def run_main(main):
             sys.exit(main())
         except (ValueError, OSError, MemoryError, ModuleNotFoundError) as error:
             print(f"error: {_message(error)}", file=sys.stderr)
+            sys.exit(2)
+        except RuntimeError as error:
+            if type(error).__name__ != GPU_MEMORY_ERROR:
+                raise
+            print(f"error: CUDA out of memory; {MEMORY_ADVICE}", file=sys.stderr)
             sys.exit(2)
         except KeyboardInterrupt:
             print("\ninterrupted", file=sys.stderr)

@@ -11,6 +11,8 @@ from datetime import timedelta
 import torch
 from torch import distributed as dist
 
+from utils.device import device_name
+
 PORT = 29500  # where the machines meet, in commands that are printed
 
 
@@ -211,18 +213,10 @@ def wrap(model, device):
 
 
 def unwrap(model):
-    """The AgeModel, taken out of a DistributedDataParallel."""
+    """The model without the DistributedDataParallel that wrap() may have put around it."""
     return model.module if isinstance(model, torch.nn.parallel.DistributedDataParallel) else model
 
 
 def choose_device(name):
-    """torch.device for 'auto', 'cpu' or 'cuda'.
-
-    Raises:
-        ValueError: 'cuda', but no such device was found.
-    """
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name == "cuda" and not torch.cuda.is_available():
-        raise ValueError("--device cuda: no CUDA device found; use --device cpu")
-    return torch.device(name)
+    """torch.device that `--device` means; see device_name() for the names and errors."""
+    return torch.device(device_name(name))

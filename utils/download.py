@@ -12,6 +12,8 @@ MISC = Path(__file__).parents[1] / "misc"
 REGISTRY = MISC / "models.yaml"
 DEFAULT = "default"
 TIMEOUT_S = 30  # without a byte from the server
+LFS_POINTER = b"version https://git-lfs.github.com/spec"
+WEB_PAGES = (b"<!doctype", b"<html", b"<?xml", b"<head")  # how they start, in lower case
 
 
 def find_model(source=None, prefer_onnx=False):
@@ -87,3 +89,19 @@ def fetch(url, sha256, folder):
         reason = " ".join(str(error).split())
         raise OSError(f"cannot download '{url}': {reason}; check the address and the connection, "
                       "or fetch the file elsewhere and pass its path") from error
+
+
+def refuse_failed_download(path):
+    """Refuse what a failed download leaves in the place of a model.
+
+    Raises:
+        ValueError: the file is a pointer of Git LFS, or a web page.
+    """
+    with Path(path).open("rb") as file:
+        start = file.read(200).lstrip().lower()
+    if start.startswith(LFS_POINTER):
+        raise ValueError(f"'{path}' is a pointer of Git LFS, not the model itself; fetch the file "
+                         "with: git lfs pull")
+    if start.startswith(WEB_PAGES):
+        raise ValueError(f"'{path}' is a web page, not a model; download the file itself, not the "
+                         "page that shows it")

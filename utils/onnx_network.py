@@ -6,6 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
+from utils.download import refuse_failed_download
+
 MAX_BATCH = 64  # inputs computed at once; bounds the memory
 CHECKSUM_KEY = "content_sha256"  # in the metadata: of the file, with zeros in its own place
 # The entry as it stands in the file: the key, a tag, the length 64 ("@"), the text.
@@ -36,6 +38,7 @@ class OnnxNetwork:
         except ImportError as error:
             raise OSError(f"'{path}' needs ONNX Runtime, which cannot be loaded ({error}); install "
                           "it with: pip install -r requirements-demo.txt") from error
+        refuse_failed_download(path)
         content = Path(path).read_bytes()
         if with_checksum(content) != content:
             raise ValueError(f"network '{path}' is damaged: its checksum is wrong; fetch it again")

@@ -21,7 +21,8 @@ def read_rows(path, required):
         required: names of columns that must be there.
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: a required column is missing, a quote is not closed, or the file is not text.
+        ValueError: a required column is missing, two columns have one name, a quote is not closed,
+            or the file is not text.
     """
     lines = _read_fields(path, required)
     names = next(lines)
@@ -50,12 +51,16 @@ def _read_fields(path, required):
             if missing:
                 raise ValueError(f"{path}: column {', '.join(missing)} missing; it has "
                                  f"{', '.join(names)}. Commas, semicolons or tabs separate columns")
+            repeated = sorted({name for name in names if name and names.count(name) > 1})
+            if repeated and required:  # without required columns the first line may be no header
+                raise ValueError(f"{path}: column {', '.join(repeated)} is there twice; rename one "
+                                 "of the two")
             yield names
             for fields in csv.reader(file, delimiter=separator, skipinitialspace=True, strict=True):
                 if fields:  # not an empty line
                     yield [*fields, *[""] * (len(names) - len(fields))][:len(names)]
     except (UnicodeError, csv.Error) as error:
-        raise ValueError(f"{path}: not a CSV file in UTF-8: {error}") from error
+        raise ValueError(f"{path}: not a CSV file in UTF-8 or UTF-16: {error}") from error
 
 
 def _encoding(path):
