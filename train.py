@@ -45,7 +45,7 @@ def parse_args(argv=None):
 def main():
     args = parse_args()
     # Imported here because torch and the networks take seconds, which -h need not wait for.
-    from training.course import read_config, train, train_protocols
+    from training.loop import read_config, train, train_protocols
     from training.run import Job
     from utils import distributed
 

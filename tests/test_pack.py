@@ -1,4 +1,4 @@
-"""preprocess.pack: the packed faces are those that a training sees."""
+"""training.pack: the packed faces are those that a training sees."""
 
 import subprocess
 import sys
@@ -19,7 +19,7 @@ AGES = [5, 15, 25, 35, 45, 55]
 
 
 def pack(*words):
-    return subprocess.run([sys.executable, "-m", "preprocess.pack", *map(str, words)], cwd=ROOT,
+    return subprocess.run([sys.executable, "-m", "training.pack", *map(str, words)], cwd=ROOT,
                           text=True, capture_output=True)
 
 

@@ -1,4 +1,4 @@
-"""The course of a training: epoch after epoch until the last, and protocol after protocol."""
+"""Trains epoch after epoch, and protocol after protocol."""
 
 import hashlib
 import os

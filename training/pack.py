@@ -1,6 +1,6 @@
 """Aligned lists -> pictures of the faces alone, small enough to take to another machine.
 
-    python -m preprocess.pack OUT --data_dir DIR --dataset NAME --size 160
+    python -m training.pack OUT --data_dir DIR --dataset NAME --size 160
 
 Writes the faces to OUT/NAME/PHOTO, as WebP whatever the name ends in, and the lists
 OUT/NAME/NAME_{train,valid,test}_align.csv with the columns of the lists they come from. The photos
@@ -29,7 +29,7 @@ from utils.pipeline import available_cores
 
 
 def parse_args():
-    parser = argparse.ArgumentParser(prog="python -m preprocess.pack", description=__doc__,
+    parser = argparse.ArgumentParser(prog="python -m training.pack", description=__doc__,
                                      formatter_class=HelpFormatter)
     parser.add_argument("output_dir", metavar="OUT", help="folder to write")
     add_data_flags(parser)
