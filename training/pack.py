@@ -4,15 +4,18 @@
 
 Writes the faces to OUT/NAME/PHOTO, as WebP whatever the name ends in, and the lists
 OUT/NAME/NAME_{train,valid,test}_align.csv with the columns of the lists they come from. The photos
-keep their names, so predictions for the packed faces also belong to the photos (LOSS.TEACHER).
-Around each face stays as much of the photo as a rotation in training turns in (DATA.CONTEXT, for
-DATA.MARGIN 0). If MODEL.IMG_SIZE is the size here, a training gets the same pixels, apart from the
-compression; for another MODEL.IMG_SIZE the faces are resized once more.
+keep their names, so predictions for the packed faces also belong to the photos (LOSS.TEACHER). Only
+a second face of one photo gets a name of its own, PHOTO_face2. Each picture has a border, a share
+DATA.CONTEXT of its side, so that rotated crops show real pixels (for DATA.MARGIN 0). If
+MODEL.IMG_SIZE is the size here, a training gets the same pixels, apart from the compression; for
+another MODEL.IMG_SIZE the faces are resized once more.
 """
 
 import argparse
-from pathlib import Path
+from collections import Counter
+from pathlib import Path, PurePosixPath
 
+import pandas as pd
 import torch
 from PIL import Image
 from tqdm import tqdm
@@ -20,11 +23,11 @@ from tqdm import tqdm
 from crop_cache import default_cache_dir
 from dataset import FaceCrops, check_photos
 from defaults import load_cfg
-from lists import OPTIONAL, pair_folders, read_faces, splits_of
+from lists import OPTIONAL, PLACE, pair_folders, read_faces, splits_of
 from preprocess.boxes import find_boxes
-from preprocess.columns import BOX, SPLITS
+from preprocess.columns import BOX
 from utils.cli import HelpFormatter, add_data_flags, run_main
-from utils.files import refuse_overwriting, writable_folder
+from utils.files import refuse_overwriting, replaced, writable_folder
 from utils.pipeline import available_cores
 
 
@@ -43,28 +46,81 @@ def main():
     if not 0 <= args.quality <= 100:
         raise ValueError(f"--quality must lie in 0..100, got {args.quality}")
     cfg = load_cfg(opts=["MODEL.IMG_SIZE", str(args.size)])
-    for source in pair_folders(args.data_dir or [], args.dataset, args.list_dir):
-        folder = Path(args.output_dir, source.dataset)
-        found = splits_of(source)
-        for split in SPLITS:
-            if split in found:
-                list_path = folder / f"{source.dataset}_{split}_align.csv"
-                refuse_overwriting([list_path], [source.file(f"{split}_align")], "OUT")
-                faces, note = find_boxes(read_faces(source, split, cfg),
+    sources = pair_folders(args.data_dir, args.dataset, args.list_dir)
+    names = [source.dataset for source in sources]
+    for name in names:
+        if names.count(name) > 1:
+            raise ValueError(f"{names.count(name)} of the data sets are called '{name}' and would "
+                             "replace each other; pack each into an OUT of its own")
+    for source in sources:
+        pack_dataset(source, cfg, args)
+
+
+def pack_dataset(source, cfg, args):
+    """Pack all splits of one data set.
+
+    Args:
+        source: lists.Source.
+        cfg: the config; MODEL.IMG_SIZE is the size of a face.
+        args: of parse_args().
+    """
+    folder, tables = Path(args.output_dir, source.dataset), {}
+    for split in splits_of(source):
+        refuse_overwriting([_list_path(folder, source, split)], [source.file(f"{split}_align")],
+                           "OUT")
+        tables[split], note = find_boxes(read_faces(source, split, cfg),
                                          args.cache_dir or default_cache_dir())
-                size = pack(faces, cfg, folder, args.quality)
-                write_list(faces, cfg, list_path)
-                if note:
-                    print(note)
-                print(f"{source.dataset}: {len(faces):,} {split} faces, {size / 1e6:.1f} MB -> "
-                      f"{folder}")
+        if note:
+            print(note)
+    together = pd.concat(tables, ignore_index=True)
+    together["picture"] = picture_names(together)
+    renamed = together["picture"] != together["photo"]
+    if renamed.any():
+        print(f"{source.dataset}: {renamed.sum():,} faces share their photo with another face and "
+              f"get names of their own, such as {together['picture'][renamed].iloc[0]}; "
+              "predictions for these do not belong to the photos")
+    start = 0
+    for split, faces in tables.items():
+        pictures = together["picture"].to_numpy()[start:start + len(faces)]
+        start += len(faces)
+        size = pack(faces, pictures, cfg, folder, args.quality)
+        write_list(faces.assign(photo=pictures), cfg, _list_path(folder, source, split))
+        print(f"{source.dataset}: {len(faces):,} {split} faces, {size / 1e6:.1f} MB -> {folder}")
 
 
-def pack(faces, cfg, folder, quality):
-    """Write the faces of a table as WebP files under the names of their photos.
+def _list_path(folder, source, split):
+    return folder / f"{source.dataset}_{split}_align.csv"
+
+
+def picture_names(faces):
+    """A name for the picture of each face: the photo's, with a number from the second face on.
+
+    Args:
+        faces: table from lists.read_faces(), of all splits of one data set.
+    Returns:
+        List of str. Two rows have the same name only if they have the same photo, angle and box.
+    """
+    taken, names, counts = set(faces["photo"]), {}, Counter()
+    for place in faces[PLACE].itertuples(index=False, name=None):
+        if place in names:
+            continue
+        photo = PurePosixPath(place[0])
+        counts[place[0]] += 1
+        names[place] = place[0]
+        while counts[place[0]] > 1 and names[place] in taken:
+            name = f"{photo.stem}_face{counts[place[0]]}{photo.suffix}"
+            names[place] = str(photo.with_name(name))
+            counts[place[0]] += names[place] in taken  # a photo may have this name already
+        taken.add(names[place])
+    return [names[place] for place in faces[PLACE].itertuples(index=False, name=None)]
+
+
+def pack(faces, pictures, cfg, folder, quality):
+    """Write the faces of a table as WebP files.
 
     Args:
         faces: table from lists.read_faces(), with a box in every row.
+        pictures: name of the file of each face.
         cfg: the config; MODEL.IMG_SIZE and DATA.CONTEXT are read.
         folder: the names are relative to it.
         quality: of WebP, 0 to 100.
@@ -77,12 +133,12 @@ def pack(faces, cfg, folder, quality):
     size, border = cfg.MODEL.IMG_SIZE, _border(cfg)
     crops = FaceCrops(faces, border / size, size + 2 * border)
     check_photos(crops)
-    refuse_overwriting([Path(folder, photo) for photo in crops.photos],
+    refuse_overwriting([Path(folder, name) for name in pictures],
                        [crops.path(index) for index in range(len(crops))], "OUT")
-    for parent in {Path(folder, photo).parent for photo in crops.photos}:
+    for parent in {Path(folder, name).parent for name in pictures}:
         writable_folder(parent, "OUT")
-    loader = torch.utils.data.DataLoader(_PackedFaces(crops, folder, quality), batch_size=None,
-                                         num_workers=available_cores())
+    loader = torch.utils.data.DataLoader(_PackedFaces(crops, pictures, folder, quality),
+                                         batch_size=None, num_workers=available_cores())
     return sum(tqdm(loader, desc="packing faces", unit="face", leave=False))
 
 
@@ -92,7 +148,8 @@ def write_list(faces, cfg, path):
     box = (border, border, border + size, border + size)
     table = faces[["photo", "age"]].assign(deg=0.0, **dict(zip(BOX, box, strict=True)))
     known = [name for name in OPTIONAL if faces[name].notna().any()]
-    table.join(faces[known]).to_csv(path, index=False)
+    with replaced(path) as temporary:
+        table.join(faces[known]).to_csv(temporary, index=False)
 
 
 def _border(cfg):
@@ -103,15 +160,18 @@ def _border(cfg):
 class _PackedFaces(torch.utils.data.Dataset):
     """Asking for item i writes face i; the item is the number of bytes."""
 
-    def __init__(self, crops, folder, quality):
-        self.crops, self.folder, self.quality = crops, Path(folder), quality
+    def __init__(self, crops, pictures, folder, quality):
+        self.crops, self.quality = crops, quality
+        self.paths = [Path(folder, name) for name in pictures]
 
     def __len__(self):
         return len(self.crops)
 
     def __getitem__(self, index):
-        path = self.folder / self.crops.photos[index]
-        Image.fromarray(self.crops[index]).save(path, "WEBP", quality=self.quality, method=4)
+        path = self.paths[index]
+        with replaced(path) as temporary:
+            Image.fromarray(self.crops[index]).save(temporary, "WEBP", quality=self.quality,
+                                                    method=4)
         return path.stat().st_size
 
 
