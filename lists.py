@@ -46,13 +46,16 @@ def pair_folders(data_dirs, datasets, list_dirs):
     """A list of Source, one for each data set, from the words after the flags.
 
     Args:
-        data_dirs: folders after --data_dir. A single one is the folder of all data sets.
+        data_dirs: folders after --data_dir. A single one is the folder of all data sets. None
+            is refused.
         datasets: names after --dataset; None means the only data set in each folder.
         list_dirs: folders after --list_dir; None means data_dirs.
     Raises:
-        ValueError: the counts do not match, or a folder holds no data set or several.
+        ValueError: no folders, the counts do not match, or a folder holds no data set or several.
         FileNotFoundError: a folder does not exist.
     """
+    if not data_dirs:
+        raise ValueError("no --data_dir: name the folder of the photos")
     count = max(len(data_dirs), len(datasets or []))
     if len(data_dirs) not in (1, count) or (datasets and len(datasets) != count):
         raise ValueError(f"{len(data_dirs)} folders after --data_dir but {len(datasets)} names "

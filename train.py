@@ -51,8 +51,6 @@ def main():
 
     if args.multi_gpu:
         raise ValueError(_torchrun_hint())
-    if not args.data_dir:
-        raise ValueError("no --data_dir: name the folder of the photos")
     folder = _run_folder(args)
     with distributed.processes(distributed.choose_device(args.device)) as device:
         cfg = read_config(args.cfg, args.resume, args.opts)

@@ -357,6 +357,9 @@ def test_folders_and_names_are_paired(tmp_path):
     one, two = tmp_path / "one", tmp_path / "two"
     write_dataset(one, [10], name="a")
     write_dataset(two, [10], name="b")
+    for nothing in (None, []):
+        with pytest.raises(ValueError, match="no --data_dir: name the folder of the photos"):
+            pair_folders(nothing, None, None)
     assert pair_folders([one], None, None) == [(one, "a", one)]
     assert pair_folders([one, two], None, None) == [(one, "a", one), (two, "b", two)]
     assert pair_folders([one, two], ["a", "b"], [one]) == [(one, "a", one), (two, "b", one)]
