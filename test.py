@@ -5,7 +5,7 @@ import glob
 import shlex
 import sys
 import warnings
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
 
 from defaults import FREE_OF_CHECKPOINT
@@ -23,6 +23,7 @@ from utils.locks import only_writer
 # seconds, which -h and a wrong argument need not wait for.
 
 MIN_CALIBRATION_FACES = 30  # below, a calibration warns
+OTHER_REPORT = "choose another --report"
 
 
 def parse_args(argv=None):
@@ -55,13 +56,14 @@ def main():
     args = parse_args()
     if args.predictions:
         check_predictions_args(args)
-        report_predictions(args)
+        with only_writer(args.report, OTHER_REPORT) if args.report else nullcontext():
+            report_predictions(args)
     else:
         models = named_models(args.resume)
         check_args(args, models)
         folders = {}  # held until all is written
         if args.report:
-            folders[Path(args.report).resolve()] = "choose another --report"
+            folders[Path(args.report).resolve()] = OTHER_REPORT
         if args.calibrate:
             folders[Path(models[args.resume[0]][0]).resolve().parent] = \
                 "calibrate when that process has ended"

@@ -173,3 +173,14 @@ def test_a_folder_that_another_process_writes_to_is_left_alone(folder, trained, 
     assert [path.name for path in run.iterdir()] == ["best.pth"]
     assert (run / "best.pth").read_bytes() == before
     script("test.py", *words)
+
+
+def test_a_report_on_predictions_leaves_another_processs_folder_alone(tmp_path):
+    (tmp_path / "mine.csv").write_text("photo,age,pred_age\na.jpg,20,22\nb.jpg,30,31\n")
+    words = ["--predictions", tmp_path / "mine.csv", "--report", tmp_path / "out"]
+    with only_writer(tmp_path / "out", "wait"):
+        line = refusal(script("test.py", *words, check=False))
+        assert "another process writes to" in line
+    assert not (tmp_path / "out").exists()
+    script("test.py", *words)
+    assert (tmp_path / "out" / "report.html").is_file()
