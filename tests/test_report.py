@@ -108,6 +108,20 @@ def test_three_columns_are_enough(tmp_path, table):
     assert read.probs is None
 
 
+@pytest.mark.parametrize("separator", [",", ";", "\t"])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_predictions_are_read_in_every_format_of_a_table(tmp_path, separator, encoding):
+    lines = [["photo ", " age", "pred_age", "p0", "p1"],
+             ["a\\Zoë.jpg", "1", "0.75", "0.25", "0.75"],
+             ["./b.jpg", " 0", "0.5", "0.5", "0.5"]]
+    (tmp_path / "other.csv").write_text("\n".join(map(separator.join, lines)), encoding=encoding)
+    read = read_predictions(tmp_path / "other.csv")
+    assert read.faces["photo"].tolist() == ["a/Zoë.jpg", "b.jpg"]
+    assert read.faces["age"].tolist() == [1, 0]
+    assert read.faces["pred_age"].tolist() == [0.75, 0.5]
+    assert read.probs.tolist() == [[0.25, 0.75], [0.5, 0.5]]
+
+
 @pytest.mark.parametrize("text, message", [
     ("photo,age\na.jpg,3\n", "no column pred_age"),
     ("", "not a CSV"),
