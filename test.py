@@ -240,8 +240,9 @@ def report_predictions(args):
 
     predictions = read_predictions(args.predictions)
     if args.report:
-        refuse_overwriting([Path(args.report, name) for name in REPORT_FILES],
-                           [args.predictions], "--report")
+        written = [Path(args.report, name) for name in REPORT_FILES]
+        earlier = Path(args.report).glob("predictions_*.csv")  # of models that it compared
+        refuse_overwriting([*written, *earlier], [args.predictions], "--report")
         write_report(evaluate_all({"model": [predictions]}), args.report,
                      {"Command": shlex.join(["python", *sys.argv]),
                       "Predictions": args.predictions})

@@ -461,6 +461,22 @@ def test_recipes_with_seeds_stand_side_by_side(tmp_path, table):
                      "predictions_single.csv"}
 
 
+def test_each_model_has_a_table_and_those_of_an_earlier_report_go(tmp_path, table):
+    written(tmp_path, {"runs/a/best.pth": [table], "runs/b": [table], "old": [table]})
+    (tmp_path / "predictions_mine.csv").write_text("kept")
+    assert (tmp_path / "predictions_old.csv").exists()
+    other = draw_predictions(600, 1).assign(photo=table["photo"])
+    results, _ = written(tmp_path, {"first": [table], "runs/a": [table], "runs_a": [other]})
+    assert {path.name for path in tmp_path.glob("*.csv")} == {
+        "predictions.csv", "predictions_runs_a.csv", "predictions_runs_a_2.csv",
+        "predictions_mine.csv"}
+    assert results["provenance"]["Tables"] == {
+        "predictions.csv": "first", "predictions_runs_a.csv": "runs/a",
+        "predictions_runs_a_2.csv": "runs_a"}
+    read = read_predictions(tmp_path / "predictions_runs_a_2.csv")
+    assert read.faces["pred_age"].to_numpy() == pytest.approx(other["pred_age"], abs=1e-4)
+
+
 def test_models_without_a_common_photo_are_not_compared(table):
     other = table.assign(photo="other_" + table["photo"])
     first, second = (check_predictions(one, "t") for one in (table, other))
