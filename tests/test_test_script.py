@@ -151,7 +151,15 @@ def test_test_refuses_what_does_not_fit(folder, trained, tmp_path):
     only = tmp_path / "only"
     write_dataset(only, [20], splits=("train",))
     done = script("test.py", "--data_dir", only, "--resume", trained, check=False)
-    assert "it has train" in refusal(done)
+    line = refusal(done)
+    assert "it has train" in line and line.endswith("; or measure another split with --split")
+    done = script("test.py", *words, "--split", "tset", check=False)
+    assert "--split: invalid choice: 'tset' (choose from " in refusal(done)
+    write_dataset(only, [20], splits=("valid",))
+    shutil.copy(trained, tmp_path / "copy.pth")
+    done = script("test.py", "--data_dir", only, "--resume", tmp_path / "copy.pth", "--calibrate",
+                  "--cache_dir", tmp_path / "cache", check=False)
+    assert "two faces with an exact age; this split has 1" in refusal(done)
     other = torch.load(trained, weights_only=True)
     other["cfg"] = other["cfg"].replace("timm/test_resnet", "timm/resnet34")
     torch.save(other, tmp_path / "other.pth")
