@@ -95,5 +95,7 @@ def _torchrun_hint():
 
 
 if __name__ == "__main__":
+    # With fp16 the first steps may overflow and are skipped. torch then takes the step of the
+    # schedule for one that came before the step of the optimiser.
     warnings.filterwarnings("ignore", message=".*lr_scheduler.step.*")
     run_main(main)
