@@ -7,7 +7,7 @@ from torch.utils.data import DataLoader, Sampler
 
 from dataset import FaceDataset
 from utils import distributed
-from utils.pipeline import worker_count
+from utils.pipeline import STOP_SIGNALS, worker_count
 
 
 class ShuffledBatches(Sampler):
@@ -101,7 +101,6 @@ def _start_worker(_):
 
     import cv2
     cv2.setNumThreads(0)
-    for name in ("SIGINT", "SIGTERM", "SIGHUP"):  # the main process handles them and ends
-        if hasattr(signal, name):                 # its workers
-            signal.signal(getattr(signal, name), signal.SIG_IGN)
+    for number in STOP_SIGNALS:  # the main process handles them and ends its workers
+        signal.signal(number, signal.SIG_IGN)
     warnings.simplefilter("once")

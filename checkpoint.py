@@ -20,7 +20,6 @@ training.release keeps the keys down to `temperature`.
 """
 
 import math
-import os
 import pickle
 import subprocess
 import zipfile
@@ -59,8 +58,6 @@ def save_checkpoint(path, checkpoint):
             if isinstance(error.__context__, OSError):
                 raise error.__context__ from None
             raise
-        file.flush()
-        os.fsync(file.fileno())  # a power cut must not leave an empty file under the new name
 
 
 def load_checkpoint(path):

@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from lists import listed
 from preprocess.face import crop_fingerprint
-from utils.files import cache_dir, named_full_disk, size_text, writable_folder
+from utils.files import cache_dir, named_full_disk, size_text, writable_folder, write_to_disk
 
 
 def default_cache_dir():
@@ -120,6 +120,7 @@ def _build(crops, path, shape, workers):
     if problems:
         partial.unlink()  # a list without the bad photos, or with repaired ones, has another key
     refuse_photos(problems, len(crops))
+    write_to_disk(partial)
     partial.replace(path)
 
 

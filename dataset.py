@@ -30,6 +30,8 @@ from utils.pipeline import worker_count
 LABELS = ("age", "age_std", "age_min", "age_max")
 EXIF_IGNORED = ("the photo has an EXIF rotation, which the scripts that wrote this list ignored; "
                 "align again with python -m preprocess.face_align")
+MAX_SIZES_READ = 64  # photos whose size is compared with the margin
+MAX_BLACK = 0.05  # share of the box's side that may be black on one side without a warning
 MAX_CROP = 89_000_000  # pixels; a larger box is in other units, and would fill the memory
 
 
@@ -66,6 +68,8 @@ class FaceDataset(Dataset):
         border = round(self.size * self.context)
         margin = cfg.DATA.MARGIN + (1 + 2 * cfg.DATA.MARGIN) * border / self.size
         self.crops = FaceCrops(self.faces, margin, self.size + 2 * border)
+        if cfg.DATA.MARGIN > 0:
+            warn_of_narrow_photos(self.faces, cfg.DATA.MARGIN)
         if cfg.DATA.CACHE:
             self.crops = cached_crops(self.crops, cache_dir,
                                       worker_count((cfg.TRAIN if train else cfg.TEST).WORKERS))
@@ -186,6 +190,34 @@ def check_photos(crops):
         except OSError as error:
             problems.append(f"{crops.path(index)}: {error}")
     refuse_photos([p for p in problems if p], len(crops))
+
+
+def warn_of_narrow_photos(faces, margin):
+    """Warn if most photos end before the margin does, as those of training.pack do.
+
+    The network then sees black instead of the surroundings of the face. Only the headers of
+    MAX_SIZES_READ photos are read.
+
+    Args:
+        faces: table from lists.read_faces(), with a box in every row.
+        margin: share of the box's width and height added on each side.
+    """
+    chosen = faces.iloc[np.linspace(0, len(faces) - 1, min(len(faces), MAX_SIZES_READ)).astype(int)]
+    count = 0
+    for row in chosen.itertuples():
+        try:
+            (width, height), _ = rotation_to_canvas(upright_size(Path(row.root, row.photo)),
+                                                    row.deg)
+        except OSError:
+            continue  # reported where the face is cut
+        side = max(row.box3 - row.box1, row.box4 - row.box2)
+        room = min(row.box1, row.box2, width - row.box3, height - row.box4)
+        count += room < margin * side - MAX_BLACK * side
+    if count > len(chosen) / 2:
+        warnings.warn(f"most photos end before DATA.MARGIN {margin:g} does ({count} of "
+                      f"{len(chosen)} that were looked at), as packed faces do: the network sees "
+                      "black there; use the whole photos, or a model with DATA.MARGIN 0",
+                      stacklevel=2)
 
 
 def _histograms(faces, bins):

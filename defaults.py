@@ -28,7 +28,8 @@ _C.DATA.MARGIN = 0.0  # share of the face box added on each side before the crop
 _C.DATA.APPA_REAL_LABEL = "apparent"  # which age of a raw APPA-REAL folder is learned
 _C.DATA.EXCLUDE = ""  # CSV with photo names in its first column, which are left out; or none
 _C.DATA.CACHE = True  # keep the resized crops in a memory-mapped file
-_C.DATA.CONTEXT = 0.1  # border of a cached crop, share of its side: what a rotation turns in
+# Border around each cached crop, as a share of its side, so that rotated crops show real pixels.
+_C.DATA.CONTEXT = 0.1
 
 _C.AUG = CfgNode()  # training only; a probability is per image, a range is uniform
 _C.AUG.STRENGTH = 1.0  # multiplies every setting below; 0 turns augmentation off
@@ -36,7 +37,7 @@ _C.AUG.FLIP = 0.5  # probability of mirroring
 _C.AUG.ROTATION = 15.0  # degrees to either side
 _C.AUG.CROP_AREA = 0.7  # smallest share of the crop's area that is kept
 _C.AUG.STRETCH = 0.1  # largest relative change of the aspect ratio
-_C.AUG.SHIFT = 0.05  # share of the side, to each side, in addition to what the crop allows
+_C.AUG.SHIFT = 0.05  # largest extra shift to each side, as a share of the side
 _C.AUG.BRIGHTNESS = 0.3  # factor 1 - b to 1 + b
 _C.AUG.CONTRAST = 0.3  # factor 1 - c to 1 + c
 _C.AUG.SATURATION = 0.3  # factor 1 - s to 1 + s
@@ -56,7 +57,7 @@ _C.LOSS.L1_WEIGHT = 1.0  # lambda of kl_l1 (DLDL-v2)
 _C.LOSS.MEAN_WEIGHT = 0.2  # lambda 1 of mean_variance
 _C.LOSS.VARIANCE_WEIGHT = 0.05  # lambda 2 of mean_variance
 _C.LOSS.INTERVAL_WEIGHT = 1.0  # weight of a face whose age is known as an interval
-_C.LOSS.RARE_AGE_POWER = 0.0  # an age weighs its frequency to the power -this; 0.5: square root
+_C.LOSS.RARE_AGE_POWER = 0.0  # weight of an age = frequency ** -this; 0.5: square root
 _C.LOSS.TEACHER = ""  # predictions for the training faces to learn from: CSV, folder or glob
 _C.LOSS.TEACHER_WEIGHT = 0.5  # share of the loss that compares with the teacher
 

@@ -46,13 +46,16 @@ def pair_folders(data_dirs, datasets, list_dirs):
     """A list of Source, one for each data set, from the words after the flags.
 
     Args:
-        data_dirs: folders after --data_dir. A single one is the folder of all data sets.
+        data_dirs: folders after --data_dir. A single one is the folder of all data sets. None
+            is refused.
         datasets: names after --dataset; None means the only data set in each folder.
         list_dirs: folders after --list_dir; None means data_dirs.
     Raises:
-        ValueError: the counts do not match, or a folder holds no data set or several.
+        ValueError: no folders, the counts do not match, or a folder holds no data set or several.
         FileNotFoundError: a folder does not exist.
     """
+    if not data_dirs:
+        raise ValueError("no --data_dir: name the folder of the photos")
     count = max(len(data_dirs), len(datasets or []))
     if len(data_dirs) not in (1, count) or (datasets and len(datasets) != count):
         raise ValueError(f"{len(data_dirs)} folders after --data_dir but {len(datasets)} names "
@@ -180,24 +183,25 @@ def list_file(source, split, protocol=None):
     Raises:
         FileNotFoundError: the file does not exist; the message names the splits that do.
     """
-    _, dataset, list_dir = source
     if protocol:
         return source.file(f"split_{protocol}")
     path = _list_path(source, split)
     if path.is_file():
         return path
-    there = splits_of(source)
+    there, place = splits_of(source), f"'{source.list_dir}'"
     if there:
-        way_out = (f"start {_align_command(list_dir, dataset)}" if source.file(split).is_file() else
-                   f"{path.name.replace('_align', '')} does not exist either: preprocess."
-                   "generate_csv writes it if there are photos for it")
-        raise FileNotFoundError(f"data set '{dataset}' in '{list_dir}' has no {split} split; it "
-                                f"has {', '.join(there)}; {way_out}; or choose another with "
-                                "test.py --split")
-    found = find_datasets(list_dir)
-    raise FileNotFoundError(f"'{list_dir}' holds no {dataset}_{split}_align.csv; it holds "
-                            f"{', '.join(found) or 'no data set'}: choose with --dataset, or "
-                            f"{_how_to_align(list_dir, dataset)}")
+        way_out = f"start {_align_command(source.list_dir, source.dataset)}" \
+            if source.file(split).is_file() else \
+            f"{path.name.replace('_align', '')} does not exist either: " \
+            "preprocess.generate_csv writes it if there are photos for it"
+        raise FileNotFoundError(f"data set '{source.dataset}' in {place} has no {split} split; it "
+                                f"has {', '.join(there)}; {way_out}")
+    how = _how_to_align(source.list_dir, source.dataset)
+    found = find_datasets(source.list_dir)
+    if not found:
+        raise FileNotFoundError(f"{place} holds no data set; {how}")
+    raise FileNotFoundError(f"{place} holds no {path.name}; it holds {', '.join(found)}: choose "
+                            f"with --dataset, or {how}")
 
 
 def _list_path(source, split):
@@ -238,8 +242,7 @@ def _read_protocol(source, split, protocol, cfg):
         raise ValueError(f"{path}: split '{unknown[0]}' is not one of {', '.join(SPLITS)}")
     if split not in set(chosen["split"]):
         raise FileNotFoundError(f"protocol '{path}' has no {split} split; it has "
-                                f"{', '.join(sorted(set(chosen['split'])))}: complete it, or "
-                                "choose another with test.py --split")
+                                f"{', '.join(sorted(set(chosen['split'])))}: complete it")
     lists = [_read_split(source, there, cfg) for there in splits_of(source)]
     for faces in lists:  # a face may be in two lists, or twice in one
         faces["number"] = faces.groupby(PLACE, dropna=False).cumcount()

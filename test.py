@@ -5,10 +5,11 @@ import glob
 import shlex
 import sys
 import warnings
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
 
 from defaults import FREE_OF_CHECKPOINT
+from preprocess.columns import SPLITS
 from utils.cli import (
     HelpFormatter,
     add_data_flags,
@@ -23,6 +24,7 @@ from utils.locks import only_writer
 # seconds, which -h and a wrong argument need not wait for.
 
 MIN_CALIBRATION_FACES = 30  # below, a calibration warns
+OTHER_REPORT = "choose another --report"
 
 
 def parse_args(argv=None):
@@ -34,9 +36,8 @@ def parse_args(argv=None):
                         help="checkpoint, name of a released model, or https URL; the model "
                         "shipped in misc/ without it. Several are compared; a quoted glob is "
                         "one recipe with several seeds")
-    parser.add_argument("--split", metavar="SPLIT",
-                        help="train, valid or test: the split to measure on; without it test, or "
-                        "with --calibrate valid")
+    parser.add_argument("--split", choices=SPLITS, help="the split to measure on; without it "
+                        "test, or with --calibrate valid")
     parser.add_argument("--output", metavar="CSV", help="write a row for each image: photo, age, "
                         "pred_age, pred_std, and the probability of each age")
     parser.add_argument("--report", metavar="DIR", help="write report.html, metrics.json and "
@@ -55,13 +56,14 @@ def main():
     args = parse_args()
     if args.predictions:
         check_predictions_args(args)
-        report_predictions(args)
+        with only_writer(args.report, OTHER_REPORT) if args.report else nullcontext():
+            report_predictions(args)
     else:
         models = named_models(args.resume)
         check_args(args, models)
         folders = {}  # held until all is written
         if args.report:
-            folders[Path(args.report).resolve()] = "choose another --report"
+            folders[Path(args.report).resolve()] = OTHER_REPORT
         if args.calibrate:
             folders[Path(models[args.resume[0]][0]).resolve().parent] = \
                 "calibrate when that process has ended"
@@ -126,14 +128,17 @@ def measure(args, models):
     """Predict a split with every model, then write and print what was asked for."""
     from evaluation.predict import predict_split
     from evaluation.predictions import write_predictions
-    from lists import SPLITS, count_faces, list_file, pair_folders, warn_of_stale_lists
+    from lists import count_faces, list_file, pair_folders, splits_of, warn_of_stale_lists
     from utils.distributed import choose_device
 
     split = args.split or ("valid" if args.calibrate else "test")
-    if split not in SPLITS:
-        raise ValueError(f"--split '{split}' is none of {', '.join(SPLITS)}")
     sources = pair_folders(args.data_dir, args.dataset, args.list_dir)
-    lists = [list_file(source, split, args.protocol) for source in sources]
+    try:
+        lists = [list_file(source, split, args.protocol) for source in sources]
+    except FileNotFoundError as error:
+        if not all(map(splits_of, sources)):
+            raise
+        raise FileNotFoundError(f"{error}; or measure another split with --split") from error
     if args.output:
         refuse_overwriting([args.output], lists, "--output")
     warn_of_stale_lists(sources)
@@ -219,7 +224,7 @@ def report_models(tested, args, sources, split):
                 for source in sources}
     models = {name: [one.with_quality if one is first else one.predictions for one in seeds]
               for name, seeds in tested.items()}
-    # With a protocol the rejected photos of all splits are counted, which is no share of one.
+    # With a protocol, rejected photos cannot be assigned to a split, so their share stays unknown.
     evaluation = evaluate_all(models, first.variants, None if args.protocol else rejected)
     provenance = {"Command": shlex.join(["python", *sys.argv]), "Split": split,
                   "Protocol": args.protocol or "the lists' own split", **first.provenance(),
@@ -238,8 +243,9 @@ def report_predictions(args):
 
     predictions = read_predictions(args.predictions)
     if args.report:
-        refuse_overwriting([Path(args.report, name) for name in REPORT_FILES],
-                           [args.predictions], "--report")
+        written = [Path(args.report, name) for name in REPORT_FILES]
+        earlier = Path(args.report).glob("predictions_*.csv")  # of models that it compared
+        refuse_overwriting([*written, *earlier], [args.predictions], "--report")
         write_report(evaluate_all({"model": [predictions]}), args.report,
                      {"Command": shlex.join(["python", *sys.argv]),
                       "Predictions": args.predictions})

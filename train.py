@@ -45,14 +45,12 @@ def parse_args(argv=None):
 def main():
     args = parse_args()
     # Imported here because torch and the networks take seconds, which -h need not wait for.
-    from training.course import read_config, train, train_protocols
+    from training.loop import read_config, train, train_protocols
     from training.run import Job
     from utils import distributed
 
     if args.multi_gpu:
         raise ValueError(_torchrun_hint())
-    if not args.data_dir:
-        raise ValueError("no --data_dir: name the folder of the photos")
     folder = _run_folder(args)
     with distributed.processes(distributed.choose_device(args.device)) as device:
         cfg = read_config(args.cfg, args.resume, args.opts)
@@ -97,5 +95,7 @@ def _torchrun_hint():
 
 
 if __name__ == "__main__":
+    # With fp16 the first steps may overflow and are skipped. torch then takes the step of the
+    # schedule for one that came before the step of the optimiser.
     warnings.filterwarnings("ignore", message=".*lr_scheduler.step.*")
     run_main(main)

@@ -10,7 +10,7 @@
 #
 # Writes OUT/NETWORK_{1,2}.pth, 7 and 10 MB each, and OUT/teachers/NETWORK.csv for LOSS.TEACHER. After
 # an interruption, start the same command again: it continues. KEY VALUE pairs at the end apply to
-# every training. For a GPU without the photos, pack the faces first: python -m preprocess.pack. Not
+# every training. For a GPU without the photos, pack the faces first: python -m training.pack. Not
 # run on a GPU yet. The weights of mobilenetv1 are for research only (docs/architectures.md).
 set -euo pipefail
 root=$(cd "$(dirname "$0")/.." && pwd)

@@ -193,7 +193,8 @@ def fit_calibration(predicted):
     """
     exact = ~metrics.is_interval(predicted.data.labels).numpy()
     if exact.sum() < 2:
-        raise ValueError("--calibrate needs faces with an exact age; this split has none")
+        raise ValueError("--calibrate needs at least two faces with an exact age; this split has "
+                         f"{exact.sum()}")
     ages = predicted.data.labels["age"].numpy()[exact].astype(float)
     log_probs = predicted.log_probs.numpy()[exact].astype(float)
     bins = np.array(age_bins(predicted.cfg))

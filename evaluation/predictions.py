@@ -16,8 +16,11 @@ import pandas as pd
 
 import metrics
 from lists import listed
+from preprocess.columns import clean_path
 from utils.files import replaced
+from utils.tables import table_format
 
+REQUIRED = ("photo", "age", "pred_age")
 TEXTS = ("gender", "race", "subject", "dataset")
 NUMBERS = ("age_std", "age_min", "age_max", "pred_std", "confidence", "face_px", "sharpness")
 PROB_DIGITS = 6  # significant digits of p0, p1, ... in predictions.csv
@@ -100,7 +103,8 @@ def read_predictions(path):
     """Read and check a predictions.csv, ours or another model's.
 
     Args:
-        path: CSV with at least photo, age, pred_age (see the top of this file).
+        path: CSV with at least photo, age, pred_age (see the top of this file), in any of the
+            formats that utils.tables.read_rows() reads.
     Returns:
         Predictions with float ages, and pred_std where there are distributions.
     Raises:
@@ -108,13 +112,20 @@ def read_predictions(path):
         ValueError: the file is not a CSV, a column is missing, or rows are not usable (the first
             twenty are listed).
     """
-    if not Path(path).is_file():
+    path = Path(path)
+    if not path.is_file():
         raise FileNotFoundError(f"predictions '{path}' not found; test.py --output writes them")
     try:
-        frame = pd.read_csv(path, dtype=dict.fromkeys(("photo", *TEXTS), "string"))
+        encoding, separator = table_format(path, REQUIRED)
+        # Not utils.tables.read_columns(), which takes long for a hundred columns of numbers.
+        frame = pd.read_csv(path, sep=separator, encoding=encoding, skipinitialspace=True,
+                            dtype=dict.fromkeys(("photo", *TEXTS), "string"))
     except (ValueError, pd.errors.ParserError) as error:  # an empty file is a ValueError as well
         raise ValueError(f"predictions '{path}': not a CSV: {' '.join(str(error).split())}"
                          ) from error
+    frame.columns = frame.columns.str.strip()
+    if "photo" in frame:
+        frame["photo"] = frame["photo"].map(clean_path, na_action="ignore")
     return check_predictions(frame, f"'{path}'")
 
 
@@ -128,7 +139,7 @@ def check_predictions(frame, name):
     Raises:
         ValueError: see read_predictions.
     """
-    missing = [column for column in ("photo", "age", "pred_age") if column not in frame]
+    missing = [column for column in REQUIRED if column not in frame]
     if missing:
         raise ValueError(f"predictions {name}: no column {', '.join(missing)}; a table needs "
                          "photo, age and pred_age")

@@ -33,7 +33,7 @@ from evaluation.scores import (
 )
 from utils.files import replaced
 
-# Each other model gets a table of its own name as well.
+# Each other model gets a table of its own name as well, see _write_tables().
 REPORT_FILES = ("report.html", "metrics.json", "predictions.csv")
 PACKAGES = ("torch", "torchvision", "timm", "pretrainedmodels", "facenet-pytorch", "onnxruntime",
             "opencv-python", "numpy", "pandas", "pillow", "matplotlib")
@@ -55,10 +55,13 @@ def write_report(evaluation, out_dir, provenance=None, photo_of=None,
     Returns:
         dict, the content of metrics.json.
     """
-    results = evaluation.results | {"provenance": _with_versions(provenance)}
     out_dir = Path(out_dir)
     out_dir.mkdir(parents=True, exist_ok=True)
-    _write_tables(evaluation.models, out_dir)  # first what took longest to make
+    earlier = _earlier_tables(out_dir)
+    tables = _write_tables(evaluation.models, out_dir)  # first what took longest to make
+    for path in earlier - {out_dir / name for name in tables}:
+        path.unlink(missing_ok=True)
+    results = evaluation.results | {"provenance": _with_versions(provenance) | {"Tables": tables}}
     _write(out_dir / "metrics.json",
            json.dumps(results, indent=1, allow_nan=False, default=str) + "\n")
     _write(out_dir / "report.html", _render(title, results, evaluation, photo_of))
@@ -70,12 +73,46 @@ def _write(path, text):
         temporary.write_text(text, encoding="utf-8")
 
 
+def _earlier_tables(out_dir):
+    """Paths of the tables that an earlier report in the folder wrote, and nobody has changed."""
+    results = out_dir / "metrics.json"
+    try:
+        names = json.loads(results.read_text(encoding="utf-8"))["provenance"]["Tables"]
+        return {path for path in map(out_dir.joinpath, names) if path.parent == out_dir
+                and path.stat().st_mtime_ns <= results.stat().st_mtime_ns}
+    except (OSError, ValueError, LookupError, TypeError):  # no report, an older or a damaged one
+        return set()
+
+
 def _write_tables(models, out_dir):
+    """Write predictions.csv and a table for each further model and seed.
+
+    Args:
+        models: {name: [Predictions, ...]}.
+        out_dir: Path of the folder.
+    Returns:
+        {name of the file: the model, and its seed if there are several}.
+    """
+    tables = {}
     for k, (name, seeds) in enumerate(models.items()):
         for s, one in enumerate(seeds):
-            tail = "" if k == s == 0 else "_" + re.sub(r"[^\w.-]+", "_", name) + (
-                f"_{s + 1}" if len(seeds) > 1 else "")
-            write_predictions(one, out_dir / f"predictions{tail}.csv")
+            stem = "predictions"
+            if (k, s) != (0, 0):
+                stem += "_" + re.sub(r"[^\w.-]+", "_", name) + (
+                    f"_{s + 1}" if len(seeds) > 1 else "")
+            stem = _unused(stem, tables)
+            write_predictions(one, out_dir / f"{stem}.csv")
+            tables[f"{stem}.csv"] = f"{name}, seed {s + 1}" if len(seeds) > 1 else name
+    return tables
+
+
+def _unused(stem, tables):
+    """The name, with a number behind it if a table has the name already, in any letter case."""
+    used, number, found = {name.lower() for name in tables}, 1, stem
+    while f"{found}.csv".lower() in used:
+        number += 1
+        found = f"{stem}_{number}"
+    return found
 
 
 def _with_versions(provenance):

@@ -2,15 +2,22 @@
 
 import hashlib
 import io
+import os
 import pickle
 import zipfile
 
 import pytest
 import torch
+from faces import write_dataset
 
 from checkpoint import load_checkpoint, save_checkpoint
-from defaults import parse_cfg
+from crop_cache import cached_crops
+from dataset import FaceCrops
+from defaults import load_cfg, parse_cfg
+from lists import Source, read_faces
+from training.folder import RunFolder
 from training.release import release_checkpoint
+from utils.locks import only_writer
 
 PLAIN = {"cfg": "TRAIN:\n  LR: 0.1\n", "model": {"w": torch.arange(3.0)}, "epochs_done": 2,
          "best": {"metric": "val_mae", "value": 5.2, "epoch": 2}, "random_state": None}
@@ -23,6 +30,32 @@ def test_a_checkpoint_survives_a_round_trip(tmp_path):
     assert loaded == {"version": 1, **{k: v for k, v in PLAIN.items() if k != "model"}}
     torch.load(tmp_path / "a.pth", weights_only=True)
     assert [path.name for path in tmp_path.iterdir()] == ["a.pth"]
+
+
+@pytest.fixture
+def on_disk(monkeypatch):
+    """List of (inode, size) of the files that the operating system was told to write out."""
+    files, fsync = [], os.fsync
+
+    def noted(number):
+        fsync(number)
+        files.append((os.fstat(number).st_ino, os.fstat(number).st_size))
+
+    monkeypatch.setattr(os, "fsync", noted)
+    return files
+
+
+def test_a_file_is_on_the_disk_before_it_replaces_another(tmp_path, on_disk):
+    folder = RunFolder(tmp_path)
+    folder.save(PLAIN, kept_as="epoch001.pth", is_best=True)
+    folder.write_config(load_cfg())
+    write_dataset(tmp_path, [10, 60])
+    faces = read_faces(Source(tmp_path, "drawn", tmp_path), "train", load_cfg())
+    cached_crops(FaceCrops(faces, 0.0, 32), tmp_path, 0)
+    (crops,) = tmp_path.glob("*.u8")
+    for path in (folder.last, folder.best, tmp_path / "epoch001.pth", tmp_path / "config.yaml",
+                 crops):
+        assert (path.stat().st_ino, path.stat().st_size) in on_disk, path.name
 
 
 def test_a_failed_save_leaves_the_earlier_file(tmp_path):
@@ -187,3 +220,13 @@ def test_several_checkpoints_are_released_as_their_mean(tmp_path):
     for name in ("longer.pth", "other.pth"):
         with pytest.raises(ValueError, match=rf"{name}' is of another network than .*a\.pth'"):
             release_checkpoint([tmp_path / "a.pth", tmp_path / name], tmp_path / "mean.pth")
+
+
+def test_a_release_leaves_a_folder_alone_that_another_process_writes_to(tmp_path):
+    save_checkpoint(tmp_path / "a.pth", PLAIN)
+    with only_writer(tmp_path / "out", "wait"):
+        with pytest.raises(ValueError, match="another process writes to '.*out': process"):
+            release_checkpoint([tmp_path / "a.pth"], tmp_path / "out" / "b.pth")
+        assert not (tmp_path / "out" / "b.pth").exists()
+    release_checkpoint([tmp_path / "a.pth"], tmp_path / "out" / "b.pth")
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["b.pth"]

@@ -2,6 +2,7 @@
 
 import pickle
 import shutil
+import warnings
 from functools import partial
 from itertools import chain
 
@@ -210,6 +211,24 @@ def test_a_list_that_ignored_exif_warns(folder, tmp_path):
     write_list(folder / "drawn_train_align.csv", [rows[0] | {"box1": 200, "box3": 300}])
     with pytest.raises(ValueError, match=r"outside.*EXIF.*preprocess\.face_align"):
         dataset(folder, tmp_path, "DATA.CACHE", "False")
+
+
+def test_photos_that_end_before_the_margin_does_are_reported(folder, tmp_path):
+    words = ["DATA.MARGIN", "0.4", "DATA.CACHE", "False"]
+    rows = write_dataset(folder, AGES)
+    for row in rows:
+        row.update(deg=0, box1=28, box2=28, box3=68, box4=68)  # 28 pixels to each side
+    for room, count in ((28, 0), (10, 3), (10, 4)):
+        for row in rows[:count]:
+            row.update(box1=room, box3=room + 40)
+        write_list(folder / "drawn_train_align.csv", rows)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            dataset(folder, tmp_path, *words)
+            dataset(folder, tmp_path, "DATA.CACHE", "False")  # without a margin
+        texts = [str(one.message) for one in caught]
+        assert len(texts) == (count > 3), texts
+    assert "DATA.MARGIN 0.4 does (4 of 6 that" in texts[0]
 
 
 def test_without_strength_augmentation_is_the_evaluation_crop(folder, tmp_path):

@@ -225,11 +225,17 @@ def test_a_list_that_is_all_excluded_is_named(tmp_path):
 def test_a_missing_split_names_the_splits_there_are_and_the_way_out(tmp_path):
     write_dataset(tmp_path, [10])
     with pytest.raises(FileNotFoundError, match=r"no test split; it has train, valid; "
-                       r"drawn_test.csv does not exist either: .*generate_csv .*--split"):
+                       r"drawn_test.csv does not exist either: .*generate_csv .*photos for it$"):
         read(tmp_path, "drawn", "test", CFG)
     write_list(tmp_path / "drawn_test.csv", [{"photo": "drawn_0.png", "age": 10}])
-    with pytest.raises(FileNotFoundError, match=r"start python -m preprocess.face_align .*--split"):
+    with pytest.raises(FileNotFoundError, match="start python -m preprocess.face_align .*photos$"):
         read(tmp_path, "drawn", "test", CFG)
+    with pytest.raises(FileNotFoundError, match=r"holds no other_test_align\.csv; it holds drawn: "
+                       "choose with --dataset, or docs/data.md says how"):
+        read(tmp_path, "other", "test", CFG)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(FileNotFoundError, match="empty' holds no data set; docs/data.md says how"):
+        read(tmp_path / "empty", "drawn", "test", CFG)
 
 
 def test_a_list_of_which_alignment_left_nothing_says_so(tmp_path):
@@ -357,6 +363,9 @@ def test_folders_and_names_are_paired(tmp_path):
     one, two = tmp_path / "one", tmp_path / "two"
     write_dataset(one, [10], name="a")
     write_dataset(two, [10], name="b")
+    for nothing in (None, []):
+        with pytest.raises(ValueError, match="no --data_dir: name the folder of the photos"):
+            pair_folders(nothing, None, None)
     assert pair_folders([one], None, None) == [(one, "a", one)]
     assert pair_folders([one, two], None, None) == [(one, "a", one), (two, "b", two)]
     assert pair_folders([one, two], ["a", "b"], [one]) == [(one, "a", one), (two, "b", one)]

@@ -1,4 +1,4 @@
-"""preprocess.pack: the packed faces are those that a training sees."""
+"""training.pack: the packed faces are those that a training sees."""
 
 import subprocess
 import sys
@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from faces import write_dataset
+from faces import draw_face, write_dataset, write_list
 from PIL import Image
 
 from dataset import FaceDataset
@@ -19,7 +19,7 @@ AGES = [5, 15, 25, 35, 45, 55]
 
 
 def pack(*words):
-    return subprocess.run([sys.executable, "-m", "preprocess.pack", *map(str, words)], cwd=ROOT,
+    return subprocess.run([sys.executable, "-m", "training.pack", *map(str, words)], cwd=ROOT,
                           text=True, capture_output=True)
 
 
@@ -66,6 +66,41 @@ def test_lists_keep_names_and_columns(drawn, tmp_path):
     with Image.open(tmp_path / "drawn" / table["photo"][0]) as picture:
         assert picture.format == "WEBP"
         assert picture.size == (76, 76)  # a tenth around
+
+
+def test_each_face_of_a_photo_gets_a_picture_of_its_own(drawn, tmp_path):
+    Image.fromarray(np.hstack([draw_face(10), draw_face(80)])).save(drawn / "pair.png")
+    left = {"photo": "pair.png", "age": 10, "deg": 0.0, "box1": 16, "box2": 16, "box3": 80,
+            "box4": 80}
+    right = left | {"age": 80, "box1": 112, "box3": 176}
+    taken = left | {"photo": "pair_face2.png", "age": 30}
+    Image.fromarray(draw_face(30)).save(drawn / "pair_face2.png")
+    write_list(drawn / "drawn_train_align.csv", [left, right, left | {"age": 11}, taken])
+    write_list(drawn / "drawn_valid_align.csv", [right, left | {"box1": 14}])
+    done = pack(tmp_path / "out", "--data_dir", drawn, "--size", 64)
+    assert done.returncode == 0, done.stderr
+    assert "drawn: 3 faces share their photo with another face" in done.stdout
+    out = tmp_path / "out" / "drawn"
+    lists = [pd.read_csv(out / f"drawn_{split}_align.csv") for split in ("train", "valid")]
+    assert lists[0]["photo"].tolist() == ["pair.png", "pair_face3.png", "pair.png",
+                                          "pair_face2.png"]
+    assert lists[1]["photo"].tolist() == ["pair_face3.png", "pair_face4.png"]
+    cfg = load_cfg(opts=["MODEL.IMG_SIZE", "64", "DATA.CACHE", "False"])
+    photos, packed = (datasets_of(folder, cfg, train=False) for folder in (drawn, out))
+    for index in range(4):
+        difference = photos.face(index).astype(float) - packed.face(index)
+        assert np.abs(difference.mean(axis=2)).mean() < 5
+    assert sorted(path.name for path in out.iterdir()) == [
+        "drawn_train_align.csv", "drawn_valid_align.csv", "pair.png", "pair_face2.png",
+        "pair_face3.png", "pair_face4.png"]  # and nothing half-written
+
+
+def test_data_sets_of_one_name_are_not_packed_over_each_other(drawn, tmp_path):
+    write_dataset(tmp_path / "more", AGES)
+    done = pack(tmp_path / "out", "--data_dir", drawn, tmp_path / "more")
+    assert done.returncode == 2
+    assert "2 of the data sets are called 'drawn'" in done.stderr
+    assert not (tmp_path / "out").exists()
 
 
 def test_missing_photo_is_named(drawn, tmp_path):

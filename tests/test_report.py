@@ -108,6 +108,20 @@ def test_three_columns_are_enough(tmp_path, table):
     assert read.probs is None
 
 
+@pytest.mark.parametrize("separator", [",", ";", "\t"])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_predictions_are_read_in_every_format_of_a_table(tmp_path, separator, encoding):
+    lines = [["photo ", " age", "pred_age", "p0", "p1"],
+             ["a\\Zoë.jpg", "1", "0.75", "0.25", "0.75"],
+             ["./b.jpg", " 0", "0.5", "0.5", "0.5"]]
+    (tmp_path / "other.csv").write_text("\n".join(map(separator.join, lines)), encoding=encoding)
+    read = read_predictions(tmp_path / "other.csv")
+    assert read.faces["photo"].tolist() == ["a/Zoë.jpg", "b.jpg"]
+    assert read.faces["age"].tolist() == [1, 0]
+    assert read.faces["pred_age"].tolist() == [0.75, 0.5]
+    assert read.probs.tolist() == [[0.25, 0.75], [0.5, 0.5]]
+
+
 @pytest.mark.parametrize("text, message", [
     ("photo,age\na.jpg,3\n", "no column pred_age"),
     ("", "not a CSV"),
@@ -445,6 +459,22 @@ def test_recipes_with_seeds_stand_side_by_side(tmp_path, table):
     names = {path.name for path in tmp_path.glob("*.csv")}
     assert names == {"predictions.csv", "predictions_recipe_2.csv", "predictions_recipe_3.csv",
                      "predictions_single.csv"}
+
+
+def test_each_model_has_a_table_and_those_of_an_earlier_report_go(tmp_path, table):
+    written(tmp_path, {"runs/a/best.pth": [table], "runs/b": [table], "old": [table]})
+    (tmp_path / "predictions_mine.csv").write_text("kept")
+    assert (tmp_path / "predictions_old.csv").exists()
+    other = draw_predictions(600, 1).assign(photo=table["photo"])
+    results, _ = written(tmp_path, {"first": [table], "runs/a": [table], "runs_a": [other]})
+    assert {path.name for path in tmp_path.glob("*.csv")} == {
+        "predictions.csv", "predictions_runs_a.csv", "predictions_runs_a_2.csv",
+        "predictions_mine.csv"}
+    assert results["provenance"]["Tables"] == {
+        "predictions.csv": "first", "predictions_runs_a.csv": "runs/a",
+        "predictions_runs_a_2.csv": "runs_a"}
+    read = read_predictions(tmp_path / "predictions_runs_a_2.csv")
+    assert read.faces["pred_age"].to_numpy() == pytest.approx(other["pred_age"], abs=1e-4)
 
 
 def test_models_without_a_common_photo_are_not_compared(table):

@@ -23,7 +23,7 @@ from scripts import (
 )
 
 import engine
-from training import course
+from training import loop
 from training.folder import RunFolder
 
 
@@ -50,7 +50,7 @@ def test_two_epochs_equal_one_stopped_and_resumed_to_the_bit(folder, tmp_path, m
         yield lambda: next(asked) >= askings
 
     with monkeypatch.context() as patched:
-        patched.setattr(course, "stop_on_interrupt", stop_after)
+        patched.setattr(loop, "stop_on_interrupt", stop_after)
         assert train(folder, parts, *STEADY, "TRAIN.EPOCHS", "2", check=False).returncode == 130
     assert told in train(folder, parts, "--resume", parts / "last.pth").stdout
     mine, theirs = weights(whole / "last.pth"), weights(parts / "last.pth")
@@ -116,7 +116,7 @@ def test_a_closed_terminal_saves_and_nohup_goes_on(folder, tmp_path):
     assert process.returncode == 130
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
-        with course.stop_on_interrupt() as should_stop:
+        with loop.stop_on_interrupt() as should_stop:
             os.kill(os.getpid(), signal.SIGHUP)
             assert not should_stop()
     finally:
@@ -152,7 +152,7 @@ def test_broken_weights_replace_no_checkpoint(folder, tmp_path, monkeypatch, bat
         assert "diverged" in refusal(train(folder, run, *again, check=False))
         assert (run / "last.pth").read_bytes() == good
     with monkeypatch.context() as patched:
-        patched.setattr(course, "stop_on_interrupt", lambda: nullcontext(lambda: True))
+        patched.setattr(loop, "stop_on_interrupt", lambda: nullcontext(lambda: True))
         patched.setattr(engine.Trainer, "step", broken_step)
         done = train(folder, run, *again, check=False)
     assert done.returncode == (130 if batch_size == "4" else 2)

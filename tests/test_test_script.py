@@ -151,7 +151,15 @@ def test_test_refuses_what_does_not_fit(folder, trained, tmp_path):
     only = tmp_path / "only"
     write_dataset(only, [20], splits=("train",))
     done = script("test.py", "--data_dir", only, "--resume", trained, check=False)
-    assert "it has train" in refusal(done)
+    line = refusal(done)
+    assert "it has train" in line and line.endswith("; or measure another split with --split")
+    done = script("test.py", *words, "--split", "tset", check=False)
+    assert "--split: invalid choice: 'tset' (choose from " in refusal(done)
+    write_dataset(only, [20], splits=("valid",))
+    shutil.copy(trained, tmp_path / "copy.pth")
+    done = script("test.py", "--data_dir", only, "--resume", tmp_path / "copy.pth", "--calibrate",
+                  "--cache_dir", tmp_path / "cache", check=False)
+    assert "two faces with an exact age; this split has 1" in refusal(done)
     other = torch.load(trained, weights_only=True)
     other["cfg"] = other["cfg"].replace("timm/test_resnet", "timm/resnet34")
     torch.save(other, tmp_path / "other.pth")
@@ -173,3 +181,14 @@ def test_a_folder_that_another_process_writes_to_is_left_alone(folder, trained, 
     assert [path.name for path in run.iterdir()] == ["best.pth"]
     assert (run / "best.pth").read_bytes() == before
     script("test.py", *words)
+
+
+def test_a_report_on_predictions_leaves_another_processs_folder_alone(tmp_path):
+    (tmp_path / "mine.csv").write_text("photo,age,pred_age\na.jpg,20,22\nb.jpg,30,31\n")
+    words = ["--predictions", tmp_path / "mine.csv", "--report", tmp_path / "out"]
+    with only_writer(tmp_path / "out", "wait"):
+        line = refusal(script("test.py", *words, check=False))
+        assert "another process writes to" in line
+    assert not (tmp_path / "out").exists()
+    script("test.py", *words)
+    assert (tmp_path / "out" / "report.html").is_file()

@@ -8,12 +8,16 @@ import numpy as np
 import pytest
 import timm
 import torch
+from faces import write_dataset
 from torch.nn import functional
 
 import pretrained
 from checkpoint import load_checkpoint, save_checkpoint
+from dataset import FaceDataset
 from defaults import load_cfg
+from lists import Source, read_faces
 from model import build_model, restore_model
+from training import layer_statistics
 from training.layer_statistics import write_statistics
 from utils.files import cache_dir, file_sha256
 
@@ -141,6 +145,23 @@ def test_statistics_of_the_same_faces_keep_it_so_in_training_mode(package, tmp_p
     # One face at the end of five halvings has few places: what is left is rounding.
     difference = features(model.train(), pixels) - before
     assert difference.abs().mean() < 0.02 * before.abs().mean()
+
+
+def test_the_command_measures_the_training_faces(package, tmp_path, monkeypatch):
+    write_dataset(tmp_path / "data", [10, 40, 70])
+    out = tmp_path / "statistics.npz"
+    monkeypatch.setattr("sys.argv", ["layer_statistics", str(package), str(out), "--data_dir",
+                                     str(tmp_path / "data")])
+    layer_statistics.main()
+    cfg = load_cfg(opts=["MODEL.IMG_SIZE", "160", "DATA.CACHE", "False"])
+    source = Source(tmp_path / "data", "drawn", tmp_path / "data")
+    data = FaceDataset(read_faces(source, "train", cfg), cfg, train=False)
+    model = build(package, size=160)
+    pixels = data.batch([(0, index) for index in (0, 1, 2)])["pixels"]
+    write_statistics(tmp_path / "expected.npz", package, model.backbone, model.normalise(pixels))
+    with np.load(out) as found, np.load(tmp_path / "expected.npz") as expected:
+        for name in expected:
+            np.testing.assert_allclose(found[name], expected[name], rtol=2e-2, atol=2e-3)
 
 
 def test_kernels_are_of_a_scale_at_which_the_output_has_variance_1(package, tmp_path):

@@ -1,1 +1,1 @@
-"""A training run: its parts, its course, its files."""
+"""A training run: its parts, its loop over epochs, its files; tools around a training."""

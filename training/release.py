@@ -5,6 +5,7 @@
 """
 
 import argparse
+from pathlib import Path
 
 import torch
 
@@ -12,6 +13,7 @@ from checkpoint import load_checkpoint, save_checkpoint
 from defaults import age_bins, override_cfg, parse_cfg
 from utils.cli import HelpFormatter, run_main
 from utils.files import file_sha256
+from utils.locks import only_writer
 
 RELEASED = ("cfg", "commit", "epochs_done", "best", "metrics", "datasets", "temperature")
 
@@ -28,7 +30,8 @@ def release_checkpoint(sources, target):
     Returns:
         sha256 of the target, 64 hexadecimal digits.
     Raises:
-        ValueError: the checkpoints are not of the same network.
+        ValueError: the checkpoints are not of the same network, or another process writes to the
+            folder of the target.
     """
     checkpoints = [load_checkpoint(source) for source in sources]
     first = checkpoints[0]
@@ -43,8 +46,9 @@ def release_checkpoint(sources, target):
     cfg = parse_cfg(first["cfg"])
     if cfg.DATA.EXCLUDE:  # a file on the machine that trained it
         kept["cfg"] = override_cfg(cfg, ["DATA.EXCLUDE", ""], "DATA.EXCLUDE").dump()
-    save_checkpoint(target, kept)
-    return file_sha256(target)
+    with only_writer(Path(target).parent, "write to another folder"):
+        save_checkpoint(target, kept)
+        return file_sha256(target)
 
 
 def _network(checkpoint):

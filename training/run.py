@@ -115,8 +115,8 @@ class Run:
         if path.resolve().parent != self.files.path.resolve():
             self.files.set_aside_earlier_run()
         if self.best and not self.files.restore_best(self.name, self.best["epoch"], path):
-            print(f"the best model so far, of epoch {self.best['epoch']}, is not beside {path}: "
-                  "the next epoch counts as the best")
+            print(f"best.pth of epoch {self.best['epoch']} is not in the folder of {path}, so the "
+                  "next epoch becomes the best")
             self.best = {}
 
     def faces_digest(self):

@@ -19,7 +19,7 @@ from defaults import load_cfg
 from evaluation.predictions import face_keys, read_predictions
 from lists import pair_folders, read_sources
 from utils.cli import HelpFormatter, add_data_flags, run_main
-from utils.files import writable_folder
+from utils.files import replaced, writable_folder
 
 MIN_MASS = 1e-3  # of a teacher's distribution within the student's age bins
 
@@ -85,13 +85,14 @@ def main():
     parser.add_argument("output_dir", metavar="OUT", help="folder to write")
     add_data_flags(parser)
     args = parser.parse_args()
-    sources = pair_folders(args.data_dir or [], args.dataset, args.list_dir)
+    sources = pair_folders(args.data_dir, args.dataset, args.list_dir)
     faces = read_sources(sources, "train", load_cfg())
     is_first = halve(faces["photo"])
     folder = writable_folder(args.output_dir, "OUT")
     for number, half in enumerate((faces[is_first], faces[~is_first]), start=1):
         path = folder / f"half_{number}.csv"
-        half[["photo"]].to_csv(path, index=False)
+        with replaced(path) as temporary:  # configs/teachers.sh takes a table there as complete
+            half[["photo"]].to_csv(temporary, index=False)
         print(f"{path}: {len(half):,} faces")
 
 

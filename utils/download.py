@@ -11,7 +11,7 @@ from utils.files import cache_dir
 MISC = Path(__file__).parents[1] / "misc"
 REGISTRY = MISC / "models.yaml"
 DEFAULT = "default"
-TIMEOUT_S = 30  # without a byte from the server
+TIMEOUT_S = 30  # longest wait for the next byte from a server
 LFS_POINTER = b"version https://git-lfs.github.com/spec"
 WEB_PAGES = (b"<!doctype", b"<html", b"<?xml", b"<head")  # how they start, in lower case
 

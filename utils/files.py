@@ -18,7 +18,7 @@ TEMPORARY_NAME = re.compile(r"\.[0-9a-f]{32}\.tmp")
 def replaced(path):
     """Yield the path of a temporary file; at the end it is renamed to path.
 
-    An error or an interruption leaves path as it was.
+    An error, an interruption or a power cut leaves path as it was.
     """
     path = Path(path)
     # Not made from the name of path, which may have the maximum length already.
@@ -26,9 +26,16 @@ def replaced(path):
     try:
         with named_full_disk(path):
             yield temporary
+            write_to_disk(temporary)
             temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def write_to_disk(path):
+    """Wait until a file is on the disk, so that a power cut cannot leave it empty once renamed."""
+    with path.open("r+b") as file:
+        os.fsync(file.fileno())
 
 
 def remove_leftovers(folder):

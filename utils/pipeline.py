@@ -1,7 +1,12 @@
-"""Long streams of photos: work sent ahead to a pool, and batches of bounded size."""
+"""Long work: sent ahead to a pool, in batches of bounded size, on every core, until a signal."""
 
 import os
+import signal
 from collections import deque
+
+# Ctrl-C, a job scheduler, and a terminal that is closed (Windows has no SIGHUP).
+STOP_SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP")
+                if hasattr(signal, name)]
 
 
 def map_ahead(submit, items, ahead):

@@ -1,4 +1,4 @@
-"""Work shared by independent processes: each takes its share by the number in its environment."""
+"""Several independent processes share the work; RANK and WORLD_SIZE say which part is whose."""
 
 import os
 

@@ -63,6 +63,17 @@ def _read_fields(path, required):
         raise ValueError(f"{path}: not a CSV file in UTF-8 or UTF-16: {error}") from error
 
 
+def table_format(path, required):
+    """(encoding, separator) of a table, for a library that reads it; arguments as of read_rows.
+
+    Raises:
+        UnicodeError: the first line is not text in that encoding.
+    """
+    encoding = _encoding(path)
+    with path.open(encoding=encoding, newline="") as file:
+        return encoding, _separator(file.readline(), required)
+
+
 def _encoding(path):
     with path.open("rb") as file:
         start = file.read(3)

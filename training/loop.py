@@ -1,4 +1,4 @@
-"""The course of a training: epoch after epoch until the last, and protocol after protocol."""
+"""Trains epoch after epoch, and protocol after protocol."""
 
 import hashlib
 import os
@@ -23,16 +23,13 @@ from training.build import build_network, build_train_loader, build_trainer
 from training.folder import RunFolder
 from training.run import Run
 from utils import distributed
+from utils.pipeline import STOP_SIGNALS
 
 PROTOCOL_SCORES = {"interval_accuracy": "in the right interval, %",
                    "interval_distance": "distance to the interval, years", "mae": "test mae"}
 # May change when a command over several protocols is started again.
 FREE_OF_RESTART = ("TRAIN.EPOCHS", "TRAIN.WORKERS", "TRAIN.SAVE_MINUTES", "TEST.WORKERS",
                    "TEST.BATCH_SIZE", "DATA.CACHE")
-
-# Ctrl-C, a job scheduler, a terminal that is closed (which Windows does not tell).
-STOP_SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP")
-                if hasattr(signal, name)]
 
 
 def train(job, cfg):
@@ -202,7 +199,7 @@ def _read_list(job, cfg, split, protocol):
 
 
 def warn_of_shared_photos(faces):
-    """Warn if photos are both trained on and validated on: their error says nothing of others.
+    """Warn if photos are both trained on and validated on.
 
     faces: {split: table from lists.read_faces()}.
     """
@@ -211,8 +208,8 @@ def warn_of_shared_photos(faces):
     shared = valid[valid.isin(trained)]
     if len(shared):
         warnings.warn(f"{len(shared)} of {len(valid)} validation faces are of photos that are "
-                      f"trained on too, such as {shared.iloc[0]}: their error is no measure for "
-                      "other photos", stacklevel=2)
+                      f"trained on too, such as {shared.iloc[0]}: their error does not "
+                      "show how well the network does on other photos", stacklevel=2)
 
 
 def _fix_seeds(cfg):
