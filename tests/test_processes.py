@@ -1,12 +1,15 @@
 """Training under torchrun: two processes, on one machine or on two, do the same as one."""
 
+import os
 import re
+import subprocess
 import sys
 
 import pytest
 import torch
 from faces import TINY, write_dataset, write_list
 from scripts import (
+    ROOT,
     STEADY,
     draw_ages,
     interrupt_after,
@@ -87,6 +90,20 @@ def test_ctrl_c_on_one_of_two_machines_stops_both(tmp_path):
     saved = weights(run / "last.pth")
     assert saved["epochs_done"] >= 1
     assert len(saved["random_state"]["cpu"]) == 2
+
+
+def test_only_the_main_process_warns(tmp_path):
+    (tmp_path / "script.py").write_text(
+        "import warnings, torch\nfrom utils import distributed\n"
+        "with distributed.processes(torch.device('cpu')) as device:\n"
+        "    warnings.warn('of a list')\n"
+        "    distributed.any_true(True, device)\n")  # the main process ends last
+    done = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2",
+         tmp_path / "script.py"], text=True, capture_output=True,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""})
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("UserWarning: of a list") == 1
 
 
 def test_both_machines_say_that_their_lists_differ(tmp_path):

@@ -5,6 +5,7 @@ Machines need not see each other's files. Only the main process reads and writes
 
 import os
 import socket
+import warnings
 from contextlib import contextmanager
 from datetime import timedelta
 
@@ -41,7 +42,10 @@ def processes(device):
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo",
                             timeout=timedelta(hours=6))
     try:
-        yield device
+        with warnings.catch_warnings():
+            if not is_main():  # every process reads the same lists; one warns of them
+                warnings.simplefilter("ignore", UserWarning)
+            yield device
     finally:
         dist.destroy_process_group()
 
