@@ -188,20 +188,20 @@ def list_file(source, split, protocol=None):
     path = _list_path(source, split)
     if path.is_file():
         return path
-    there, place = splits_of(source), f"'{source.list_dir}'"
+    there = splits_of(source)
     if there:
         way_out = f"start {_align_command(source.list_dir, source.dataset)}" \
             if source.file(split).is_file() else \
             f"{path.name.replace('_align', '')} does not exist either: " \
             "preprocess.generate_csv writes it if there are photos for it"
-        raise FileNotFoundError(f"data set '{source.dataset}' in {place} has no {split} split; it "
-                                f"has {', '.join(there)}; {way_out}")
+        raise FileNotFoundError(f"data set '{source.dataset}' in '{source.list_dir}' has no "
+                                f"{split} split; it has {', '.join(there)}; {way_out}")
     how = _how_to_align(source.list_dir, source.dataset)
     found = find_datasets(source.list_dir)
     if not found:
-        raise FileNotFoundError(f"{place} holds no data set; {how}")
-    raise FileNotFoundError(f"{place} holds no {path.name}; it holds {', '.join(found)}: choose "
-                            f"with --dataset, or {how}")
+        raise FileNotFoundError(f"'{source.list_dir}' holds no data set; {how}")
+    raise FileNotFoundError(f"'{source.list_dir}' holds no {path.name}; it holds "
+                            f"{', '.join(found)}: choose with --dataset, or {how}")
 
 
 def _list_path(source, split):
