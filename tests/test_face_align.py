@@ -91,6 +91,11 @@ def shards_in(folder):
     return sorted(path.name for path in folder.glob("*.part*/*"))
 
 
+def whole_shards_in(folder):
+    """Paths of the chunks that are done, without temporary files."""
+    return list(folder.glob("*.part*/*.csv"))
+
+
 def test_columns_rejections_and_odd_rows(tmp_path, work):
     rows = [{"age": "31", "photo": "photo 3, é.png", "votes": "30:2 31:1", "face_x1": ""},
             {"age": "x\ny", "photo": "upright.png", "votes": "", "face_x1": ""},
@@ -299,7 +304,7 @@ def start_alignment(photos, list_dir, chunk_count):
     write_rows(list_dir / "mine_train.csv", many_rows(40 * CHUNK_ROWS))
     run = start_script(photos, list_dir)
     deadline = time.monotonic() + 300
-    while len(shards_in(list_dir)) <= chunk_count:
+    while len(whole_shards_in(list_dir)) <= chunk_count:
         assert run.poll() is None, run.communicate()
         assert time.monotonic() < deadline, f"not {chunk_count} chunks in five minutes"
         time.sleep(0.02)
@@ -310,7 +315,7 @@ def test_after_a_kill_every_file_is_whole_and_no_worker_is_left(photos, tmp_path
     run = start_alignment(photos, tmp_path, 2)
     os.kill(run.pid, signal.SIGKILL)
     run.communicate(timeout=120)  # raises while a worker lives, as it holds the pipe open
-    done = [path for path in tmp_path.glob("*.part*/*.csv") if not path.name.startswith(".")]
+    done = whole_shards_in(tmp_path)
     assert 2 < len(done) < 40
     for path in done:
         assert len(path.read_text(encoding="utf-8").splitlines()) == CHUNK_ROWS
