@@ -17,7 +17,7 @@ class ShuffledBatches(Sampler):
         count: faces in the data set.
         batch_size: total over all processes; a short last batch is dropped, unless it is the
             only one.
-        seed: of the order.
+        seed: number that decides the order of the faces.
         rank, world_size: number of this process, and of all; each process takes every
             world_size-th face of a batch.
 

@@ -31,7 +31,7 @@ def cached_crops(crops, folder, workers):
 
     Args:
         crops: dataset.FaceCrops.
-        folder: of the cache, created if missing.
+        folder: folder of the cache, created if missing.
         workers: loader processes for the build.
     Returns:
         MappedCrops.
@@ -60,7 +60,7 @@ class MappedCrops:
     systems that do not fork.
 
     Args:
-        path: of the file.
+        path: the file of the crops.
         shape: (N, size, size, 3).
     """
 

@@ -48,7 +48,7 @@ def audit(predictions, rejected=None, samples=1000, seed=0):
         predictions: Predictions.
         rejected: {data set: photos without a face, or text if unknown}, see not_processed; None:
             unknown.
-        samples, seed: of the bootstrap.
+        samples, seed: number of bootstrap samples, and the seed that draws them.
     Returns:
         dict of the keys of AUDIT, `face_size` and `sharpness`: {group: {"n", "mae", "bias"}},
         empty if the data does not have them.
@@ -229,7 +229,7 @@ def _error_groups(rows, codes, names, samples, seed):
     Args:
         rows: Predictions of B faces.
         codes: (B,) index of each face's group.
-        names: of the groups.
+        names: list of the groups' names.
     """
     errors = metrics.signed_error(rows.faces["age"], rows.faces["pred_age"])
     values = np.column_stack([np.abs(errors), errors])
