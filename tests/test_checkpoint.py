@@ -183,15 +183,18 @@ def test_a_missing_checkpoint_is_named(tmp_path):
         load_checkpoint(tmp_path / "gone.pth")
 
 
-def test_a_released_checkpoint_keeps_half_precision_weights_only(tmp_path):
-    model = PLAIN["model"] | {"variance": torch.tensor([1.0, 1e5])}  # beyond half precision
+def test_a_released_checkpoint_keeps_large_weights_in_half_precision(tmp_path):
+    large = torch.linspace(-1, 1, 20_000)
+    model = PLAIN["model"] | {"kernel": large, "scale": large[:9] / 3,
+                              "variance": 1e5 * large}  # beyond half precision
     save_checkpoint(tmp_path / "a.pth", {**PLAIN, "model": model,
                                          "optimizer": {"state": torch.zeros(1000)}})
     sha256 = release_checkpoint([tmp_path / "a.pth"], tmp_path / "b.pth")
     released = load_checkpoint(tmp_path / "b.pth")
-    assert released["model"]["w"].dtype == torch.float16
-    assert released["model"]["w"].tolist() == [0, 1, 2]
-    assert released["model"]["variance"].tolist() == [1, 1e5]
+    assert released["model"]["kernel"].dtype == torch.float16
+    assert torch.equal(released["model"]["kernel"], large.half())
+    assert torch.equal(released["model"]["scale"], large[:9] / 3)
+    assert torch.equal(released["model"]["variance"], 1e5 * large)
     assert "optimizer" not in released
     assert released["best"] == PLAIN["best"]
     assert hashlib.sha256((tmp_path / "b.pth").read_bytes()).hexdigest() == sha256

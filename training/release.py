@@ -14,6 +14,7 @@ from defaults import age_bins, override_cfg, parse_cfg
 from utils.cli import HelpFormatter, run_main
 from utils.files import file_sha256
 from utils.locks import only_writer
+from utils.precision import MIN_HALVED
 
 RELEASED = ("cfg", "commit", "epochs_done", "best", "metrics", "datasets", "temperature")
 
@@ -66,9 +67,11 @@ def _mean(tensors):
 
 
 def _halved(values):
-    """A float tensor in half precision, unless it has values beyond the range of that."""
+    """A large float tensor in half precision, unless it has values beyond the range of that."""
     if not values.is_floating_point():
         return values
+    if values.numel() < MIN_HALVED:
+        return values.float()
     half = values.half()
     return half if half.isfinite().all() else values.float()
 

@@ -11,8 +11,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from utils.files import replaced
 from utils.onnx_network import CHECKSUM_KEY, with_checksum
-
-MIN_HALVED = 256  # values; smaller tensors, such as biases, stay in single precision
+from utils.precision import MIN_HALVED
 
 
 def write_onnx(network, example, path, names, free_sizes, metadata=None, half=False):

@@ -1,4 +1,4 @@
-"""Faster training steps: mixed precision, memory order, memory that is kept between steps."""
+"""Half precision in training and in files; memory order and reuse, for faster training steps."""
 
 import contextlib
 import ctypes
@@ -8,6 +8,10 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16, "off": None}
+# Values: smaller tensors stay in single precision in files. They cost 0.2 to 0.6 MB. A depthwise
+# kernel has 9 values for each channel, so their rounding errors do not average out: with them in
+# half precision, MobileNetV1's ages move by up to 0.17 years, without by 0.01.
+MIN_HALVED = 10_000
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 # Bytes: larger blocks are given back at once. Tried in turn: older versions of glibc refuse more
 # than 32 MiB.
