@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+import metrics
 from defaults import age_bins, load_cfg, override_cfg
 from utils.onnx_network import OnnxNetwork
 from utils.pipeline import available_cores
@@ -50,7 +51,8 @@ class AgeNetwork:
     """Interface of both kinds.
 
     Attributes: `cfg`, the frozen config with the overrides; `age_bins` (K,) list of years;
-    `temperature` of the calibration, 1.0 if there was none; `path`.
+    `temperature` of the calibration, one number or two (see metrics.face_temperatures), 1.0 if
+    there was none; `path`.
     """
 
     def __init__(self, path, cfg, opts, temperature):
@@ -69,30 +71,19 @@ class AgeNetwork:
         size, parts = self.cfg.TEST.BATCH_SIZE, [np.zeros((0, len(self.age_bins)), np.float32)]
         for start in range(0, len(crops), size):
             pixels = np.stack(crops[start:start + size])
-            probs = self._probs(pixels)
+            log_probs = self._log_probs(pixels)
             if self.cfg.TEST.TTA:
-                probs = self._mean_before_calibration(probs, self._probs(pixels[:, :, ::-1]))
-            parts.append(probs.astype(np.float32))
+                log_probs = np.logaddexp(log_probs, self._log_probs(pixels[:, :, ::-1]))
+            parts.append(metrics.calibrated_probs(log_probs, self.temperature).astype(np.float32))
         return np.concatenate(parts)
 
-    def _probs(self, pixels):
-        """(B, K) calibrated distributions of (B, S, S, 3) uint8 faces."""
+    def _log_probs(self, pixels):
+        """(B, K) log-probabilities of (B, S, S, 3) uint8 faces, before calibration."""
         raise NotImplementedError
-
-    def _mean_before_calibration(self, *calibrated):
-        """The temperature was fitted to the mean of uncalibrated distributions, as test.py does."""
-        raw = [_to_power(probs, self.temperature) for probs in calibrated]
-        return _to_power(np.mean(raw, axis=0), 1 / self.temperature)
-
-
-def _to_power(probs, exponent):
-    """Each distribution to a power, made to sum to 1 again: 1 / T applies a temperature T."""
-    powers = np.maximum(probs.astype(float), np.finfo(np.float32).tiny) ** exponent
-    return powers / powers.sum(axis=1, keepdims=True)
 
 
 class OnnxAgeNetwork(AgeNetwork):
-    """The network of an .onnx file; normalisation, temperature and softmax are part of it.
+    """The network of an .onnx file; normalisation and softmax are part of it.
 
     Args, Raises: see load_age_network.
 
@@ -106,9 +97,20 @@ class OnnxAgeNetwork(AgeNetwork):
         super().__init__(path, cfg, opts, temperature)
         self._check_shapes()
 
-    def _probs(self, pixels):
-        [probs] = self._network(np.ascontiguousarray(pixels.transpose(0, 3, 1, 2)))
+    def calibrated_in_file(self, crops):
+        """The file's own output of calibrated probabilities, for users of the file alone.
+
+        Args:
+            crops: sequence of (S, S, 3) uint8 RGB faces.
+        Returns:
+            (N, K) float32, what __call__ gives without TEST.TTA.
+        """
+        probs, _ = self._network(np.stack(crops).transpose(0, 3, 1, 2))
         return probs
+
+    def _log_probs(self, pixels):
+        _, log_probs = self._network(np.ascontiguousarray(pixels.transpose(0, 3, 1, 2)))
+        return log_probs
 
     def _check_shapes(self):
         """Refuse a network that does not compute what its metadata say."""
@@ -117,11 +119,11 @@ class OnnxAgeNetwork(AgeNetwork):
             raise ValueError(f"'{self.path}' takes {network.input_type} of shape "
                              f"{network.input_shape}, not pixels of {size} x {size} faces as its "
                              "metadata say; write it with export.py")
-        [shape, *others] = network.output_shapes
-        if others or shape[1:] != [len(self.age_bins)]:
+        if [shape[1:] for shape in network.output_shapes] != [[len(self.age_bins)]] * 2:
             raise ValueError(f"'{self.path}' gives outputs of the shapes {network.output_shapes}, "
-                             f"not one probability for each of the ages {self.age_bins[0]} to "
-                             f"{self.age_bins[-1]} as its metadata say; write it with export.py")
+                             "not a probability and a log-probability for each of the ages "
+                             f"{self.age_bins[0]} to {self.age_bins[-1]}; it is of an earlier "
+                             "version or of another project: write it with export.py")
 
 
 def read_metadata(metadata, path):
@@ -136,9 +138,10 @@ def read_metadata(metadata, path):
                          f"{', '.join(missing)}; write it with export.py")
     opts = [word for key, name in CONFIG_KEYS.items() for word in (name, metadata[key])]
     try:
-        temperature = float(metadata["temperature"])
-        if not 0 < temperature < float("inf"):
-            raise ValueError(f"temperature must be positive, got {temperature}")
+        temperature = [float(word) for word in metadata["temperature"].split()]
+        if len(temperature) not in (1, 2) or not all(0 < one < float("inf") for one in temperature):
+            raise ValueError("temperature must be one or two positive numbers, got "
+                             f"'{metadata['temperature']}'")
         return load_cfg(opts=opts), temperature
     except ValueError as error:
         raise ValueError(f"'{path}': its metadata cannot be used: {error}") from error
@@ -167,10 +170,10 @@ class TorchAgeNetwork(AgeNetwork):
         super().__init__(path, cfg, opts, self.checkpoint.get("temperature") or 1.0)
         self.model, self.device = model.to(memory_format=torch.channels_last), device
 
-    def _probs(self, pixels):
+    def _log_probs(self, pixels):
         import torch
 
         from dataset import to_pixels
         with torch.inference_mode():
             logits = self.model(to_pixels(pixels).to(self.device)).float()
-            return (logits / self.temperature).softmax(dim=1).cpu().numpy()
+            return logits.log_softmax(dim=1).cpu().numpy()

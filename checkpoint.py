@@ -9,7 +9,8 @@ Keys of a checkpoint:
     epochs_done, best {metric, value, epoch}, metrics {name: value of the last validation}
                      how long it was trained, and how good it is
     datasets [name]  what it was trained on
-    temperature      of the calibration; absent before `test.py --calibrate`
+    temperature      [T at the first age, T at the last] of the calibration, or one number for
+                     both; absent before `test.py --calibrate`
     run_name, protocol, best_ca, device, amp, faces (hash of the training list)
                      identify the run, so that no other one is continued with it
     progress         of the epoch under way (engine.EpochProgress), None between two epochs
@@ -31,14 +32,20 @@ from utils.download import refuse_failed_download
 from utils.files import replaced
 
 VERSION = 1
+
+
+def _is_positive(value):
+    return isinstance(value, float) and 0 < value < math.inf
+
+
 CHECKS = {  # of a value; None if the key is missing
     "version": lambda value: isinstance(value, int),
     "cfg": lambda value: isinstance(value, str),
     "model": lambda value: isinstance(value, dict) and all(
         isinstance(name, str) and isinstance(tensor, torch.Tensor)
         for name, tensor in value.items()),
-    "temperature": lambda value: value is None or (isinstance(value, float)
-                                                   and 0 < value < math.inf),
+    "temperature": lambda value: value is None or _is_positive(value) or (
+        isinstance(value, (list, tuple)) and len(value) == 2 and all(map(_is_positive, value))),
 }
 WRAPPED = "module."  # what DataParallel puts before the names of weights
 

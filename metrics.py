@@ -15,6 +15,7 @@ import numpy as np
 
 PROB_FLOOR = 1e-12  # smaller probabilities are raised to it before a logarithm
 TEMPERATURES = (0.05, 20.0)  # range searched for the calibration temperature
+MIN_FACES_BY_AGE = 200  # fewer cannot tell how the temperature changes with the age
 
 # ---- Errors of predicted ages
 
@@ -308,17 +309,42 @@ def calibrated_probs(log_probs, temperature=None):
 
     Args:
         log_probs: (B, K) logits or log-probabilities, an array or a tensor on the CPU.
-        temperature: T > 0; None for a model that is not calibrated, whose T is 1.
+        temperature: T > 0, or two of them, see face_temperatures; None for a model that is not
+            calibrated, whose T is 1.
     Returns:
         (B, K) float64, rows sum to 1.
     Raises:
         ValueError: T is not positive.
     """
-    if temperature is None:
-        temperature = 1.0
-    if not temperature > 0:
+    log_probs = np.asarray(log_probs, dtype=np.float64)
+    return _softmax(log_probs / face_temperatures(
+        log_probs, 1.0 if temperature is None else temperature)[:, None])
+
+
+def face_temperatures(log_probs, temperature):
+    """The temperature of each face, by the age predicted for it before calibration.
+
+    A network knows some ages better than others, above all those of which it saw many faces. So
+    log T runs in a straight line from the first age bin to the last.
+
+    Args:
+        log_probs: (B, K) logits or log-probabilities.
+        temperature: T for all faces, or (T at the first bin, T at the last bin); each > 0.
+    Returns:
+        (B,) T > 0.
+    Raises:
+        ValueError: a T is not positive.
+    """
+    if not np.all(np.asarray(temperature) > 0):
         raise ValueError(f"a temperature must be positive, got {temperature}")
-    return _softmax(np.asarray(log_probs, dtype=np.float64) / temperature)
+    first, last = np.broadcast_to(np.log(temperature), 2)
+    return np.exp(first + (last - first) * _mean_positions(log_probs))
+
+
+def _mean_positions(log_probs):
+    """(B,) mean of the distributions, 0 at the first bin and 1 at the last."""
+    log_probs = np.asarray(log_probs, dtype=np.float64)
+    return _softmax(log_probs) @ np.linspace(0, 1, log_probs.shape[1])
 
 
 def fit_temperature(log_probs, ages, age_bins, shares=()):
@@ -355,13 +381,42 @@ def fit_temperature(log_probs, ages, age_bins, shares=()):
     return float(np.exp((low + high) / 2))
 
 
+def fit_temperatures(log_probs, ages, age_bins, shares=()):
+    """The calibration temperatures at the first and the last age bin, see face_temperatures.
+
+    One temperature is fitted to the half of the faces that is predicted younger, and one to the
+    older half. The line goes through both, each at its half's mean, and is then scaled so that it
+    fits all faces. With fewer than MIN_FACES_BY_AGE faces, or if all are predicted to be of one
+    age, both temperatures are the one that fits all faces.
+
+    Args:
+        log_probs, ages, age_bins, shares: as in fit_temperature.
+    Returns:
+        (T at the first bin, T at the last bin), floats within TEMPERATURES.
+    """
+    log_probs, ages = np.asarray(log_probs, dtype=np.float64), np.asarray(ages)
+    positions = _mean_positions(log_probs)
+    younger, older = np.array_split(np.argsort(positions, kind="stable"), 2)
+    if len(ages) < MIN_FACES_BY_AGE or positions[older].mean() - positions[younger].mean() < 0.01:
+        return (fit_temperature(log_probs, ages, age_bins, shares),) * 2
+    slope, start = np.polyfit(
+        [positions[half].mean() for half in (younger, older)],
+        [np.log(fit_temperature(log_probs[half], ages[half], age_bins, shares))
+         for half in (younger, older)], 1)
+    line = np.exp([start, start + slope])
+    scale = fit_temperature(log_probs / face_temperatures(log_probs, line)[:, None], ages,
+                            age_bins, shares)
+    first, last = np.clip(line * scale, *TEMPERATURES)
+    return float(first), float(last)
+
+
 def cross_calibrated(log_probs, ages, age_bins, shares=()):
-    """Distributions of each half of the faces at the temperature fitted on the other half.
+    """Distributions of each half of the faces at the temperatures fitted on the other half.
 
     The first half is every second face.
 
     Args:
-        log_probs, ages, age_bins, shares: as in fit_temperature.
+        log_probs, ages, age_bins, shares: as in fit_temperatures.
     Returns:
         (B, K) probabilities.
     """
@@ -369,7 +424,7 @@ def cross_calibrated(log_probs, ages, age_bins, shares=()):
     halves = np.arange(len(ages)) % 2 == 0
     probs = np.empty_like(log_probs)
     for half in (halves, ~halves):
-        probs[half] = _softmax(log_probs[half] / fit_temperature(
+        probs[half] = calibrated_probs(log_probs[half], fit_temperatures(
             log_probs[~half], ages[~half], age_bins, shares))
     return probs
 

@@ -182,21 +182,23 @@ def print_scores(scores, count):
 
 
 def calibrated(predicted):
-    """Fit the temperature, store it in the checkpoint and print what it changes.
+    """Fit the temperatures, store them in the checkpoint and print what they change.
 
     Args:
         predicted: SplitPredictions.
     Returns:
-        SplitPredictions with the new temperature.
+        SplitPredictions with the new temperatures.
     """
     from checkpoint import save_checkpoint
     from evaluation.predict import fit_calibration
+    from evaluation.wording import temperature_text
 
     fitted = fit_calibration(predicted)
     if fitted.count < MIN_CALIBRATION_FACES:
         warnings.warn(f"the temperature is fitted to {fitted.count} faces only; with fewer than "
                       f"{MIN_CALIBRATION_FACES} it is mostly chance", stacklevel=2)
-    print(f"temperature {fitted.temperature:.3f}, fitted on {fitted.count} faces")
+    text = temperature_text(fitted.temperature, predicted.age_bins)
+    print(f"temperature {text}, fitted on {fitted.count} faces")
     for share, (before, after) in fitted.coverage.items():
         print(f"the central {share:.0%} interval covers {before:.1f} % before, {after:.1f} % "
               "after, on faces not fitted")

@@ -16,6 +16,7 @@ from defaults import FREE_OF_CHECKPOINT, age_bins, override_cfg
 from engine import mean_of_views, predict
 from evaluation.predictions import Predictions
 from evaluation.scores import Variants
+from evaluation.wording import temperature_text
 from lists import BOX, OPTIONAL, read_sources
 from model import restore_model
 from utils import distributed
@@ -45,8 +46,13 @@ class SplitPredictions:
     log_probs_tta: torch.Tensor | None = None
 
     @property
+    def age_bins(self):
+        """(K,) list of years."""
+        return age_bins(self.cfg)
+
+    @property
     def temperature(self):
-        """The model's calibration temperature; None if it is not calibrated."""
+        """The model's calibration temperature, one number or two; None: not calibrated."""
         return self.checkpoint.get("temperature")
 
     def calibrated(self, temperature):
@@ -79,7 +85,7 @@ class SplitPredictions:
             temperature=self.temperature)
 
     def _predictions(self, log_probs, temperature):
-        faces, bins = self.data.faces, np.array(age_bins(self.cfg))
+        faces, bins = self.data.faces, np.array(self.age_bins)
         probs = metrics.calibrated_probs(log_probs, temperature)
         table = faces[["photo", "age"]].assign(
             pred_age=metrics.DECODES[self.cfg.TEST.DECODE](probs, bins),
@@ -97,7 +103,7 @@ class SplitPredictions:
         """{title: text} that says where the predictions come from."""
         return {"Checkpoint": f"{self.path}, sha256 {file_sha256(self.path)}",
                 "Code that trained it": self.checkpoint.get("commit", "unknown"),
-                "Temperature": self.temperature or "none: not calibrated",
+                "Temperature": temperature_text(self.temperature, self.age_bins),
                 "Config": self.cfg.dump(),
                 "Faces": {str(name): int(count) for name, count in
                           self.data.faces["dataset"].value_counts().items()}}
@@ -166,23 +172,23 @@ def sharpness(face):
 
 
 class Calibration(NamedTuple):
-    """A fitted temperature and what it changes.
+    """A fitted calibration and what it changes.
 
-    temperature: T > 0.
+    temperature: (T at the first age bin, T at the last), see metrics.face_temperatures.
     count: faces with an exact age that it is fitted on.
     coverage: {share of a central interval: (percent of the ages in it before, after)}, the
-        latter on each half of the faces with the temperature fitted on the other half.
+        latter on each half of the faces with the temperatures fitted on the other half.
     mae: (years before, years after).
     """
 
-    temperature: float
+    temperature: tuple
     count: int
     coverage: dict
     mae: tuple
 
 
 def fit_calibration(predicted):
-    """Fit the calibration temperature to the faces of a split that have an exact age.
+    """Fit the calibration temperatures to the faces of a split that have an exact age.
 
     Args:
         predicted: SplitPredictions.
@@ -197,10 +203,10 @@ def fit_calibration(predicted):
                          f"{exact.sum()}")
     ages = predicted.data.labels["age"].numpy()[exact].astype(float)
     log_probs = predicted.log_probs.numpy()[exact].astype(float)
-    bins = np.array(age_bins(predicted.cfg))
+    bins = np.array(predicted.age_bins)
     decode = metrics.DECODES[predicted.cfg.TEST.DECODE]
 
-    temperature = metrics.fit_temperature(log_probs, ages, bins, CALIBRATED_SHARES)
+    temperature = metrics.fit_temperatures(log_probs, ages, bins, CALIBRATED_SHARES)
     before, after = (metrics.calibrated_probs(log_probs, t) for t in (None, temperature))
     unseen = metrics.cross_calibrated(log_probs, ages, bins, CALIBRATED_SHARES)
     covered = zip(metrics.coverage_curve(before, ages, bins, CALIBRATED_SHARES),

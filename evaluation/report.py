@@ -9,6 +9,7 @@ import json
 import platform
 import re
 from datetime import datetime
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 
@@ -141,7 +142,8 @@ def _render(title, results, evaluation, photo_of):
                               undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters |= {
         "show": wording.show, "value": wording.value_text, "interval": wording.interval_text,
-        "count": wording.count_text, "thousands": "{:,}".format}
+        "count": wording.count_text, "thousands": "{:,}".format,
+        "temperature": partial(wording.temperature_text, bins=evaluation.described.age_bins)}
     exact = evaluation.described.exact
     return environment.get_template("report.html.jinja").render(
         title=title, results=results, metrics=METRICS, all_metrics=METRICS | INTERVAL_METRICS,

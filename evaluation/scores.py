@@ -71,12 +71,13 @@ class Variants(NamedTuple):
 
     tta: Predictions with test-time augmentation, or None.
     uncalibrated: Predictions before calibration; None if the model is not calibrated.
-    temperature: the model's calibration temperature, or None.
+    temperature: of the model's calibration, one number or two (see metrics.face_temperatures),
+        or None.
     """
 
     tta: Predictions | None = None
     uncalibrated: Predictions | None = None
-    temperature: float | None = None
+    temperature: float | tuple | None = None
 
 
 @dataclass(frozen=True)

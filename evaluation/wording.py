@@ -44,6 +44,21 @@ def interval_text(number, digits=2):
     return f"{value_text(number['low'], digits)} to {value_text(number['high'], digits)}"
 
 
+def temperature_text(temperature, bins):
+    """A calibration temperature in words.
+
+    Args:
+        temperature: one number, two (see metrics.face_temperatures), or None.
+        bins: (K,) years.
+    """
+    if temperature is None:
+        return "none: not calibrated"
+    first, last = np.broadcast_to(temperature, 2)
+    if first == last:
+        return f"{first:.3f}"
+    return f"{first:.3f} at age {bins[0]} to {last:.3f} at age {bins[-1]}"
+
+
 # ---- Sentences
 
 

@@ -367,10 +367,12 @@ def write_onnx(path):
              helper.make_node("GlobalAveragePool", ["floats"], ["means"]),
              helper.make_node("Flatten", ["means"], ["colours"]),
              helper.make_node("MatMul", ["colours", "weights"], ["logits"]),
-             helper.make_node("Softmax", ["logits"], ["probs"])]
+             helper.make_node("Softmax", ["logits"], ["probs"]),
+             helper.make_node("LogSoftmax", ["logits"], ["log_probs"])]
     graph = helper.make_graph(
         nodes, "tiny", [helper.make_tensor_value_info("pixels", TensorProto.UINT8, ["N", 3, 8, 8])],
-        [helper.make_tensor_value_info("probs", TensorProto.FLOAT, ["N", 2])],
+        [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["N", 2])
+         for name in ("probs", "log_probs")],
         [helper.make_tensor("weights", TensorProto.FLOAT, [3, 2], [0.0] * 6)])
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
     helper.set_model_props(model, {

@@ -117,7 +117,9 @@ def test_a_truncated_checkpoint_is_refused(tmp_path):
 @pytest.mark.parametrize("stored", [
     {"state_dict": {}}, [1, 2], {"version": 1, "model": {}}, {**PLAIN, "version": "1.0"},
     {**PLAIN, "version": 1, "cfg": {"model": "resnet"}}, {**PLAIN, "version": 1, "model": [1]},
-    {**PLAIN, "version": 1, "model": {"w": 1.0}}, {**PLAIN, "version": 1, "temperature": "warm"}])
+    {**PLAIN, "version": 1, "model": {"w": 1.0}}, {**PLAIN, "version": 1, "temperature": "warm"},
+    {**PLAIN, "version": 1, "temperature": [1.0, -1.0]},
+    {**PLAIN, "version": 1, "temperature": [1.0, 2.0, 3.0]}])
 def test_other_projects_checkpoints_are_refused(tmp_path, stored):
     torch.save(stored, tmp_path / "other.pth")
     with pytest.raises(ValueError, match="not a checkpoint of this project"):

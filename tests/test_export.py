@@ -43,7 +43,7 @@ def checkpoint(tmp_path_factory):
     """A small network whose batch norms do something, with a temperature."""
     path = tmp_path_factory.mktemp("model") / "model.pth"
     return write_checkpoint(path, [*TINY, "DATA.MARGIN", "0.1", "DATA.AGE_MIN", "10"],
-                            temperature=1.4, datasets=["drawn", "utkface"], commit="abc1234")
+                            temperature=(1.2, 1.6), datasets=["drawn", "utkface"], commit="abc1234")
 
 
 def write_checkpoint(path, opts, **entries):
@@ -90,7 +90,9 @@ def test_mirror_averaging_comes_before_the_temperature(checkpoint, exact):
                                atol=1e-6)
     raw = [TorchAgeNetwork(checkpoint).model(torch.from_numpy(crops.copy()).movedim(3, 1))
            .softmax(1).detach().numpy() for crops in (random_crops(3), random_crops(3)[:, :, ::-1])]
-    expected = np.mean(raw, axis=0) ** (1 / 1.4)
+    mean = np.mean(raw, axis=0)
+    age = mean @ np.arange(10, 101)
+    expected = mean ** (1 / (1.2 * (1.6 / 1.2) ** ((age - 10) / 90)))[:, None]
     np.testing.assert_allclose(probs, expected / expected.sum(1, keepdims=True), atol=1e-5)
 
 
@@ -98,7 +100,7 @@ def test_metadata_say_how_to_use_it(checkpoint, exact):
     metadata = OnnxAgeNetwork(exact, threads=1).metadata
     assert {key: metadata[key] for key in metadata if key != "content_sha256"} == {
         "architecture": "timm/test_resnet", "image_size": "32", "margin": "0.1", "age_min": "10",
-        "age_max": "100", "decode": "mean", "temperature": "1.4", "data_sets": "drawn, utkface",
+        "age_max": "100", "decode": "mean", "temperature": "1.2 1.6", "data_sets": "drawn, utkface",
         "licence": "none at all", "commit": "abc1234", "source_sha256": file_sha256(checkpoint)}
     assert str(ROOT).encode() not in exact.read_bytes()  # the exporter notes where code lies
 
@@ -116,8 +118,8 @@ def test_sample_crops_are_faces():
 
 
 def test_a_file_that_computes_something_else_is_not_written(checkpoint, tmp_path, monkeypatch):
-    monkeypatch.setattr(onnx_release.PixelsToProbs, "forward", lambda self, pixels: self.model(
-        pixels.flip(3)).float().softmax(dim=1))
+    monkeypatch.setattr(onnx_release.PixelsToProbs, "forward", lambda self, pixels: (
+        self.model(pixels.flip(3)).softmax(dim=1), self.model(pixels).log_softmax(dim=1)))
     with pytest.raises(ValueError, match=r"an age differs by \d+\.\d+ years.*more than 0.1.*fp32"):
         export_onnx(checkpoint, tmp_path / "a.onnx")
     assert list(tmp_path.iterdir()) == []
@@ -256,10 +258,11 @@ def with_text(key, text):
 
 @pytest.mark.parametrize(("change", "message"), [
     *((without(key), f"metadata lack {key}") for key in (*CONFIG_KEYS, "temperature")),
-    (with_text("age_max", "99"), "not one probability for each of the ages 10 to 99"),
+    (with_text("age_max", "99"), "not a probability and a log-probability for each of the ages 10"),
     (with_text("age_max", "many"), "metadata cannot be used: DATA.AGE_MAX must be a int"),
     (with_text("image_size", "64"), "not pixels of 64 x 64 faces"),
-    (with_text("temperature", "-1"), "temperature must be positive"),
+    (with_text("temperature", "-1"), "temperature must be one or two positive numbers, got '-1'"),
+    (with_text("temperature", "1 2 3"), "one or two positive numbers, got '1 2 3'"),
     (with_text("temperature", "warm"), "metadata cannot be used"),
     (with_text("decode", "mode"), "unknown TEST.DECODE 'mode'")])
 def test_metadata_that_do_not_fit_are_refused(exact, change, message):
@@ -319,14 +322,14 @@ def test_threads_may_share_a_network(exact):
 
     def compute(place):
         for _ in range(20):
-            [found[place]] = network(inputs[place])
+            found[place] = network(inputs[place])[0]
 
     threads = [threading.Thread(target=compute, args=(place,)) for place in range(len(inputs))]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    [expected] = network(np.concatenate(inputs))
+    expected = network(np.concatenate(inputs))[0]
     np.testing.assert_allclose(np.concatenate(found), expected, atol=1e-6)
 
 

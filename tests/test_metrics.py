@@ -274,6 +274,42 @@ def test_temperature_by_coverage_undoes_a_distortion_as_well(predictions, wrong)
     assert covered.sum() == pytest.approx(170, abs=0.01)
 
 
+def test_the_temperature_of_a_face_depends_on_its_predicted_age():
+    probs = np.array([[1, 0, 0], [0, 0, 1], [0.5, 0, 0.5], [0, 1, 0], [0.5, 0.5, 0]])
+    log_probs = np.log(probs + 1e-30)
+    assert metrics.face_temperatures(log_probs, (0.5, 2)) == pytest.approx(
+        [0.5, 2, 1, 1, 0.5 ** 0.5])
+    assert metrics.face_temperatures(log_probs + 7, 3) == pytest.approx([3] * 5)
+    with pytest.raises(ValueError, match=r"must be positive, got \(1, 0\)"):
+        metrics.face_temperatures(log_probs, (1, 0))
+
+
+def test_temperatures_undo_a_distortion_that_grows_with_the_age(predictions):
+    probs, ages = predictions
+    logits = np.log(probs + 1e-30)
+    distorted = logits / metrics.face_temperatures(logits, (0.5, 2))[:, None]
+    found = metrics.fit_temperatures(distorted, ages, BINS, (0.8, 0.9))
+    assert found == pytest.approx((2, 0.5), rel=0.15)
+    one = metrics.calibrated_probs(distorted, metrics.fit_temperature(distorted, ages, BINS,
+                                                                      (0.8, 0.9)))
+    two = metrics.calibrated_probs(distorted, found)
+    unseen = metrics.cross_calibrated(distorted, ages, BINS, (0.8, 0.9))
+    for part in (ages < 40, ages > 60):
+        def error(result, part=part):
+            return abs(metrics.coverage(result[part], ages[part], BINS, 0.8).mean() - 0.8)
+        assert error(two) < 0.03 and error(unseen) < 0.04 and error(one) > 0.06
+    assert metrics.coverage_curve(two, ages, BINS, (0.8, 0.9)).sum() == pytest.approx(170, abs=0.3)
+
+
+def test_too_few_or_equal_faces_get_one_temperature(predictions):
+    probs, ages = predictions
+    logits = np.log(probs + 1e-30)
+    few = logits[:150], ages[:150]
+    assert metrics.fit_temperatures(*few, BINS) == (metrics.fit_temperature(*few, BINS),) * 2
+    same = np.tile(logits[:1], (300, 1)), ages[:300]
+    assert metrics.fit_temperatures(*same, BINS) == (metrics.fit_temperature(*same, BINS),) * 2
+
+
 def test_temperature_agrees_with_scipy(predictions):
     probs, ages = predictions
     logits = np.log(probs + 1e-30) * 3 + 17  # a constant in the logits changes nothing

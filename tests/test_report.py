@@ -425,6 +425,10 @@ def test_the_uncalibrated_result_stands_beside_the_calibrated(tmp_path, table):
     assert results["uncalibrated"]["nll"]["value"] == pytest.approx(raw_nll, rel=1e-6)
     assert results["nll"]["value"] > raw_nll
     assert "temperature 0.700" in page and "before calibration" in page
+    results, page = written(tmp_path, calibrated, scores.Variants(
+        uncalibrated=check_predictions(table, "t"), temperature=(0.7, 1.25)))
+    assert results["uncalibrated"]["temperature"] == [0.7, 1.25]
+    assert "temperature 0.700 at age 0 to 1.250 at age 100" in page
 
 
 # ---- Comparing

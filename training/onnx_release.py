@@ -18,20 +18,28 @@ SAMPLES = Path(__file__).parents[1] / "misc" / "samples"
 
 
 class PixelsToProbs(torch.nn.Module):
-    """What the file computes: pixels -> calibrated probabilities.
+    """What the file computes: pixels -> probabilities, calibrated by metrics.face_temperatures.
 
     Args:
         model: AgeModel in eval mode.
-        temperature: of the calibration.
+        temperature: of the calibration, one number or two.
+        bin_count: number of age bins K.
     """
 
-    def __init__(self, model, temperature):
+    def __init__(self, model, temperature, bin_count):
         super().__init__()
-        self.model, self.temperature = model, temperature
+        self.model = model
+        self.first, self.last = np.broadcast_to(np.log(temperature), 2).tolist()
+        self.register_buffer("positions", torch.linspace(0, 1, bin_count))
 
     def forward(self, pixels):
-        """(N, 3, S, S) uint8 RGB -> (N, K) float32, rows sum to 1."""
-        return (self.model(pixels).float() / self.temperature).softmax(dim=1)
+        """(N, 3, S, S) uint8 RGB -> (N, K) probabilities, (N, K) log-probabilities before
+        calibration, both float32.
+        """
+        log_probs = self.model(pixels).float().log_softmax(dim=1)
+        position = (log_probs.exp() * self.positions).sum(dim=1, keepdim=True)  # (N, 1), 0..1
+        temperature = (self.first + (self.last - self.first) * position).exp()
+        return (log_probs / temperature).softmax(dim=1), log_probs
 
 
 def export_onnx(source, target, opts=(), half=True, licence="not stated"):
@@ -51,27 +59,30 @@ def export_onnx(source, target, opts=(), half=True, licence="not stated"):
         ValueError: an operator cannot be exported, or the ages differ by more than
             MAX_AGE_DIFFERENCE; nothing is written then.
     """
+    opts = [*opts, "TEST.TTA", "False"]  # the file does not average views by itself
     network = TorchAgeNetwork(source, "cpu", opts)
     size = network.cfg.MODEL.IMG_SIZE
     example = torch.zeros(2, 3, size, size, dtype=torch.uint8)
     calibrated = PixelsToProbs(network.model.to(memory_format=torch.contiguous_format),
-                               network.temperature).eval()
+                               network.temperature, len(network.age_bins)).eval()
     crops = sample_crops(network.cfg.DATA.MARGIN, size)
     with replaced(target) as temporary:
         try:
-            write_onnx(calibrated, example, temporary, ("pixels", ["probs"]), {0: "n"},
+            write_onnx(calibrated, example, temporary, ("pixels", ["probs", "log_probs"]), {0: "n"},
                        file_metadata(network, licence), half)
         except ValueError as error:
             raise ValueError(f"MODEL.ARCH '{network.cfg.MODEL.ARCH}' {error}") from error
         written = OnnxAgeNetwork(temporary, opts)
-        expected, probs = network(crops), written(crops)
+        expected = network(crops)
+        found = np.stack([written(crops), written.calibrated_in_file(crops)])
         decode = metrics.DECODES[network.cfg.TEST.DECODE]
-        years = np.abs(decode(probs, network.age_bins) - decode(expected, network.age_bins)).max()
+        ages = decode(expected, network.age_bins)
+        years = max(np.abs(decode(probs, network.age_bins) - ages).max() for probs in found)
         if not years <= MAX_AGE_DIFFERENCE:  # NaN is not
             raise ValueError(f"not written: in ONNX Runtime an age differs by {years:.3f} years "
                              f"from PyTorch's, more than {MAX_AGE_DIFFERENCE}"
                              + ("; try --fp32" if half else ""))
-    return float(years), float(np.abs(probs - expected).max()), len(crops)
+    return float(years), float(np.abs(found - expected).max()), len(crops)
 
 
 def file_metadata(network, licence):
@@ -82,9 +93,10 @@ def file_metadata(network, licence):
         licence: text.
     """
     cfg, checkpoint = network.cfg, network.checkpoint
+    temperature = " ".join(map(str, np.ravel(network.temperature)))
     return {"architecture": cfg.MODEL.ARCH, "image_size": cfg.MODEL.IMG_SIZE,
             "margin": cfg.DATA.MARGIN, "age_min": cfg.DATA.AGE_MIN, "age_max": cfg.DATA.AGE_MAX,
-            "decode": cfg.TEST.DECODE, "temperature": network.temperature,
+            "decode": cfg.TEST.DECODE, "temperature": temperature,
             "data_sets": ", ".join(checkpoint.get("datasets", [])), "licence": licence,
             "commit": checkpoint.get("commit", "unknown"),
             "source_sha256": file_sha256(network.path)}
