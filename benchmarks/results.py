@@ -18,6 +18,8 @@ import metrics
 from utils.files import replaced, writable_folder
 
 PER_FACE = ("age", "pred_age", "nll", "crps")
+# Years and nats to which they are rounded, which no mean over faces shows: 20 kB for 3,800 faces.
+STEPS = {"pred_age": 0.05, "nll": 0.02, "crps": 0.02}
 COVERAGES = (80, 90)  # percent
 
 
@@ -91,6 +93,8 @@ def face_scores(predictions):
               "crps": metrics.crps(predictions.probs, ages, predictions.age_bins)}
     rows = "\n".join(f"{faces['photo'].iloc[at]} {ages[at]:g}" for at in order)
     digest = hashlib.sha256(rows.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+    values = {name: np.round(each / STEPS[name]) * STEPS[name] if name in STEPS else each
+              for name, each in values.items()}
     return {name: each[order].astype(np.float16) for name, each in values.items()}, digest
 
 
