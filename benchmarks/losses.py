@@ -5,7 +5,8 @@
 
 Trains each row of configs/benchmark/rows.yaml with train.py and measures it with test.py. What the
 runs gave is kept in docs/benchmark/, and docs/benchmark.md is written from it after each run, so
-the table is there early and says what is missing. Start the same command again after an
+the table is there early and says what is missing. Of the files of a run that has its result only
+best.pth is kept of the checkpoints, which take 57 MB each. Start the same command again after an
 interruption: runs that have results are not repeated, and one that was stopped goes on. Runs with
 results can come from several machines. KEY VALUE pairs apply to all runs.
 """
@@ -145,6 +146,8 @@ def finish(job, results, workshop):
         return
     record, faces = workshop.measure(job)
     results.add(name, record, faces)
+    for path in (job.folder / "last.pth", *job.folder.glob("epoch*.pth")):
+        path.unlink(missing_ok=True)
     tell(f"{name}: test mae {record['test']['mae']:.3f}, {record['minutes']:.1f} minutes")
 
 

@@ -229,6 +229,7 @@ def test_the_script_is_interrupted_goes_on_and_rebuilds_its_page(tmp_path):
     assert done.returncode == 0, done.stdout + done.stderr
     assert [record["epoch"] for record in read_log(ce)] == list(range(1, 41))
     assert not list(ce.glob("earlier-*"))
+    assert [path.name for path in ce.glob("*.pth")] == ["best.pth"]
     results = Results(tmp_path / "kept")
     assert [*results] == [ce.name]
     assert f"{ce.name}: test mae {results[ce.name]['test']['mae']:.3f}" in done.stdout
