@@ -22,7 +22,6 @@ training.release keeps the keys down to `temperature`.
 
 import math
 import pickle
-import subprocess
 import zipfile
 from pathlib import Path
 
@@ -119,16 +118,3 @@ def _check_archive(path):
     if damaged:
         raise ValueError(f"checkpoint '{path}' is damaged ({damaged}): bytes have changed since "
                          "it was written; copy or download it again")
-
-
-def current_commit():
-    """Short hash of the code's git commit, with '+' if files differ from it; or 'unknown'."""
-    def git(*words):
-        return subprocess.run(["git", *words], cwd=Path(__file__).parent, check=True, text=True,
-                              capture_output=True).stdout.strip()
-
-    try:
-        return git("rev-parse", "--short", "HEAD") + ("+" if git("status", "--porcelain",
-                                                                 "-uno") else "")
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"

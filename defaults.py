@@ -54,6 +54,7 @@ _C.LOSS.NAME = "kl_l1"  # function of losses.py
 _C.LOSS.LABEL = "gaussian"  # the label distribution, see losses.label_distribution
 _C.LOSS.STD_FLOOR = 1.0  # years, smallest sigma of vote_std
 _C.LOSS.L1_WEIGHT = 1.0  # lambda of kl_l1 (DLDL-v2)
+_C.LOSS.SORD_SCALE = 1.0  # 1/years, by which the soft label of sord falls with the distance
 _C.LOSS.MEAN_WEIGHT = 0.2  # lambda 1 of mean_variance
 _C.LOSS.VARIANCE_WEIGHT = 0.05  # lambda 2 of mean_variance
 _C.LOSS.INTERVAL_WEIGHT = 1.0  # weight of a face whose age is known as an interval
@@ -90,7 +91,7 @@ _C.TEST.DECODE = "mean"  # how a distribution becomes an age
 
 CHOICES = {
     "DATA.APPA_REAL_LABEL": ("apparent", "real"),
-    "LOSS.NAME": ("kl", "kl_l1", "ce", "mean_variance"),
+    "LOSS.NAME": ("kl", "kl_l1", "ce", "sord", "or_cnn", "mean_variance"),
     "LOSS.LABEL": ("gaussian", "vote_std", "votes"),
     "TRAIN.OPT": ("adam", "adamw", "sgd"),
     "TRAIN.SCHEDULE": ("step", "cosine"),
@@ -112,7 +113,8 @@ RANGES = {
     "AUG.STRETCH": SHARE, "AUG.SHIFT": SHARE, "AUG.BRIGHTNESS": SHARE, "AUG.CONTRAST": SHARE,
     "AUG.SATURATION": SHARE, "AUG.GAMMA": SHARE, "AUG.GRAYSCALE": SHARE, "AUG.BLUR": SHARE,
     "AUG.RESOLUTION": SHARE, "AUG.NOISE": SHARE, "AUG.JPEG": SHARE, "AUG.ERASING": SHARE,
-    "LOSS.STD_FLOOR": POSITIVE, "LOSS.L1_WEIGHT": NOT_NEGATIVE, "LOSS.MEAN_WEIGHT": NOT_NEGATIVE,
+    "LOSS.STD_FLOOR": POSITIVE, "LOSS.L1_WEIGHT": NOT_NEGATIVE, "LOSS.SORD_SCALE": POSITIVE,
+    "LOSS.MEAN_WEIGHT": NOT_NEGATIVE,
     "LOSS.VARIANCE_WEIGHT": NOT_NEGATIVE, "LOSS.INTERVAL_WEIGHT": NOT_NEGATIVE,
     "LOSS.RARE_AGE_POWER": NOT_NEGATIVE, "LOSS.TEACHER_WEIGHT": SHARE,
     "TRAIN.WORKERS": NOT_NEGATIVE, "TRAIN.LR": POSITIVE, "TRAIN.BACKBONE_LR_SCALE": NOT_NEGATIVE,

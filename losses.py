@@ -5,12 +5,16 @@ whole years; faces of all four kinds train together. A loss is a function
 `(log_probs, target, age_bins) -> {part: (B,) values}`. To add one, write the function, add it to
 LOSSES, and add its name to defaults.CHOICES. The losses use expected_age; metrics.DECODES holds the
 ways to turn a distribution into the age that is reported.
+
+The losses of ORDINAL take binary outputs in the place of log_probs. While such a network trains, it
+gives (B, K - 1) of these; else it gives (B, K) log-probabilities, as any other (model.OrdinalHead).
 """
 
 from dataclasses import dataclass
 from functools import partial
 
 import torch
+from torch.nn import functional
 
 from metrics import is_interval
 
@@ -160,6 +164,47 @@ def ce(log_probs, target, age_bins):
     return {"ce": target.with_intervals(exact, log_probs)}
 
 
+def sord(log_probs, target, age_bins, scale):
+    """Cross-entropy with soft labels by distance (SORD, Diaz and Marathe, CVPR 2019)."""
+    soft = sord_target(target.labels["age"], age_bins, scale)
+    return {"sord": target.with_intervals(-(soft * log_probs).sum(dim=1), log_probs)}
+
+
+def sord_target(ages, age_bins, scale):
+    """Soft labels softmax(-phi) with the metric phi = scale * |age - bin|.
+
+    The paper leaves the metric open. With the squared difference the label would be a Gaussian, and
+    the loss the one of `kl` up to a constant.
+
+    Args:
+        ages: (B,) years, need not be whole.
+        age_bins: (K,) years.
+        scale: 1/years, LOSS.SORD_SCALE.
+    Returns:
+        (B, K) float32, rows sum to 1.
+    """
+    return torch.softmax(-scale * (age_bins.float() - ages.float()[:, None]).abs(), dim=1)
+
+
+def or_cnn(older, target, age_bins):
+    """Binary cross-entropy of "older than this bin?", summed (OR-CNN, Niu et al., CVPR 2016).
+
+    Every question counts the same; the authors also weigh it by how many faces it concerns. An
+    interval answers only the questions about the bins outside it, the others do not count.
+
+    Args:
+        older: (B, K - 1) logits, see older_logits.
+        target: Target.
+        age_bins: (K,) years.
+    """
+    # Halves upwards, as in ce; both ends are the age itself if it is exact.
+    low, high = ((target.labels[name] + 0.5).floor()[:, None] for name in ("age_min", "age_max"))
+    is_older, is_not = age_bins[:-1] < low, age_bins[:-1] >= high  # (B, K - 1)
+    questions = functional.binary_cross_entropy_with_logits(older, is_older.to(older),
+                                                            reduction="none")
+    return {"or_cnn": (questions * (is_older | is_not)).sum(dim=1)}
+
+
 def mean_variance(log_probs, target, age_bins, mean_weight, variance_weight):
     """Cross-entropy, squared error of the mean and variance (Pan et al., CVPR 2018, eq. 7)."""
     ages = expected_age(log_probs, age_bins)
@@ -174,8 +219,11 @@ LOSSES = {
     "kl": lambda cfg: kl,
     "kl_l1": lambda cfg: partial(kl_l1, l1_weight=cfg.LOSS.L1_WEIGHT),
     "ce": lambda cfg: ce,
+    "sord": lambda cfg: partial(sord, scale=cfg.LOSS.SORD_SCALE),
+    "or_cnn": lambda cfg: or_cnn,
     "mean_variance": lambda cfg: partial(mean_variance, mean_weight=cfg.LOSS.MEAN_WEIGHT,
                                          variance_weight=cfg.LOSS.VARIANCE_WEIGHT)}
+ORDINAL = frozenset({"or_cnn"})  # those that take binary outputs, see older_logits
 
 
 def build_criterion(cfg, age_bins, age_weights=None):
@@ -186,19 +234,20 @@ def build_criterion(cfg, age_bins, age_weights=None):
         age_bins: (K,) tensor of years on the model's device.
         age_weights: (K,) weight of a face of each age, see rare_age_weights; None: all 1.
     Returns:
-        Function (logits (B, K), labels) -> {"loss": (B,), part: (B,), ...}; the parts add up to
-        the loss. Faces with an interval count LOSS.INTERVAL_WEIGHT times. If labels contain
-        `teacher` (B, K), a teacher's distributions, LOSS.TEACHER_WEIGHT of the loss is the KL
-        divergence from these (knowledge distillation, Hinton et al., 2015).
+        Function (outputs of the network, labels) -> {"loss": (B,), part: (B,), ...}; the parts add
+        up to the loss. The outputs are those that age_logits takes. Faces with an interval count
+        LOSS.INTERVAL_WEIGHT times. If labels contain `teacher` (B, K), a teacher's distributions,
+        LOSS.TEACHER_WEIGHT of the loss is the KL divergence from these (knowledge distillation,
+        Hinton et al., 2015).
     """
-    loss = LOSSES[cfg.LOSS.NAME](cfg)
+    loss, is_ordinal = LOSSES[cfg.LOSS.NAME](cfg), cfg.LOSS.NAME in ORDINAL
     target_of = target_builder(cfg)
 
-    def criterion(logits, labels):
-        log_probs = logits.float().log_softmax(dim=1)
-        bins = age_bins.to(log_probs.device)
+    def criterion(outputs, labels):
+        bins = age_bins.to(outputs.device)
+        log_probs = age_logits(outputs, bins).log_softmax(dim=1)
         target = target_of(labels, bins)
-        parts = loss(log_probs, target, bins)
+        parts = loss(older_logits(outputs, bins) if is_ordinal else log_probs, target, bins)
         if "teacher" in labels:
             share = cfg.LOSS.TEACHER_WEIGHT
             parts = {name: (1 - share) * part for name, part in parts.items()}
@@ -233,14 +282,66 @@ def expected_age(logits, age_bins):
     """Mean of the predicted age distribution (DEX, Rothe et al., IJCV 2018).
 
     Args:
-        logits: (B, K) float, unnormalised (or log-probabilities).
+        logits: (B, K) float, unnormalised, or other outputs that age_logits takes.
         age_bins: (K,) years, increasing.
     Returns:
         (B,) years, within [age_bins[0], age_bins[-1]].
     Raises:
         ValueError: K differs between the two.
     """
-    if logits.shape[1] != len(age_bins):
-        raise ValueError(f"{logits.shape[1]} logits for {len(age_bins)} age bins")
-    probs = logits.float().softmax(dim=1)  # (B, K); fp16 steps are 0.06 years near 100
+    probs = age_logits(logits, age_bins).softmax(dim=1)  # (B, K); fp16: 0.06 years near 100
     return probs @ age_bins.to(probs)  # (B,)
+
+
+# ---- Binary outputs: is the face older than this bin?
+
+
+def age_logits(outputs, age_bins):
+    """The outputs of a network as logits of the ages; the number of outputs tells their kind.
+
+    Args:
+        outputs: (B, K) logits of the ages (or log-probabilities), or (B, K - 1) binary outputs.
+        age_bins: (K,) years.
+    Returns:
+        (B, K) float32.
+    Raises:
+        ValueError: another number of outputs.
+    """
+    if outputs.shape[1] == len(age_bins) - 1:
+        return ordinal_log_probs(outputs.float())
+    if outputs.shape[1] != len(age_bins):
+        raise ValueError(f"{outputs.shape[1]} logits for {len(age_bins)} age bins")
+    return outputs.float()
+
+
+def older_logits(outputs, age_bins):
+    """(B, K - 1) logits of P(age > bin) for each bin but the last; arguments as of age_logits.
+
+    Binary outputs stay as they are.
+    """
+    if outputs.shape[1] == len(age_bins) - 1:
+        return outputs.float()
+    log_probs = age_logits(outputs, age_bins).log_softmax(dim=1)
+    older = log_probs.flip(1).logcumsumexp(dim=1).flip(1)  # log P(age >= bin)
+    return older[:, 1:] - log_probs.logcumsumexp(dim=1)[:, :-1]
+
+
+def ordinal_log_probs(older):
+    """The distribution of which binary outputs give P(age > bin): the differences of these.
+
+    Independent outputs may rise from one bin to the next, and a difference would be negative. So
+    they are sorted, which never moves them further from the true, falling ones (rearrangement,
+    Chernozhukov et al., Biometrika 2009). Sorting keeps their sum, which gives the mean age, and
+    how many exceed 0.5, by which Niu et al. (CVPR 2016) predict the age.
+
+    Args:
+        older: (B, K - 1) float32 logits of P(age > bin).
+    Returns:
+        (B, K) log-probabilities.
+    """
+    older = older.sort(dim=1, descending=True).values
+    inside = functional.logsigmoid(older), functional.logsigmoid(-older)
+    # sigmoid(a) - sigmoid(b) = sigmoid(a) sigmoid(-b) (1 - exp(b - a)), without cancellation
+    steps = -torch.expm1(older[:, 1:] - older[:, :-1])
+    between = inside[0][:, :-1] + inside[1][:, 1:] + steps.clamp(min=TINY).log()
+    return torch.cat([inside[1][:, :1], between, inside[0][:, -1:]], dim=1)

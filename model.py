@@ -19,6 +19,7 @@ from torch.nn import functional
 
 from checkpoint import load_checkpoint
 from defaults import ARCHS, age_bins, parse_cfg
+from losses import ORDINAL, ordinal_log_probs
 from pretrained import (
     MEAN_BGR,
     STD_BGR,
@@ -33,7 +34,7 @@ MAX_SIZE = 512  # pixels, the last size that is tried after one that does not wo
 
 
 class AgeModel(nn.Module):
-    """Pixels in, one logit for each age bin out.
+    """Pixels in, one logit for each age bin out; in training those of its head.
 
     Args:
         backbone: module, normalised (B, 3, S, S) images -> (B, feature_count) features.
@@ -42,13 +43,16 @@ class AgeModel(nn.Module):
         mean, std: (3,) of pixels 0..255, in the channel order of the backbone.
         bgr: True if the backbone takes BGR instead of RGB.
         dropout: share of the features that training drops in front of the head.
+        is_ordinal: True for the head of a loss of losses.ORDINAL.
     """
 
-    def __init__(self, backbone, feature_count, bin_count, mean, std, bgr=False, dropout=0.0):
+    def __init__(self, backbone, feature_count, bin_count, mean, std, bgr=False, dropout=0.0,
+                 is_ordinal=False):
         super().__init__()
         self.backbone = backbone
         self.dropout = nn.Dropout(dropout)
-        self.head = nn.Linear(feature_count, bin_count)
+        self.head = OrdinalHead(feature_count, bin_count - 1) if is_ordinal \
+            else nn.Linear(feature_count, bin_count)
         self.bgr = bgr
         # Buffers, so that a checkpoint holds the normalisation that it was trained with.
         self.register_buffer("pixel_mean", torch.tensor(mean).view(1, 3, 1, 1))
@@ -62,7 +66,10 @@ class AgeModel(nn.Module):
         return (pixels - self.pixel_mean) / self.pixel_std
 
     def forward(self, pixels):
-        """(B, 3, S, S) RGB pixels 0..255, uint8 or float -> (B, K) logits over the age bins."""
+        """(B, 3, S, S) RGB pixels 0..255, uint8 or float -> (B, K) logits over the age bins.
+
+        In training mode an OrdinalHead gives (B, K - 1) binary outputs instead.
+        """
         features = self.backbone(self.normalise(pixels))  # (B, C)
         return self.head(self.dropout(features))
 
@@ -75,16 +82,29 @@ class AgeModel(nn.Module):
         return self.backbone.parameters()
 
 
+class OrdinalHead(nn.Linear):
+    """A linear layer with an output for each age bin but the last: is the face older?
+
+    In training mode it gives these outputs, which the loss takes; else the log-probabilities of the
+    ages. So whatever uses a trained network need not know about it.
+    """
+
+    def forward(self, features):
+        """(B, C) -> (B, K - 1) logits of P(age > bin), or (B, K) log-probabilities of the ages."""
+        older = super().forward(features)
+        return older if self.training else ordinal_log_probs(older.float())
+
+
 def build_model(cfg):
     """The network MODEL.ARCH with one output for each age bin, on the CPU, in training mode.
 
     MODEL.PRETRAINED names its first weights: a source such as `imagenet` (see
     pretrained.find_source), `none` (random weights), or a checkpoint of the same architecture
-    (see download.find_model). If that checkpoint was trained for other age bins, its head is left
-    out with a warning.
+    (see download.find_model). If that checkpoint was trained for other age bins, or with binary
+    outputs for one of the two, its head is left out with a warning.
 
     Args:
-        cfg: config from defaults.load_cfg(); MODEL.* and DATA.AGE_* are read.
+        cfg: config from defaults.load_cfg(); MODEL.*, DATA.AGE_* and LOSS.NAME are read.
     Returns:
         AgeModel.
     Raises:
@@ -152,7 +172,7 @@ def _build(cfg):
         raise ValueError(_size_message(arch, size, error)) from error
     mean, std, bgr = input_normalisation(arch)
     return AgeModel(backbone, feature_count, len(age_bins(cfg)), mean, std, bgr,
-                    cfg.MODEL.DROPOUT)
+                    cfg.MODEL.DROPOUT, cfg.LOSS.NAME in ORDINAL)
 
 
 def _check_arch(arch):
@@ -198,7 +218,7 @@ def _next_size(arch, size):
 
 
 def _load_start(model, path, cfg):
-    """Start from a checkpoint's weights; without its head if its age bins are others."""
+    """Start from a checkpoint's weights; without its head if that has other outputs."""
     try:
         checkpoint = load_checkpoint(find_model(path))
     except FileNotFoundError as error:
@@ -208,14 +228,20 @@ def _load_start(model, path, cfg):
         raise ValueError(f"MODEL.PRETRAINED '{path}' holds a '{trained_cfg.MODEL.ARCH}', not the "
                          f"MODEL.ARCH '{cfg.MODEL.ARCH}'; set MODEL.ARCH to match")
     weights = checkpoint["model"]
-    if age_bins(trained_cfg) != age_bins(cfg):
+    if _outputs(trained_cfg) != _outputs(cfg):
         head = {name: tensor for name, tensor in model.state_dict().items()
                 if name.startswith("head.")}
         weights = {**weights, **head}
         warnings.warn(f"MODEL.PRETRAINED '{path}' was trained for the ages "
-                      f"{trained_cfg.DATA.AGE_MIN} to {trained_cfg.DATA.AGE_MAX}; its head is "
-                      "left out and starts from random weights", stacklevel=3)
+                      f"{trained_cfg.DATA.AGE_MIN} to {trained_cfg.DATA.AGE_MAX} with LOSS.NAME "
+                      f"{trained_cfg.LOSS.NAME}; its head is left out and starts from random "
+                      "weights", stacklevel=3)
     _load_strictly(model, weights, f"MODEL.PRETRAINED '{path}'")
+
+
+def _outputs(cfg):
+    """What the outputs of a network's head mean."""
+    return age_bins(cfg), cfg.LOSS.NAME in ORDINAL
 
 
 def _load_strictly(model, weights, name):

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.plan import BASE
 from defaults import (
     CHOICES,
     RANGES,
@@ -47,13 +48,15 @@ def test_a_float_may_be_written_as_an_int(text, value):
     assert type(rate) is float
 
 
-@pytest.mark.parametrize("recipe", sorted(ROOT.glob("configs/*.yaml")), ids=lambda path: path.name)
+@pytest.mark.parametrize("recipe", [*sorted(ROOT.glob("configs/*.yaml")), BASE],
+                         ids=lambda path: path.name)
 def test_recipes_are_of_known_keys_and_values(recipe):
     load_cfg(recipe)
 
 
 def test_documents_name_keys_that_there_are():
-    for path in (*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("configs/*")):
+    for path in (*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("configs/*.*"),
+                 *ROOT.glob("configs/benchmark/*")):
         named = re.findall(r"\b(?:MODEL|DATA|AUG|LOSS|TRAIN|TEST)\.[A-Z0-9_]+",
                            path.read_text(encoding="utf-8"))
         assert {key for key in named if not key.endswith("KEY")} <= set(known_keys()), path

@@ -14,6 +14,8 @@ from losses import (
     gaussian_target,
     interval_membership,
     label_distribution,
+    older_logits,
+    ordinal_log_probs,
     rare_age_weights,
     target_builder,
 )
@@ -116,6 +118,72 @@ def test_mean_variance_by_hand():
     assert parts["ce"].item() == pytest.approx(math.log(2), rel=1e-4)
     assert parts["mean"].item() == pytest.approx(0.2 * 0.5 * 10 ** 2, rel=1e-4)
     assert parts["variance"].item() == pytest.approx(0.05 * 100, rel=1e-4)
+
+
+def test_sord_by_hand():
+    cfg = load_cfg(None, ["LOSS.NAME", "sord", "LOSS.SORD_SCALE", str(math.log(2))])
+    criterion = build_criterion(cfg, torch.arange(3))
+    probs = torch.tensor([[0.5, 0.3, 0.2]])
+    loss = criterion(probs.log(), labels(1.0))["loss"].item()  # soft labels 1/4, 1/2, 1/4
+    assert loss == pytest.approx(-(math.log(0.5) + 2 * math.log(0.3) + math.log(0.2)) / 4, rel=1e-5)
+
+
+ORDINAL = build_criterion(load_cfg(None, ["LOSS.NAME", "or_cnn"]), torch.arange(4))
+UNORDERED = [2.0, -1.0, 0.5]  # logits of P(age > 0), P(age > 1), P(age > 2)
+
+
+def test_or_cnn_by_hand_with_its_gradient():
+    outputs = torch.tensor([UNORDERED], requires_grad=True)
+    loss = ORDINAL(outputs, labels(1.5))["loss"]  # half a year upwards: older than 0 and 1, not 2
+    assert loss.item() == pytest.approx(sum(
+        math.log1p(math.exp(logit)) for logit in (-2.0, 1.0, 0.5)), rel=1e-6)
+    loss.sum().backward()  # each output learns its own answer, whatever their order
+    torch.testing.assert_close(outputs.grad, torch.sigmoid(torch.tensor([UNORDERED]))
+                               - torch.tensor([[1.0, 1.0, 0.0]]))
+
+
+def test_or_cnn_asks_nothing_inside_an_interval():
+    outputs = torch.tensor([UNORDERED], requires_grad=True)
+    loss = ORDINAL(outputs, labels(1.5, low=1.0, high=2.0))["loss"]
+    assert loss.item() == pytest.approx(sum(
+        math.log1p(math.exp(logit)) for logit in (-2.0, 0.5)), rel=1e-6)
+    loss.sum().backward()
+    assert outputs.grad[0, 1] == 0
+    open_ended = ORDINAL(outputs, labels(2.5, low=2.0, high=3.0))["loss"].item()
+    assert open_ended == pytest.approx(math.log1p(math.exp(-2)) + math.log1p(math.e), rel=1e-6)
+
+
+def test_binary_outputs_become_a_distribution_that_keeps_their_mean_and_their_majority():
+    older = torch.tensor([[0.9, 0.4, 0.7]])
+    log_probs = ordinal_log_probs(torch.logit(older))
+    torch.testing.assert_close(log_probs.exp(), torch.tensor([[0.1, 0.2, 0.3, 0.4]]))
+    assert expected_age(torch.logit(older), torch.arange(4)).item() == pytest.approx(2.0, rel=1e-6)
+    outputs = 3 * torch.randn(50, 100, generator=torch.Generator().manual_seed(0))
+    probs = ordinal_log_probs(outputs).exp()
+    torch.testing.assert_close(probs.sum(dim=1), torch.ones(50))
+    torch.testing.assert_close(probs @ BINS.float(), outputs.sigmoid().sum(dim=1))
+    median = (probs.cumsum(dim=1) < 0.5).sum(dim=1)
+    torch.testing.assert_close(median, (outputs > 0).sum(dim=1))
+
+
+def test_binary_outputs_come_back_from_their_distribution():
+    outputs = torch.tensor([[3.0, 1.0, -2.0], [60.0, 0.5, -60.0]])
+    torch.testing.assert_close(older_logits(ordinal_log_probs(outputs), torch.arange(4)), outputs)
+    for kind in ([3.0, 1.0, -2.0], UNORDERED):  # as validation sees it: never a larger loss
+        raw = torch.tensor([kind])
+        validated = ORDINAL(ordinal_log_probs(raw), labels(2.0))["loss"].item()
+        trained = ORDINAL(raw, labels(2.0))["loss"].item()
+        assert validated == pytest.approx(trained, rel=1e-5) if kind != UNORDERED \
+            else validated < trained
+
+
+def test_extreme_binary_outputs_have_finite_distributions_and_gradients():
+    outputs = torch.tensor([[1e4] * 100, [-1e4] * 100, [0.0] * 100], requires_grad=True)
+    log_probs = ordinal_log_probs(outputs)
+    assert log_probs.isfinite().all()
+    torch.testing.assert_close(log_probs.exp().sum(dim=1), torch.ones(3))
+    log_probs.sum().backward()
+    assert outputs.grad.isfinite().all()
 
 
 def test_an_age_nine_times_rarer_weighs_three_times_as_much():

@@ -543,12 +543,17 @@ def test_training_starts_from_a_checkpoint(tmp_path):
         torch.testing.assert_close(started.state_dict()[name], tensor, rtol=0, atol=0)
 
     for ages in (("0", "70"), ("1", "101")):  # the second has as many bins, for other ages
-        with pytest.warns(UserWarning, match="0 to 100; its head is left out"):
+        with pytest.warns(UserWarning, match="0 to 100 .*; its head is left out"):
             other = build("tinyage", "DATA.AGE_MIN", ages[0], "DATA.AGE_MAX", ages[1],
                           pretrained=str(path))
         torch.testing.assert_close(other.backbone[0].weight, trained.backbone[0].weight)
         assert other.head.weight.shape[0] == int(ages[1]) - int(ages[0]) + 1
         assert not torch.equal(other.head.weight[:50], trained.head.weight[:50])
+
+    with pytest.warns(UserWarning, match="with LOSS.NAME kl_l1; its head is left out"):
+        ordinal = build("tinyage", "LOSS.NAME", "or_cnn", pretrained=str(path))
+    torch.testing.assert_close(ordinal.backbone[0].weight, trained.backbone[0].weight)
+    assert ordinal.head.weight.shape[0] == 100
 
     with pytest.raises(ValueError, match=r"holds a 'tinyage', not the MODEL.ARCH 'thinage'"):
         build("thinage", pretrained=str(path))

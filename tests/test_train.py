@@ -13,7 +13,10 @@ import torch
 from faces import TINY, write_dataset, write_list
 from scripts import AGES, ROOT, draw_ages, read_log, refusal, script, train, weights
 
+from age_network import OnnxAgeNetwork, TorchAgeNetwork
 from defaults import ARCHS, parse_cfg
+from training.onnx_release import export_onnx, sample_crops
+from training.release import release_checkpoint
 
 
 @pytest.fixture(scope="module")
@@ -86,6 +89,30 @@ def test_exact_ages_and_intervals_train_together(folder, tmp_path):
     tested = script("test.py", "--data_dir", other, "--resume", tmp_path / "run" / "best.pth",
                     "--split", "valid", "--cache_dir", tmp_path / "cache")
     assert "in the right interval" in tested.stdout
+
+
+def test_a_network_of_binary_outputs_is_used_as_any_other(folder, tmp_path):
+    run, data = tmp_path / "run", ["--data_dir", folder, "--cache_dir", tmp_path / "cache"]
+    train(folder, run, *TINY, "AUG.STRENGTH", "0", "TRAIN.EPOCHS", "20", "TRAIN.LR", "0.01",
+          "LOSS.NAME", "or_cnn", "TRAIN.EMA_DECAY", "0.5")
+    log = read_log(run)
+    assert log[-1]["valid"]["or_cnn"] == log[-1]["valid"]["loss"] < log[0]["valid"]["loss"]
+    best = run / "best.pth"
+    assert weights(best)["model"]["head.weight"].shape[0] == 100
+
+    def test_mae(path):
+        return float(script("test.py", *data, "--resume", path).stdout.split()[-1])
+
+    mae = min(record["valid"]["mae"] for record in log)
+    assert test_mae(best) == pytest.approx(mae, abs=1e-3)
+    script("test.py", *data, "--resume", best, "--calibrate", "--split", "train")
+    assert weights(best)["temperature"] > 0
+    release_checkpoint([best], tmp_path / "released.pth")
+    assert test_mae(tmp_path / "released.pth") == pytest.approx(test_mae(best), abs=0.1)
+    export_onnx(best, tmp_path / "age.onnx", half=False)
+    crops = sample_crops(0.0, 32)
+    np.testing.assert_allclose(OnnxAgeNetwork(tmp_path / "age.onnx")(crops),
+                               TorchAgeNetwork(best)(crops), atol=1e-5)
 
 
 def test_a_network_learns_from_what_others_predict(folder, trained, tmp_path):

@@ -3,9 +3,7 @@
 import hashlib
 import os
 import random
-import signal
 import warnings
-from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 
@@ -23,7 +21,7 @@ from training.build import build_network, build_train_loader, build_trainer
 from training.folder import RunFolder
 from training.run import Run
 from utils import distributed
-from utils.pipeline import STOP_SIGNALS
+from utils.pipeline import stop_on_interrupt
 
 PROTOCOL_SCORES = {"interval_accuracy": "in the right interval, %",
                    "interval_distance": "distance to the interval, years", "mae": "test mae"}
@@ -222,26 +220,3 @@ def _fix_seeds(cfg):
         torch.backends.cudnn.benchmark = False
     else:
         torch.backends.cudnn.benchmark = True
-
-
-@contextmanager
-def stop_on_interrupt():
-    """Yield a function () -> bool: whether Ctrl-C or another signal asked the run to stop.
-
-    The training step under way is finished first, so that the saved state is complete. A second
-    Ctrl-C ends the process at once.
-    """
-    asked = []
-
-    def handle(number, _):
-        if asked and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        asked.append(number)
-
-    before = {number: signal.signal(number, handle) for number in STOP_SIGNALS
-              if signal.getsignal(number) != signal.SIG_IGN}  # nohup ignores SIGHUP
-    try:
-        yield lambda: bool(asked)
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -8,7 +8,6 @@ from datetime import datetime
 from pathlib import Path
 
 import metrics
-from checkpoint import current_commit
 from defaults import age_bins
 from engine import EpochProgress, Trainer, predict
 from lists import count_faces, list_file
@@ -17,6 +16,7 @@ from training.folder import RunFolder
 from training.monitor import Monitor
 from training.teachers import find_teachers
 from utils import distributed
+from utils.commit import current_commit
 
 
 @dataclass(frozen=True)

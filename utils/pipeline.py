@@ -3,6 +3,7 @@
 import os
 import signal
 from collections import deque
+from contextlib import contextmanager
 
 # Ctrl-C, a job scheduler, and a terminal that is closed (Windows has no SIGHUP).
 STOP_SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP")
@@ -59,3 +60,25 @@ def available_cores():
 def worker_count(asked):
     """Processes or threads to start: at most one for each core that this process may use."""
     return min(asked, available_cores())
+
+
+@contextmanager
+def stop_on_interrupt():
+    """Yield a function () -> bool: whether Ctrl-C or another signal asked to stop.
+
+    What is under way can so be finished and saved. A second Ctrl-C ends the process at once.
+    """
+    asked = []
+
+    def handle(number, _):
+        if asked and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        asked.append(number)
+
+    before = {number: signal.signal(number, handle) for number in STOP_SIGNALS
+              if signal.getsignal(number) != signal.SIG_IGN}  # nohup ignores SIGHUP
+    try:
+        yield lambda: bool(asked)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

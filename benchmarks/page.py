@@ -1,0 +1,266 @@
+"""The page docs/benchmark.md, from what the benchmark's runs gave."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from benchmarks.plan import BASE
+from benchmarks.results import PER_FACE
+from defaults import load_cfg
+from evaluation.bootstrap import (
+    bootstrap_sums,
+    difference_p_value,
+    measured,
+    pooled_means,
+)
+from utils.files import replaced
+
+SAMPLES = 1000  # of the bootstrap
+SHOWN = {"mae": 2, "ca5": 1, "nll": 3, "crps": 2, "coverage_80": 1, "coverage_90": 1}  # decimals
+COMPARED = ("mae", "nll", "crps")
+
+
+class Line(NamedTuple):
+    """A row of a table as it is shown.
+
+    row: plan.Row.
+    rate: its learning rate, or None while no run has ended; is_searched: whether it is final.
+    runs: names of its tested runs.
+    count: how many runs it should have.
+    scores: {metric: (mean, standard deviation or None)} over the runs.
+    minutes: mean of a training.
+    differences: {metric: measured number} to the baseline; {} for the baseline itself.
+    wins: (rotations and seeds with a smaller MAE than the baseline, all that are compared).
+    """
+
+    row: object
+    rate: float | None
+    is_searched: bool
+    runs: list
+    count: int
+    scores: dict
+    minutes: float | None
+    differences: dict
+    wins: tuple
+
+
+def write_page(tables, results, path):
+    """Write the page, and remove what it does not need of the results.
+
+    Args:
+        tables: {name: plan.Table}.
+        results: results.Results.
+        path: of the page.
+    """
+    lines = {(name, group): table_lines(table, group, results)
+             for name, table in tables.items() for group in table.groups}
+    environment = Environment(loader=FileSystemLoader(Path(__file__).parent),
+                              undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    shown = [name for found in lines.values() for line in found for name in line.runs]
+    records = [results[name] for name in shown]
+    text = environment.get_template("page.md.jinja").render(
+        cfg=load_cfg(BASE), losses=tables.get("losses"), factors=tables.get("factors"),
+        scores={key: score_table(found) for key, found in lines.items()},
+        differences={key: difference_table(found) for key, found in lines.items()},
+        published=published_table(tables["losses"], lines) if "losses" in tables else "",
+        faces=counted_faces(records), machines=counted_machines(records),
+        missing=missing_runs(tables, results),
+        findings=list(filter(None, (finding(tables[name], group, found)
+                                    for (name, group), found in lines.items()))),
+        commits=sorted({record["commit"] for record in records}),
+        diverged=sorted(name for name, record in results.items() if "error" in record))
+    with replaced(path) as temporary:
+        temporary.write_text(text.rstrip() + "\n", encoding="utf-8")
+    results.keep_faces_of(shown)
+    results.save()
+
+
+def table_lines(table, group, results):
+    """[Line] of the rows of one group."""
+    return [_line(table, group, row, results) for row in table.rows]
+
+
+def _line(table, group, row, results):
+    names = tested_runs(table, group, row, results)
+    tests = [results[name]["test"] for name in names.values()]
+    differences, wins = {}, (0, 0)
+    if row != table.baseline:
+        differences, wins = compare(names, tested_runs(table, group, table.baseline, results),
+                                    results)
+    return Line(
+        row=table.rows[row], rate=table.best_rate(group, row, results),
+        is_searched=table.is_searched(group, row, results), runs=list(names.values()),
+        count=len(table.repeats(row)), differences=differences, wins=wins,
+        scores={key: _spread([test[key] for test in tests]) for key in SHOWN} if tests else {},
+        minutes=np.mean([results[name]["minutes"] for name in names.values()]) if names else None)
+
+
+def tested_runs(table, group, row, results):
+    """{(rotation, seed): name of the run} of a row, at its learning rate, where it is known."""
+    rate = table.best_rate(group, row, results)
+    if rate is None:
+        return {}
+    runs = {repeat: table.run(group, row, *repeat, rate).name for repeat in table.repeats(row)}
+    return {repeat: name for repeat, name in runs.items() if "test" in results.get(name, {})}
+
+
+def _spread(values):
+    return np.mean(values), np.std(values, ddof=1) if len(values) > 1 else None
+
+
+def compare(runs, baseline, results):
+    """Paired bootstrap of a row minus the baseline, over the faces that both were tested on.
+
+    A face counts with the mean over the seeds. The faces of several rotations are pooled, since
+    no face is in the test part of two.
+
+    Args:
+        runs, baseline: {(rotation, seed): name of the run}.
+        results: results.Results.
+    Returns:
+        {metric: measured number with "p_value" and "significant"},
+        (repeats in which the row has the smaller MAE, repeats compared).
+    """
+    shared = [repeat for repeat in runs if repeat in baseline
+              and results[runs[repeat]]["digest"] == results[baseline[repeat]]["digest"]]
+    if not shared:
+        return {}, (0, 0)
+    by_rotation = {}
+    for repeat in shared:
+        mine, theirs = (_losses_of(results.faces(names[repeat])) for names in (runs, baseline))
+        by_rotation.setdefault(repeat[0], []).append(mine - theirs)
+    values = np.concatenate([np.mean(seeds, axis=0) for seeds in by_rotation.values()])
+    sums, numbers = bootstrap_sums(values, np.zeros(len(values), dtype=int), 1, SAMPLES)
+    replicates = pooled_means(sums, numbers, [0])
+    differences = {}
+    for column, key in enumerate(COMPARED):
+        number = measured(values[:, column].mean(), replicates[:, column], len(values))
+        differences[key] = number | {
+            "p_value": difference_p_value(replicates[:, column]),
+            "significant": number["low"] is not None
+            and (number["low"] > 0 or number["high"] < 0)}
+    wins = sum(seed[:, 0].mean() < 0 for seeds in by_rotation.values() for seed in seeds)
+    return differences, (int(wins), len(shared))
+
+
+def _losses_of(faces):
+    """(B, 3) absolute error, NLL and CRPS of each face."""
+    age, pred_age, nll, crps = (faces[name] for name in PER_FACE)
+    return np.stack([np.abs(pred_age - age), nll, crps], axis=1)
+
+
+# ---- In words
+
+
+def spread_text(score, digits):
+    """A mean with its standard deviation in brackets, if there is one."""
+    if score is None:
+        return ""
+    mean, sd = score
+    return f"{mean:.{digits}f}" + ("" if sd is None else f" ({sd:.{digits}f})")
+
+
+def difference_text(number, digits):
+    """A difference with its interval, in bold if it is significant."""
+    text = f"{number['value']:+.{digits}f}"
+    if number["low"] is not None:
+        text = f"{'**' if number['significant'] else ''}{text}" \
+            f"{'**' if number['significant'] else ''} " \
+            f"({number['low']:+.{digits}f} to {number['high']:+.{digits}f})"
+    return text.replace("-", "\N{MINUS SIGN}")
+
+
+def score_table(lines):
+    """The scores of a group's rows as a table of Markdown."""
+    header = ["", "MAE", "CA(5)", "NLL", "CRPS", "80% covers", "90% covers", "learning rate",
+              "minutes", "runs"]
+    return markdown_table(header, [[
+        line.row.title,
+        *(spread_text(line.scores.get(key), digits) for key, digits in SHOWN.items()),
+        "" if line.rate is None else f"{line.rate:g}{'' if line.is_searched else '?'}",
+        "" if line.minutes is None else f"{line.minutes:.1f}",
+        f"{len(line.runs)} of {line.count}"] for line in lines])
+
+
+def difference_table(lines):
+    """How a group's rows differ from the baseline, as a table of Markdown; "" if none is known."""
+    rows = [[line.row.title,
+             *(difference_text(line.differences[key], SHOWN[key]) for key in COMPARED),
+             f"{line.wins[0]} of {line.wins[1]}"] for line in lines if line.differences]
+    return markdown_table(["", "Δ MAE", "Δ NLL", "Δ CRPS", "smaller MAE in"], rows) if rows else ""
+
+
+def published_table(table, lines):
+    """The MAE of each loss as published, and ours, as a table of Markdown."""
+    titles = [about.title for about in table.groups.values()]
+    header = ["", "published: ResNet-50 from IMDB",
+              *(f"ours: Lite0, {title[0].lower()}{title[1:]}" for title in titles)]
+    return markdown_table(header, [[
+        line.row.title, "" if line.row.published is None else f"{line.row.published:.2f}",
+        *(spread_text(lines[table.name, group][place].scores.get("mae"), SHOWN["mae"])
+          for group in table.groups)]
+        for place, line in enumerate(lines[table.name, next(iter(table.groups))])])
+
+
+def markdown_table(header, rows):
+    """A table of Markdown from lists of text."""
+    rule = ["---"] * len(header)
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in (header, rule, *rows))
+
+
+def finding(table, group, lines):
+    """A sentence that says which rows of a group differ from the baseline in MAE, or None.
+
+    Args:
+        table: plan.Table.
+        group: name.
+        lines: of table_lines().
+    """
+    kinds = {"a smaller MAE": [], "a larger MAE": [], "no difference shown": []}
+    for name, line in zip(table.rows, lines, strict=True):
+        if line.differences:
+            number = line.differences["mae"]
+            kind = "no difference shown" if not number["significant"] else \
+                "a smaller MAE" if number["value"] < 0 else "a larger MAE"
+            kinds[kind].append(f"`{name}`")
+    told = "; ".join(f"{kind}: {', '.join(names)}" for kind, names in kinds.items() if names)
+    if not told:
+        return None
+    is_complete = all(line.is_searched and len(line.runs) == line.count for line in lines)
+    return f"{table.groups[group].title}, against `{table.baseline}`: {told}" \
+        + ("." if is_complete else " (so far; runs are missing).")
+
+
+def counted_faces(records):
+    """[(rotation, test faces)] of the runs shown; one for each set of faces."""
+    return sorted({(record["rotation"], record["test_faces"], record["digest"])
+                   for record in records})
+
+
+def counted_machines(records):
+    """{machine and how it was used: [runs, smallest, largest minutes]}."""
+    counted = {}
+    for record in records:
+        key = (f"{record['machine']}, {record['jobs']} runs side by side, {record['threads']} "
+               f"thread{'s' if record['threads'] > 1 else ''} each")
+        number, low, high = counted.get(key, (0, np.inf, 0))
+        minutes = record["minutes"]
+        counted[key] = number + 1, min(low, minutes), max(high, minutes)
+    return counted
+
+
+def missing_runs(tables, results):
+    """{title of a group: runs without a result}, for those that miss some."""
+    missing = {}
+    for table in tables.values():
+        for group, row in table.cells:
+            rate = table.best_rate(group, row, results) or table.rates[0]
+            runs = [*table.search(group, row),
+                    *(table.run(group, row, *repeat, rate) for repeat in table.repeats(row)[1:])]
+            count = sum(run.name not in results for run in runs)
+            title = f"{table.name}, {table.groups[group].title}"
+            if count:
+                missing[title] = missing.get(title, 0) + count
+    return missing

@@ -1,0 +1,200 @@
+"""Which runs the tables of docs/benchmark.md need, and in which order: configs/benchmark/."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import NamedTuple
+
+import yaml
+
+from defaults import known_keys, load_cfg, value_of
+
+CONFIGS = Path(__file__).parents[1] / "configs" / "benchmark"
+BASE, ROWS = CONFIGS / "base.yaml", CONFIGS / "rows.yaml"
+# Of the machine; they change no result.
+OF_MACHINE = ("TRAIN.WORKERS", "TEST.WORKERS", "TRAIN.SAVE_MINUTES", "DATA.CACHE")
+
+
+class Group(NamedTuple):
+    """Rows that are compared with one another.
+
+    title: as the page shows it.
+    keys: {key of the config: value} of all its rows.
+    """
+
+    title: str
+    keys: dict
+
+
+class Row(NamedTuple):
+    """One line of a table.
+
+    title: as the page shows it.
+    keys: {key of the config: value}, over those of the group.
+    published: MAE that others report, or None.
+    seeds: how many of the table's seeds it needs; None: all.
+    aligned: False for faces that are cut without rotating the photo.
+    """
+
+    title: str
+    keys: dict
+    published: float | None = None
+    seeds: int | None = None
+    aligned: bool = True
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training and its test.
+
+    table, group, row: names.
+    rotation: name of the protocol, a split file.
+    seed, rate: TRAIN.SEED and TRAIN.LR.
+    opts: flat KEY VALUE pairs over base.yaml.
+    aligned: see Row.
+    """
+
+    table: str
+    group: str
+    row: str
+    rotation: str
+    seed: int
+    rate: float
+    opts: tuple
+    aligned: bool
+
+    @property
+    def name(self):
+        return (f"{self.table}-{self.group}-{self.row}-{self.rotation}-seed{self.seed}-"
+                f"lr{self.rate:g}")
+
+    @cached_property
+    def cfg(self):
+        return load_cfg(BASE, self.opts)
+
+    @property
+    def keys(self):
+        """{key: value} of the config that are not the defaults."""
+        return changed_keys(self.cfg)
+
+
+def changed_keys(cfg):
+    """{key: value} of a config that differ from the defaults and can change a result."""
+    usual = load_cfg()
+    return {key: value_of(cfg, key) for key in known_keys()
+            if value_of(cfg, key) != value_of(usual, key) and key not in OF_MACHINE}
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of the page.
+
+    name: key in rows.yaml.
+    baseline: name of the row that the others are compared with.
+    rates: learning rates that are searched; one means no search.
+    rotations, seeds: what is repeated.
+    groups, rows: {name: Group}, {name: Row}.
+    opts: flat KEY VALUE pairs of the command line, for every run.
+    """
+
+    name: str
+    baseline: str
+    rates: tuple
+    rotations: tuple
+    seeds: tuple
+    groups: dict
+    rows: dict
+    opts: tuple = ()
+
+    @property
+    def cells(self):
+        """(group, row) names in the order of the page."""
+        return [(group, row) for group in self.groups for row in self.rows]
+
+    def repeats(self, row):
+        """[(rotation, seed)] of a row; the learning rate is searched on the first."""
+        seeds = self.seeds[:self.rows[row].seeds]
+        return [(rotation, seed) for seed in seeds for rotation in self.rotations]
+
+    def run(self, group, row, rotation, seed, rate):
+        keys = self.groups[group].keys | self.rows[row].keys | {
+            "TRAIN.LR": rate, "TRAIN.SEED": seed}
+        opts = [str(word) for pair in keys.items() for word in pair]
+        return Run(self.name, group, row, rotation, seed, rate, (*opts, *self.opts),
+                   self.rows[row].aligned)
+
+    def search(self, group, row):
+        """The runs that the learning rate is chosen by, one for each."""
+        return [self.run(group, row, *self.repeats(row)[0], rate) for rate in self.rates]
+
+    def best_rate(self, group, row, results):
+        """The learning rate of the smallest MAE on valid so far; None if there is none yet."""
+        found = {run.rate: results[run.name]["valid_mae"] for run in self.search(group, row)
+                 if "valid_mae" in results.get(run.name, {})}
+        return min(found, key=found.get) if found else None
+
+    def is_searched(self, group, row, results):
+        """Whether all learning rates of a row have been tried."""
+        return all(run.name in results for run in self.search(group, row))
+
+    def to_do(self, results):
+        """Yield the runs without a result that can start now, the most telling first.
+
+        All rows are run once, with the first learning rate; then the others are tried; then each
+        rotation follows, and each seed. A row waits until its learning rate is known.
+
+        Args:
+            results: {name of a run: record}.
+        """
+        searches = [self.search(*cell) for cell in self.cells]
+        yield from (run for runs in zip(*searches, strict=True) for run in runs
+                    if run.name not in results)
+        for rotation, seed in [(rotation, seed) for seed in self.seeds
+                               for rotation in self.rotations][1:]:
+            for group, row in self.cells:
+                if (rotation, seed) in self.repeats(row) and self.is_searched(group, row, results):
+                    rate = self.best_rate(group, row, results)
+                    run = None if rate is None else self.run(group, row, rotation, seed, rate)
+                    if run and run.name not in results:
+                        yield run
+
+    def count_epochs(self, results):
+        """Epochs of all runs that have no result yet, also of those that must wait."""
+        total = 0
+        for group, row in self.cells:
+            epochs = self.search(group, row)[0].cfg.TRAIN.EPOCHS
+            missing = [run for run in self.search(group, row) if run.name not in results]
+            rate = self.best_rate(group, row, results) or self.rates[0]
+            missing += [repeat for repeat in self.repeats(row)[1:]
+                        if self.run(group, row, *repeat, rate).name not in results]
+            total += epochs * len(missing)
+        return total
+
+
+def read_tables(path=ROWS, opts=()):
+    """{name: Table} of a file such as rows.yaml; opts: see Table.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: it is not such a file, or a row's keys are refused by load_cfg.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"table '{path}' not found; the benchmark's is {ROWS}")
+    try:
+        tree = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        tables = {name: Table(
+            name, entry["baseline"], *(tuple(entry[key]) for key in (
+                "learning_rates", "rotations", "seeds")),
+            {key: Group(**group) for key, group in entry["groups"].items()},
+            {key: Row(**row) for key, row in entry["rows"].items()}, tuple(opts))
+            for name, entry in tree.items()}
+    except (yaml.YAMLError, AttributeError, KeyError, TypeError) as error:
+        raise ValueError(f"'{path}' does not describe tables as {ROWS} does: "
+                         f"{' '.join(str(error).split())}") from error
+    for table in tables.values():
+        if table.baseline not in table.rows:
+            raise ValueError(f"'{path}': the baseline '{table.baseline}' of '{table.name}' is not "
+                             f"one of its rows {', '.join(table.rows)}")
+        for cell in table.cells:
+            _ = table.search(*cell)[0].cfg  # refuses unknown keys before anything is trained
+    return tables

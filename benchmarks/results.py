@@ -1,0 +1,114 @@
+"""What the benchmark's runs gave: kept without their folders, small enough for the repository.
+
+FOLDER/results.json    {name of the run: record}, one record a line
+FOLDER/faces/NAME.npz  age, pred_age, nll, crps of each test face, in the order of the photos
+
+A record has the config's keys that are not the defaults, valid_mae and best_epoch, the test metrics
+below "test", how many faces there were, a digest of the test faces and their ages, the minutes of
+the training steps, the machine and the commit. A run that diverged has "error" instead.
+"""
+
+import hashlib
+import json
+from pathlib import Path
+
+import numpy as np
+
+import metrics
+from utils.files import replaced, writable_folder
+
+PER_FACE = ("age", "pred_age", "nll", "crps")
+# Years and nats to which they are rounded, which no mean over faces shows: 20 kB for 3,800 faces.
+STEPS = {"pred_age": 0.05, "nll": 0.02, "crps": 0.02}
+COVERAGES = (80, 90)  # percent
+
+
+class Results(dict):
+    """The records of a folder, by the name of the run.
+
+    Args:
+        folder: see above; may be missing.
+    Raises:
+        ValueError: results.json is damaged.
+    """
+
+    def __init__(self, folder):
+        self.folder = Path(folder)
+        self.path = self.folder / "results.json"
+        try:
+            super().__init__(json.loads(self.path.read_text(encoding="utf-8"))
+                             if self.path.is_file() else {})
+        except ValueError as error:
+            raise ValueError(f"'{self.path}' is damaged ({error}); restore it from git") from error
+
+    def add(self, name, record, faces=None):
+        """Keep a record and what belongs to each face (see face_scores), on the disk at once."""
+        if faces is not None:
+            with replaced(writable_folder(self.folder / "faces", "--results")
+                          / f"{name}.npz") as temporary, temporary.open("wb") as file:
+                np.savez_compressed(file, **faces)
+        self[name] = record
+        self.save()
+
+    def save(self):
+        """Write results.json."""
+        writable_folder(self.folder, "--results")
+        lines = [f"{json.dumps(key)}: {json.dumps(self[key])}" for key in sorted(self)]
+        with replaced(self.path) as temporary:
+            temporary.write_text("\n".join(["{", ",\n".join(lines), "}", ""]), encoding="utf-8")
+
+    def faces(self, name):
+        """{name of PER_FACE: (B,) float64} of a run's test faces.
+
+        Raises:
+            FileNotFoundError: the run's file is missing.
+        """
+        path = self.folder / "faces" / f"{name}.npz"
+        if not path.is_file():
+            raise FileNotFoundError(f"'{path}' not found; restore it from git, or remove the line "
+                                    f"of '{name}' from {self.path} to run it again")
+        with np.load(path) as arrays:
+            return {key: arrays[key].astype(np.float64) for key in PER_FACE}
+
+    def keep_faces_of(self, names):
+        """Remove the files of all runs but these, such as those of learning rates not chosen."""
+        for path in (self.folder / "faces").glob("*.npz"):
+            if path.stem not in names:
+                path.unlink()
+
+
+def face_scores(predictions):
+    """What is kept of each test face.
+
+    Args:
+        predictions: evaluation.predictions.Predictions with exact ages and distributions.
+    Returns:
+        ({name of PER_FACE: (B,) float16 array}, digest of the photos and ages as text).
+    """
+    faces = predictions.faces
+    order = np.argsort(faces["photo"].to_numpy(str), kind="stable")
+    ages = faces["age"].to_numpy()
+    values = {"age": ages, "pred_age": faces["pred_age"].to_numpy(),
+              "nll": metrics.nll(predictions.probs, ages, predictions.age_bins),
+              "crps": metrics.crps(predictions.probs, ages, predictions.age_bins)}
+    rows = "\n".join(f"{faces['photo'].iloc[at]} {ages[at]:g}" for at in order)
+    digest = hashlib.sha256(rows.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+    values = {name: np.round(each / STEPS[name]) * STEPS[name] if name in STEPS else each
+              for name, each in values.items()}
+    return {name: each[order].astype(np.float16) for name, each in values.items()}, digest
+
+
+def scores_of(predictions):
+    """{metric: value} over the test faces: MAE and CRPS in years, NLL in nats, shares in percent.
+
+    Args:
+        predictions: as for face_scores.
+    """
+    ages, pred_ages = predictions.faces["age"].to_numpy(), predictions.faces["pred_age"].to_numpy()
+    of_distributions = predictions.probs, ages, predictions.age_bins
+    scores = {"mae": metrics.mae(ages, pred_ages), "ca5": metrics.ca(ages, pred_ages, 5),
+              "nll": metrics.nll(*of_distributions).mean(),
+              "crps": metrics.crps(*of_distributions).mean()}
+    scores |= {f"coverage_{q}": 100 * metrics.coverage(*of_distributions, q / 100).mean()
+               for q in COVERAGES}
+    return {name: round(float(value), 4) for name, value in scores.items()}

@@ -1,0 +1,281 @@
+"""The benchmark of losses: the order of its runs, its page, and the script on drawn faces."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+from faces import TINY
+from scripts import ROOT, interrupt_after, read_log, refusal
+from test_protocols import write_folds
+
+from benchmarks import page
+from benchmarks.plan import ROWS, read_tables
+from benchmarks.results import Results, face_scores, scores_of
+from benchmarks.upright import upright_source
+from evaluation.predictions import check_predictions
+from lists import Source
+from preprocess.columns import BOX
+from preprocess.face import photo_quad
+
+ONE_ROW = """
+losses:
+  baseline: ce
+  learning_rates: [0.01]
+  rotations: [fold0]
+  seeds: [0]
+  groups: {drawn: {title: From random weights, keys: {}}}
+  rows:
+    ce: {title: ce, keys: {LOSS.NAME: ce}, published: 4.38, aligned: false}
+"""
+
+
+# ---- The plan
+
+
+def valid_mae_of(run):
+    """A search in which each loss has another best learning rate."""
+    best = {"ce": 0.003, "or_cnn": 0.0003}.get(run.row, 0.001)
+    return 5 + abs(np.log(run.rate / best))
+
+
+def test_all_losses_come_once_before_any_comes_twice():
+    table, results = read_tables()["losses"], {}
+    runs = []
+    while (run := next(table.to_do(results), None)) is not None:
+        runs.append(run)
+        results[run.name] = {"valid_mae": valid_mae_of(run)}
+    first, other_rates, others = runs[:12], runs[12:36], runs[36:]
+    assert [(run.group, run.row) for run in first] == table.cells
+    assert {run.rotation for run in (*first, *other_rates)} == {"rotation0"}
+    assert {run.rate for run in first} == {0.001}
+    assert {run.rate for run in other_rates} == {0.0003, 0.003}
+    assert [run.rotation for run in others] == [
+        f"rotation{number}" for number in range(1, 5) for _ in table.cells]
+    assert {(run.row, run.rate) for run in others} == {
+        ("ce", 0.003), ("kl", 0.001), ("kl_l1", 0.001), ("mean_variance", 0.001),
+        ("or_cnn", 0.0003), ("sord", 0.001)}
+    assert table.count_epochs({}) == sum(run.cfg.TRAIN.EPOCHS for run in runs)
+    assert table.count_epochs(results) == 0
+
+
+def test_a_row_waits_for_its_learning_rate_and_does_without_one_that_diverged():
+    table = read_tables()["losses"]
+    first, second, third = table.search("imagenet", "ce")
+    results = {first.name: {"valid_mae": 5.0}, second.name: {"valid_mae": 4.0}}
+    assert table.best_rate("imagenet", "ce", results) == second.rate
+    assert not any(run.rotation != "rotation0" for run in table.to_do(results))
+    results[third.name] = {"error": "the training has diverged"}
+    waiting = [run for run in table.to_do(results) if run.rotation != "rotation0"]
+    assert {(run.row, run.rate) for run in waiting} == {("ce", second.rate)}
+
+
+def test_every_row_has_a_config_of_its_own_and_one_budget():
+    for table in read_tables().values():
+        for group in table.groups:
+            runs = [table.search(group, row)[0] for row in table.rows]
+            assert len({(run.aligned, json.dumps(run.keys)) for run in runs}) == len(runs)
+            assert {len(table.repeats(row)) for row in table.rows} <= {1, 3, 5}
+    assert {run.cfg.TRAIN.EPOCHS for run in read_tables()["losses"].to_do({})} == {4, 10}
+
+
+@pytest.mark.parametrize(("before", "after", "named"), [
+    ("baseline: ce", "baseline: mse", "the baseline 'mse'"), ("LOSS.NAME: ce", "LOSS.NAM: ce",
+    "unknown config key 'LOSS.NAM'"), ("rows:", "row:", "does not describe tables")])
+def test_a_wrong_table_is_refused(tmp_path, before, after, named):
+    path = tmp_path / "rows.yaml"
+    path.write_text(ONE_ROW.replace(before, after, 1))
+    with pytest.raises(ValueError, match=named) as raised:
+        read_tables(path)
+    assert "\n" not in str(raised.value)
+    with pytest.raises(FileNotFoundError, match=ROWS.name):
+        read_tables(tmp_path / "none.yaml")
+
+
+# ---- Results and page
+
+
+def predictions_of(shift, count=400, first=0, jitter=0.0):
+    """Predictions of drawn ages, wrong by a normal error, a shift and a jitter, in any order."""
+    rng = np.random.default_rng(first)
+    ages = rng.integers(20, 60, count)
+    centres = ages + rng.normal(0, 1, count) + shift + rng.normal(0, jitter, count)
+    probs = np.exp(-0.5 * (np.arange(101) - centres[:, None]) ** 2 / 4)
+    table = pd.DataFrame(probs / probs.sum(axis=1, keepdims=True),
+                         columns=[f"p{age}" for age in range(101)])
+    table.insert(0, "photo", [f"{first + number}.jpg" for number in range(count)])
+    table.insert(1, "age", ages)
+    table.insert(2, "pred_age", centres)
+    return check_predictions(table.sample(frac=1, random_state=abs(hash(shift)) % 1000), "drawn")
+
+
+def add_run(results, run, predictions):
+    faces, digest = face_scores(predictions)
+    results.add(run.name, {
+        "config": run.keys, "rotation": run.rotation, "minutes": 4.5, "jobs": 2, "threads": 1,
+        "machine": "drawn", "commit": "abc1234", "valid_mae": valid_mae_of(run), "best_epoch": 1,
+        "test": scores_of(predictions), "test_faces": len(predictions.faces),
+        "digest": digest}, faces)
+
+
+def test_the_page_states_scores_and_paired_differences(tmp_path):
+    tables, results = read_tables(), Results(tmp_path / "kept")
+    table = tables["losses"]
+    for number, rotation in enumerate(("rotation0", "rotation1")):
+        for row, shift in (("ce", 2.0), ("kl", 0.5), ("sord", 2.0)):
+            rate = min((run.rate for run in table.search("imagenet", row)), key=lambda rate: abs(
+                np.log(rate / {"ce": 0.003}.get(row, 0.001))))
+            add_run(results, table.run("imagenet", row, rotation, 0, rate),
+                    predictions_of(shift, first=1000 * number, jitter=0.3 * (row == "sord")))
+    loser = table.run("imagenet", "ce", "rotation0", 0, 0.001)
+    add_run(results, loser, predictions_of(5.0))
+    page.write_page(tables, results, tmp_path / "page.md")
+    text = (tmp_path / "page.md").read_text(encoding="utf-8")
+
+    lines = dict(zip(table.rows, page.table_lines(table, "imagenet", results), strict=True))
+    maes = [results[name]["test"]["mae"] for name in lines["ce"].runs]
+    assert len(maes) == 2 and lines["ce"].rate == 0.003 and not lines["ce"].is_searched
+    assert f"| {np.mean(maes):.2f} ({np.std(maes, ddof=1):.2f}) |" in text
+    kl, sord = lines["kl"].differences["mae"], lines["sord"].differences["mae"]
+    expected = np.mean([results[name]["test"]["mae"] for name in lines["kl"].runs]) - np.mean(maes)
+    assert kl["value"] == pytest.approx(expected, abs=0.01)  # from half precision
+    assert kl["significant"] and not sord["significant"]
+    assert kl["low"] < kl["value"] < kl["high"] < 0
+    assert lines["kl"].wins == (2, 2)
+    assert "From ImageNet weights, against `ce`: a smaller MAE: `kl`; no difference shown: " \
+           "`sord` (so far; runs are missing)." in text
+    assert "rotation0 400,\n  rotation1 400." in text
+    assert "drawn, 2 runs side by side, 1 thread each: 6 runs of 4.5 to 4.5 minutes." in text
+    kept = {path.stem for path in (tmp_path / "kept" / "faces").iterdir()}
+    assert loser.name not in kept and len(kept) == 6  # of the learning rate not chosen
+    assert Results(tmp_path / "kept") == results
+
+
+def test_rows_on_other_faces_are_not_compared(tmp_path):
+    table, results = read_tables()["losses"], Results(tmp_path)
+    for row, first in (("ce", 0), ("kl", 1)):  # elsewhere, of other photos
+        add_run(results, table.run("imagenet", row, "rotation0", 0, 0.001),
+                predictions_of(1.0, first=first))
+    assert page.table_lines(table, "imagenet", results)[1].differences == {}
+
+
+def test_seeds_on_the_same_faces_are_averaged(tmp_path):
+    table, results = read_tables()["factors"], Results(tmp_path)
+    for seed, (base, other) in enumerate(((1.0, 3.0), (3.0, 1.0))):
+        add_run(results, table.run("imagenet", "base", "rotation0", seed, 0.001),
+                predictions_of(base))
+        add_run(results, table.run("imagenet", "sigma_1", "rotation0", seed, 0.001),
+                predictions_of(other))
+    lines = dict(zip(table.rows, page.table_lines(table, "imagenet", results), strict=True))
+    assert lines["sigma_1"].differences["mae"]["value"] == pytest.approx(0, abs=1e-6)
+    assert lines["sigma_1"].wins == (1, 2)
+
+
+def test_what_is_kept_of_a_face_is_small_and_in_the_order_of_the_photos():
+    one, digest = face_scores(predictions_of(1.0))
+    other, same_digest = face_scores(predictions_of(2.0))
+    assert digest == same_digest
+    np.testing.assert_array_equal(one["age"], other["age"])
+    np.testing.assert_allclose(other["pred_age"] - one["pred_age"], 1, atol=0.07)
+    assert sum(values.nbytes for values in one.values()) == 8 * 400
+
+
+def test_damaged_and_missing_results_are_named(tmp_path):
+    (tmp_path / "results.json").write_text("{")
+    with pytest.raises(ValueError, match=r"results\.json' is damaged .*; restore it from git"):
+        Results(tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"a\.npz' not found; restore it"):
+        Results(tmp_path / "other").faces("a")
+
+
+# ---- The script
+
+
+def command(data, place, *words):
+    return [sys.executable, "-m", "benchmarks.losses", "--rows", place / "rows.yaml", "--results",
+            place / "kept", "--page", place / "page.md", *(
+                ["--data_dir", data, "--runs", place / "runs", "--cache_dir", place / "cache",
+                 "--device", "cpu", "--jobs", "2"] if data else []), *words]
+
+
+def start(*words):
+    return subprocess.Popen(list(map(str, command(*words))), cwd=ROOT, text=True,
+                            env=os.environ | {"CUDA_VISIBLE_DEVICES": ""},
+                            stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+
+def run(*words):
+    process = start(*words)
+    printed = process.communicate(timeout=300)
+    return subprocess.CompletedProcess("losses", process.returncode, *printed)
+
+
+def test_the_script_is_interrupted_goes_on_and_rebuilds_its_page(tmp_path):
+    data = write_folds(tmp_path / "data", ("train", "train", "valid", "test"))
+    (tmp_path / "rows.yaml").write_text(ONE_ROW)
+    words = [*TINY, "TRAIN.EPOCHS", "40"]
+    process = start(data, tmp_path, *words)
+    ce = tmp_path / "runs" / "losses-drawn-ce-fold0-seed0-lr0.01"
+    out = interrupt_after(process, ce, 1, lambda process: process.send_signal(signal.SIGTERM))
+    assert process.returncode == 130, out
+    assert "interrupted: 0 runs finished, 1 saved" in out
+    assert 0 < len(read_log(ce)) < 40
+
+    done = run(data, tmp_path, *words)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert [record["epoch"] for record in read_log(ce)] == list(range(1, 41))
+    assert not list(ce.glob("earlier-*"))
+    assert [path.name for path in ce.glob("*.pth")] == ["best.pth"]
+    results = Results(tmp_path / "kept")
+    assert [*results] == [ce.name]
+    assert f"{ce.name}: test mae {results[ce.name]['test']['mae']:.3f}" in done.stdout
+    assert results[ce.name]["test_faces"] == 2
+    assert results[ce.name]["config"]["LOSS.NAME"] == "ce"
+    assert results[ce.name]["config"]["MODEL.ARCH"] == "timm/test_resnet"
+    table = pd.read_csv(ce / "test.csv")
+    errors = (table["pred_age"] - table["age"]).abs()
+    assert results[ce.name]["test"]["mae"] == pytest.approx(errors.mean(), abs=1e-3)
+    text = (tmp_path / "page.md").read_text(encoding="utf-8")
+    assert f"| ce | {errors.mean():.2f} |" in text and "Missing" not in text
+
+    (tmp_path / "page.md").unlink()
+    again = run(None, tmp_path, *words)
+    assert again.returncode == 0, again.stderr
+    assert (tmp_path / "page.md").read_text(encoding="utf-8") == text
+    other = refusal(run(data, tmp_path, *words, "MODEL.DROPOUT", "0.5"))
+    assert "with MODEL.DROPOUT 0.2, not 0.5; name another folder with --results" in other
+
+
+@pytest.mark.parametrize(("words", "named"), [
+    (["--tables", "other"], "--tables: unknown 'other'"),
+    (["--data_dir", "."], "no --runs"),
+    (["--data_dir", "{data}", "--runs", "{runs}", "--jobs", "0"], "--jobs must be positive, got 0"),
+    (["--data_dir", "{data}", "--runs", "{runs}", "LOSS.NAME", "mse"], "unknown LOSS.NAME 'mse'"),
+    (["--data_dir", "{other}", "--runs", "{runs}"], "protocol 'fold0' not found")])
+def test_wrong_words_are_refused(tmp_path, words, named):
+    write_folds(tmp_path / "data", ("train", "train", "valid", "test"))
+    write_folds(tmp_path / "other", ("train", "train", "valid", "test"))
+    (tmp_path / "other" / "drawn_split_fold0.csv").unlink()
+    (tmp_path / "rows.yaml").write_text(ONE_ROW)
+    places = {name: tmp_path / name for name in ("data", "other", "runs")}
+    done = run(None, tmp_path, *(word.format(**places) for word in words))
+    assert named in refusal(done)
+    assert not (tmp_path / "kept").exists()
+
+
+def test_faces_that_are_not_aligned_keep_the_place_and_size_of_their_boxes(tmp_path):
+    data = write_folds(tmp_path / "data", ("train", "train", "valid", "test"))
+    source = Source(data, "drawn", data)
+    upright = upright_source(source, tmp_path / "upright")
+    assert upright.file("split_fold1").read_text() == source.file("split_fold1").read_text()
+    before, after = (pd.read_csv(each.file("train_align")) for each in (source, upright))
+    assert (before["deg"] == 3.5).all() and (after["deg"] == 0).all()
+    for (_, turned), (_, straight) in zip(before.iterrows(), after.iterrows(), strict=True):
+        corners = [photo_quad(row[BOX], (96, 96), row["deg"]) for row in (turned, straight)]
+        np.testing.assert_allclose(*(each.mean(axis=0) for each in corners), atol=0.02)
+        np.testing.assert_allclose(*(np.ptp(row[BOX].to_numpy(float).reshape(2, 2), axis=0)
+                                     for row in (turned, straight)), atol=0.02)
