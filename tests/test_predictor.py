@@ -21,7 +21,9 @@ from lists import Source, read_faces
 from media.results import FIELDS, ResultFiles
 from predictor import AgeEstimator, Reading, as_photo, face_from_probs, pixel_count
 from preprocess import face_align
-from preprocess.face import expand_bbox
+from preprocess.detector import _aligned_face
+from preprocess.face import expand_bbox, turned_bbox
+from preprocess.mtcnn import Detections
 from utils.pipeline import batches
 
 PORTRAITS = ROOT.parent / "shared" / "data" / "portraits"
@@ -85,9 +87,13 @@ def test_exif_rotation_changes_nothing_but_the_file(estimator, tmp_path):
 def test_face_that_the_second_pass_misses_keeps_its_place(estimator):
     photo = as_photo(TWO_FACES)
     _, found = estimator.detector.align([photo], faces="all")[0][:2]
+    [first] = estimator.detector.detect([photo])
     crop = estimator.face_crop(photo, found)
-    found.aligned_bbox = None
-    fallback = estimator.face_crop(photo, found)
+    target = photo, turned_bbox(first.bboxes[1], photo.size, found.roll_deg), found.roll_deg
+    nothing = Detections(*(np.zeros((0, *shape), np.float32) for shape in ((4,), (), (5, 2))))
+    missed = _aligned_face(first, 1, target, nothing)
+    assert found.found_twice and not missed.found_twice
+    fallback = estimator.face_crop(photo, missed)
     likeness = np.corrcoef(crop.astype(float).ravel(), fallback.astype(float).ravel())[0, 1]
     assert likeness > 0.8
 
