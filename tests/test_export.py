@@ -25,6 +25,7 @@ from training.onnx_release import export_onnx, sample_crops
 from utils import cli
 from utils.download import MISC, find_model
 from utils.files import file_sha256
+from utils.locks import only_writer
 from utils.onnx_export import write_onnx
 from utils.onnx_network import OnnxNetwork
 
@@ -128,6 +129,17 @@ class Unexportable(nn.Module):
 
     def forward(self, images):
         return images.mean((2, 3)) if images.mean() > 0 else images.amax((2, 3))
+
+
+def test_an_export_leaves_a_folder_alone_that_another_process_writes_to(checkpoint, tmp_path,
+                                                                        capsys):
+    target = tmp_path / "age.onnx"
+    with only_writer(tmp_path, "wait"):
+        assert run("--resume", checkpoint, target) == 2
+        assert not target.exists()
+    assert f"error: another process writes to '{tmp_path}': process" in capsys.readouterr().err
+    assert run("--resume", checkpoint, target) == 0
+    assert list(tmp_path.iterdir()) == [target]
 
 
 def test_what_cannot_be_exported_is_said(checkpoint, tmp_path, monkeypatch):

@@ -39,7 +39,12 @@ def test_processes_of_one_work_write_together_and_no_others(tmp_path, monkeypatc
         pass
     with one_of_writers(tmp_path, "b", "wait"):
         pass
-    assert not list(tmp_path.iterdir())
+    with only_writer(tmp_path / "new" / "one", "wait"):
+        pass
+    assert not list((tmp_path / "new").iterdir())
+    with only_writer(tmp_path / "new", "wait"):
+        pass
+    assert list(tmp_path.iterdir()) == [tmp_path / "new"]  # it was there before
 
 
 RACE = """
@@ -68,7 +73,7 @@ def test_of_many_processes_that_race_for_a_folder_one_is_inside(tmp_path):
     printed = [racer.communicate(timeout=300) for racer in racers]
     assert [errors for _, errors in printed] == [""] * 6
     assert all(int(entered) > 0 for entered, _ in printed)
-    assert not list(tmp_path.iterdir())
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 
 
 def test_a_folder_is_walked_once_and_the_one_left_out_never(tmp_path):

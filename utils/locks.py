@@ -19,13 +19,13 @@ MAX_EXIT_SECONDS = 0.2  # in which a process that is ending lets go of its lock
 
 @contextmanager
 def only_writer(folder, way_out):
-    """Hold a folder for as long as the context lasts; an empty one is removed afterwards.
+    """Hold a folder for as long as the context lasts.
 
     The operating system releases the lock when the process ends in any way, so that a killed
     process does not block the next one.
 
     Args:
-        folder: created if missing.
+        folder: created if missing, and then removed afterwards if it is empty.
         way_out: what to do if another process holds the folder, for the message.
     Raises:
         ValueError: another process holds the folder, alone or with others; names the process.
@@ -65,8 +65,9 @@ def one_of_writers(folder, work, way_out):
 def _entrance(folder, way_out, seconds=MAX_EXIT_SECONDS):
     """Hold the lock that a process needs to enter the folder. A lone writer keeps it.
 
-    The folder is created if it is missing, and removed afterwards if it is empty.
+    The folder is created if it is missing, and then removed afterwards if it is empty.
     """
+    is_new = not folder.is_dir()
     with ExitStack() as held:
         try:
             held.enter_context(_locked(folder / ".lock", seconds))
@@ -75,8 +76,9 @@ def _entrance(folder, way_out, seconds=MAX_EXIT_SECONDS):
                 way_out = f"{(folder / '.lock.owner').read_text(encoding='utf-8')}; {way_out}"
             raise ValueError(f"another process writes to '{folder}': {way_out}") from None
         yield
-    with suppress(OSError):  # not empty
-        folder.rmdir()
+    if is_new:
+        with suppress(OSError):  # not empty
+            folder.rmdir()
 
 
 @contextmanager
