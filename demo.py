@@ -85,8 +85,7 @@ def parse_args(argv=None):
     parser.add_argument("--any_rotation", action="store_true",
                         help="find faces that lie on their side or upside down too; about three "
                              "times as slow")
-    parser.add_argument("--device", default="auto",
-                        help="auto (a GPU if PyTorch finds one), cpu, cuda, cuda:N or mps")
+    cli.add_device_flag(parser)
     return cli.parse_with_overrides(parser, argv,
                                     "TEST.* only, for example TEST.DECODE median")
 

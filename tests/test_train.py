@@ -249,10 +249,12 @@ def test_a_folder_that_is_a_file_is_named_before_anything_is_read(folder, tmp_pa
     assert "is not a folder" in refusal(done)
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="a CUDA device is there")
-def test_a_missing_gpu_is_named(folder, tmp_path):
-    done = train(folder, tmp_path / "run", *TINY, "--device", "cuda", check=False)
-    assert "--device cpu" in refusal(done)
+@pytest.mark.parametrize(("device", "problem"), [
+    ("cuda:77", "--device cuda:77: no such device found; use --device cpu"),
+    ("tpu", "unknown device 'tpu'; choose auto, cpu, cuda, cuda:N or mps")])
+def test_a_missing_device_is_named(folder, tmp_path, device, problem):
+    done = train(folder, tmp_path / "run", *TINY, "--device", device, check=False)
+    assert problem in refusal(done)
 
 
 def test_bad_images_end_the_run_at_the_start(folder, tmp_path):
