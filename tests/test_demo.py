@@ -21,7 +21,14 @@ import av
 import cv2
 import numpy as np
 import pytest
-from demo_inputs import ASTRONAUT, HOPPER, ROOT, SAMPLES, TWO_FACES, write_model
+from demo_inputs import (
+    ASTRONAUT,
+    HOPPER,
+    ROOT,
+    SAMPLES,
+    TWO_FACES,
+    exit_code,
+)
 from PIL import Image, ImageCms, features
 
 import demo
@@ -31,13 +38,7 @@ from media.photos import find_images, save_picture
 from media.results import FIELDS, VIDEO_FIELDS, PhotoResults, with_threshold, work_digest
 from media.video import ClipWriter, Frames, address_name
 from predictor import as_photo
-from utils import cli
 from utils.locks import only_writer
-
-
-@pytest.fixture(scope="session")
-def model_path(tmp_path_factory):
-    return write_model(tmp_path_factory.mktemp("model") / "model.pth")
 
 
 @pytest.fixture(scope="session")
@@ -56,11 +57,8 @@ def one_detector():
 
 
 def run(model_path, *words):
-    """Exit code of the demo, run in this process as from the command line."""
-    argv = ["--resume", str(model_path), "--device", "cpu", *map(str, words)]
-    with pytest.raises(SystemExit) as end:
-        cli.run_main(lambda: demo.main(argv))
-    return end.value.code
+    """Exit code of the demo."""
+    return exit_code(demo.main, "--resume", model_path, "--device", "cpu", *words)
 
 
 def command(model_path, *words):

@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from demo_inputs import ASTRONAUT, ROOT, TWO_FACES
+from demo_inputs import ASTRONAUT, ROOT, TWO_FACES, exit_code
 from faces import TINY, write_dataset
 from torch import nn
 
@@ -22,7 +22,6 @@ from model import AgeModel, build_model
 from predictor import AgeEstimator
 from training import onnx_release
 from training.onnx_release import export_onnx, sample_crops
-from utils import cli
 from utils.download import MISC, find_model
 from utils.files import file_sha256
 from utils.locks import only_writer
@@ -33,10 +32,8 @@ SIZE = 32
 
 
 def run(*words):
-    """Exit code of export.py, run in this process as from the command line."""
-    with pytest.raises(SystemExit) as end:
-        cli.run_main(lambda: export.main(list(map(str, words))))
-    return end.value.code
+    """Exit code of export.py."""
+    return exit_code(export.main, *words)
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from demo_inputs import ASTRONAUT, HOPPER, ROOT, TWO_FACES, write_model
+from demo_inputs import AGE_BINS, ASTRONAUT, HOPPER, ROOT, TWO_FACES, face_at, write_model
 from PIL import Image
 
 import metrics
@@ -27,23 +27,11 @@ from preprocess.mtcnn import Detections
 from utils.pipeline import batches
 
 PORTRAITS = ROOT.parent / "shared" / "data" / "portraits"
-AGE_BINS = list(range(101))
-
-
-@pytest.fixture(scope="session")
-def model_path(tmp_path_factory):
-    return write_model(tmp_path_factory.mktemp("model") / "model.pth")
 
 
 @pytest.fixture(scope="session")
 def estimator(model_path):
     return AgeEstimator(model_path, "cpu")
-
-
-def peak(age, sigma=3.0):
-    """(K,) Gaussian distribution."""
-    probs = np.exp(-0.5 * ((np.array(AGE_BINS) - age) / sigma) ** 2)
-    return probs / probs.sum()
 
 
 # ---- The one pixel path
@@ -336,7 +324,7 @@ def test_batches_are_bounded_by_pixels():
 
 
 def test_result_files_hold_every_image(tmp_path):
-    face = face_from_probs((1.234, 2, 30, 40), 0.987654, -3.14159, peak(34), AGE_BINS)
+    face = face_at((1.234, 2, 30, 40), 34, 0.987654, -3.14159)
     with ResultFiles(tmp_path / "results.csv", tmp_path / "results.jsonl") as results:
         results.write({"file": "sub dir/ä,b.jpg"}, [(1, face), (2, face)])
         results.write({"file": "empty.jpg"}, [])

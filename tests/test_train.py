@@ -11,21 +11,9 @@ import pandas as pd
 import pytest
 import torch
 from faces import TINY, write_dataset, write_list
-from scripts import AGES, ROOT, draw_ages, read_log, refusal, script, train, weights
+from scripts import AGES, ROOT, read_log, refusal, script, train, weights
 
 from defaults import ARCHS, parse_cfg
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return draw_ages(tmp_path_factory.mktemp("drawn"))
-
-
-@pytest.fixture(scope="module")
-def trained(folder, tmp_path_factory):
-    run = tmp_path_factory.mktemp("trained") / "run"
-    train(folder, run, *TINY, "TRAIN.EPOCHS", "1")
-    return run / "best.pth"
 
 
 def test_eight_faces_are_learnt_by_heart(folder, tmp_path):
