@@ -17,7 +17,7 @@ from preprocess.columns import ALIGNED
 from preprocess.face import upright_size
 from utils.files import replaced
 
-VERSION = 1  # raise when the boxes change
+BOXES_VERSION = 1  # raise when the boxes change
 MIDDLE = 1 / 1.5  # side of the box of a photo in which no face is found, as a share of its sides
 CHUNK_PHOTOS = 64  # searched between two steps of the progress bar
 
@@ -48,7 +48,7 @@ def find_boxes(faces, folder=None):
 
 
 def _kept_boxes(paths, folder):
-    path = folder / f"{_key(paths)}.boxes.csv"
+    path = folder / f"{_photos_key(paths)}.boxes.csv"
     folder.mkdir(parents=True, exist_ok=True)
     with nullcontext() if path.is_file() else FileLock(path.with_suffix(".lock")):
         if not path.is_file():
@@ -57,8 +57,8 @@ def _kept_boxes(paths, folder):
     return pd.read_csv(path)
 
 
-def _key(paths):
-    digest = hashlib.sha256(str(VERSION).encode())
+def _photos_key(paths):
+    digest = hashlib.sha256(str(BOXES_VERSION).encode())
     for path in paths:
         stat = path.stat()
         digest.update(f"{path.resolve()}\0{stat.st_size}\0{stat.st_mtime_ns}\0".encode())
