@@ -30,7 +30,7 @@ import torch
 from utils.download import refuse_failed_download
 from utils.files import replaced
 
-VERSION = 1
+FORMAT_VERSION = 1
 
 
 def _is_positive(value):
@@ -59,7 +59,7 @@ def save_checkpoint(path, checkpoint):
     with replaced(path) as temporary, temporary.open("wb") as file:
         try:
             # Into an open file: if torch gets a name, it writes the name into the file as well.
-            torch.save({"version": VERSION, **checkpoint}, file)
+            torch.save({"version": FORMAT_VERSION, **checkpoint}, file)
         except RuntimeError as error:  # torch's word for a write that failed
             if isinstance(error.__context__, OSError):
                 raise error.__context__ from None
@@ -96,9 +96,9 @@ def load_checkpoint(path):
     if wrong:
         raise ValueError(f"'{path}' is not a checkpoint of this project ({', '.join(wrong)} is "
                          "missing or of another kind); use a .pth file written by train.py")
-    if checkpoint["version"] > VERSION:
+    if checkpoint["version"] > FORMAT_VERSION:
         raise ValueError(f"checkpoint '{path}' has version {checkpoint['version']}, this code "
-                         f"reads up to {VERSION}; update the code")
+                         f"reads up to {FORMAT_VERSION}; update the code")
     weights = checkpoint["model"]
     if all(name.startswith(WRAPPED) for name in weights):
         checkpoint["model"] = {name.removeprefix(WRAPPED): tensor

@@ -41,7 +41,7 @@ def cached_crops(crops, folder, workers):
     """
     folder = Path(folder)
     shape = (len(crops), crops.size, crops.size, 3)
-    path = folder / f"{_key(crops)}.u8"
+    path = folder / f"{_crops_key(crops)}.u8"
     if not path.is_file():
         try:
             writable_folder(folder, "--cache_dir")
@@ -49,7 +49,7 @@ def cached_crops(crops, folder, workers):
             raise OSError(f"{error}, or set DATA.CACHE False") from error
         with FileLock(path.with_suffix(".lock")):
             if not path.is_file():
-                _build(crops, path, shape, workers)
+                _cut_crops(crops, path, shape, workers)
     return MappedCrops(path, shape)
 
 
@@ -81,7 +81,7 @@ class MappedCrops:
         return np.memmap(self.path, np.uint8, mode="r", shape=self.shape)
 
 
-def _key(crops):
+def _crops_key(crops):
     """Hash of everything that the pixels depend on: photo files, boxes, angles, settings."""
     digest = hashlib.sha256(repr((crop_fingerprint(), crops.margin, crops.size)).encode())
     for array in (crops.roll_degs, crops.bboxes):
@@ -93,7 +93,7 @@ def _key(crops):
     return digest.hexdigest()[:32]
 
 
-def _build(crops, path, shape, workers):
+def _cut_crops(crops, path, shape, workers):
     partial = path.with_suffix(".partial")
     face_bytes = int(np.prod(shape[1:]))
     done = partial.stat().st_size // face_bytes if partial.is_file() else 0

@@ -39,7 +39,7 @@ from media.results import (
     work_digest,
 )
 from media.tracking import FaceTracker
-from media.video import ESC, ClipWriter, FrameRate, Frames, Window
+from media.video import ESC, ClipWriter, FrameRate, Frames, ScreenWindow
 from predictor import MIN_CONFIDENCE, MIN_FACE, AgeEstimator
 from preprocess.face import IMAGE_ENDINGS
 from utils import cli
@@ -85,8 +85,7 @@ def parse_args(argv=None):
     parser.add_argument("--any_rotation", action="store_true",
                         help="find faces that lie on their side or upside down too; about three "
                              "times as slow")
-    parser.add_argument("--device", default="auto",
-                        help="auto (a GPU if PyTorch finds one), cpu, cuda, cuda:N or mps")
+    cli.add_device_flag(parser)
     return cli.parse_with_overrides(parser, argv,
                                     "TEST.* only, for example TEST.DECODE median")
 
@@ -126,7 +125,7 @@ def print_warning(threshold):
 def run_photos(args):
     folder, names = list_photos(args)
     if args.output_dir is None:
-        with Window(WINDOW_TITLE) as window:
+        with ScreenWindow(WINDOW_TITLE) as window:
             summary = show_photos(build_estimator(args), folder, names, window, args)
     else:
         rank, process_count = process_share()
@@ -310,7 +309,7 @@ def run_stream(args):
     with ExitStack() as stack:
         stack.enter_context(interrupted_by_a_termination())
         frames = stack.enter_context(Frames(args.camera if args.video is None else args.video))
-        window = None if args.output_dir else stack.enter_context(Window(WINDOW_TITLE))
+        window = None if args.output_dir else stack.enter_context(ScreenWindow(WINDOW_TITLE))
         estimator = build_estimator(args, STREAM_MIN_FACE_RATIO)
         tracker = stack.enter_context(FaceTracker(
             estimator, estimator.age_bins, estimator.cfg.TEST.DECODE, wait=not frames.is_camera))

@@ -11,7 +11,7 @@ import io
 import math
 import os
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
 
@@ -34,8 +34,6 @@ BATCH_PIXELS = 24_000_000  # of these photos together
 INTERVAL_SHARE = 0.8  # of the distribution that lies within low..high
 # Types of a single image; arrays and open files are recognised by their attributes.
 ONE_IMAGE = (str, os.PathLike, bytes, bytearray, memoryview)
-QUARTERS = {90: Image.Transpose.ROTATE_90, 180: Image.Transpose.ROTATE_180,
-            270: Image.Transpose.ROTATE_270}  # degrees, counter-clockwise as in Image.rotate
 
 
 class AgeEstimator:
@@ -51,8 +49,7 @@ class AgeEstimator:
         min_confidence: 0..1, lowest confidence of the detector.
         threads: CPU threads of ONNX Runtime; one for each core by default. A .pth checkpoint
             uses PyTorch's own setting.
-        any_rotation: look for faces in each photo turned by 90, 180 and 270 degrees too, and
-            take the quarter in which they are surest. It takes about three times as long.
+        any_rotation: find faces that lie on their side or upside down too, see FaceDetector.
     Raises:
         FileNotFoundError, ValueError, OSError: see device_name, find_model, load_age_network.
 
@@ -61,16 +58,14 @@ class AgeEstimator:
 
     def __init__(self, path=None, device="auto", opts=(), min_face=MIN_FACE, min_face_ratio=0.0,
                  min_confidence=MIN_CONFIDENCE, threads=None, any_rotation=False):
-        if not 0 <= min_confidence <= 1:
-            raise ValueError(f"the lowest confidence must lie in 0..1, got {min_confidence}")
         self.device = device_name(device)
         file = find_model(path, prefer_onnx=self.device == "cpu")
         if device == "auto" and Path(file).suffix.lower() == ONNX:
             self.device = "cpu"
         self.network = load_age_network(file, self.device, opts, threads)
         self.cfg, self.age_bins = self.network.cfg, self.network.age_bins
-        self.min_confidence, self.any_rotation = min_confidence, any_rotation
-        self.detector = FaceDetector(self.device, min_face, min_face_ratio, threads)
+        self.detector = FaceDetector(self.device, min_face, min_face_ratio, threads,
+                                     min_confidence, any_rotation)
         self.detector.load()
 
     def __call__(self, images):
@@ -122,35 +117,10 @@ class AgeEstimator:
 
     def _faces(self, photos):
         """Faces of RGB photos: list of Face for each."""
-        aligned = self._aligned(photos)
-        if not self.any_rotation:
-            return self._aged(photos, aligned)
-        turned = [self._turned(photo, faces) for photo, faces in zip(photos, aligned, strict=True)]
-        pictures, aligned, quarters = zip(*turned, strict=True) if turned else ((), (), ())
-        return [[_turned_back(face, photo.size, quarter) for face in faces]
-                for photo, faces, quarter in zip(photos, self._aged(pictures, aligned), quarters,
-                                                 strict=True)]
-
-    def _aligned(self, photos):
-        return [[found for found in faces if found.confidence >= self.min_confidence]
-                for faces in self.detector.align(photos, faces="all")]
-
-    def _aged(self, photos, aligned):
+        aligned = self.detector.align(photos, faces="all")
         aged = iter(self.ages_of([(photo, found) for photo, faces in
                                   zip(photos, aligned, strict=True) for found in faces]))
         return [[next(aged) for _ in faces] for faces in aligned]
-
-    def _turned(self, photo, upright_faces):
-        """(photo, its AlignedFaces, quarter) of the quarter in which its faces are surest.
-
-        The first pass tells: a face upside down is found in a quarter of photos, as if it were
-        upright, and the second pass is then as sure as of upright ones.
-        """
-        tried = [(photo, upright_faces, 0)]
-        for quarter, step in QUARTERS.items():
-            picture = photo.transpose(step)
-            tried.append((picture, self._aligned([picture])[0], quarter))
-        return max(tried, key=lambda one: sum(_log_odds(f.first_confidence) for f in one[1]))
 
     def ages_at(self, photo, boxes, landmarks=None):
         """Ages of faces that another detector has found.
@@ -227,8 +197,7 @@ class AgeEstimator:
 
         Args:
             photo: PIL.Image, RGB, upright.
-            found: AlignedFace of preprocess.detector. Training leaves a face out whose second
-                pass found nothing; here it gets the first pass's box around the same point.
+            found: AlignedFace of preprocess.detector.
         Returns:
             (S, S, 3) uint8.
         """
@@ -250,20 +219,6 @@ def _check_boxes(boxes, size):
         else:
             continue
         raise ValueError(f"box {number} ({x1:g} {y1:g} {x2:g} {y2:g}) {problem}")
-
-
-def _log_odds(confidence):
-    confidence = min(confidence, 1 - 1e-6)  # of float32, whose next steps are noise
-    return math.log(confidence / (1 - confidence))
-
-
-def _turned_back(face, size, quarter):
-    """A Face of a photo that was turned by a quarter, in the pixels of the photo of this size."""
-    if not quarter:
-        return face
-    box = geometry.turned_back((face.x1, face.y1, face.x2, face.y2), size, quarter)
-    return replace(face, roll_deg=(face.roll_deg + quarter + 180) % 360 - 180,
-                   **dict(zip(("x1", "y1", "x2", "y2"), box, strict=True)))
 
 
 def is_one_image(images):

@@ -124,14 +124,14 @@ def main():
               f"{'ratio':>6} {'ratio':>6} {'agreement':>10}")
         for name, folder in kinds.items():
             paths = choose_images(folder, args.images)
-            speeds, results = measure(methods, paths, args.rounds)
+            speeds, results = time_methods(methods, paths, args.rounds)
             threads, processes, ours = speeds.values()
             share = agreement(results["plain threads"], results["ours"])
             print(f"{name:10} {len(paths):6} {threads:11.1f} {processes:13.1f} {ours:7.1f} "
                   f"{ours / threads:6.1f} {ours / processes:6.1f} {share:10.2%}", flush=True)
 
 
-def measure(methods, paths, rounds):
+def time_methods(methods, paths, rounds):
     """Images/s and results of each method, the methods taking turns; warmed up first."""
     speeds, results = dict.fromkeys(methods, 0), {}
     for method in methods.values():

@@ -14,34 +14,8 @@
 # at the end apply to every training. 49,811 training faces; about 13 hours on two cores (six of them
 # for the two teachers) and 16 GB of disk for the crops. The first teacher of the model in misc/ was
 # trained without UTKFace's test list. Results: MODEL_CARD.md.
-set -euo pipefail
-root=$(cd "$(dirname "$0")/.." && pwd)
-if [ $# -lt 3 ] || [[ $1 == -* ]]; then
-    echo "error: write bash configs/default.sh OUT --data_dir ... --dataset ..." >&2
-    exit 2
-fi
-mkdir -p "$1"
-out=$(cd "$1" && pwd)
-shift
-trained=("$@") tested=()  # the words for train.py; those of them that test.py accepts
-while [ $# -gt 0 ]; do
-    if [ "$1" = --tensorboard ] || [[ $1 =~ ^[A-Z]+\.[A-Z0-9_]+$ &&
-            ! $1 =~ ^(TEST\..*|DATA\.CACHE|DATA\.EXCLUDE)$ ]]; then
-        shift $(($# > 1))  # with its value
-    else
-        tested+=("$1")
-    fi
-    shift
-done
+source "$(dirname "$0")/words.sh"
 lite2=timm/tf_efficientnet_lite2
-
-# train FOLDER RECIPE KEY VALUE ...: start a run, or continue it.
-train() {
-    local folder=$out/$1
-    local how=(--cfg "$root/configs/$2.yaml" "${@:3}")
-    [ ! -f "$folder/last.pth" ] || how=(--resume "$folder/last.pth")  # it contains the pairs
-    python "$root/train.py" --checkpoint "$folder" "${how[@]}" "${trained[@]}"
-}
 
 # teach FOLDER RUN: write what the best model of the run predicts for the training faces.
 teach() {

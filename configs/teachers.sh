@@ -12,34 +12,27 @@
 # an interruption, start the same command again: it continues. KEY VALUE pairs at the end apply to
 # every training. For a GPU without the photos, pack the faces first: python -m training.pack. Not
 # run on a GPU yet. The weights of mobilenetv1 are for research only (docs/architectures.md).
-set -euo pipefail
-root=$(cd "$(dirname "$0")/.." && pwd)
-if [ $# -lt 3 ] || [[ $1 == -* ]]; then
-    echo "error: write bash configs/teachers.sh OUT --data_dir ... --dataset ..." >&2
+source "$(dirname "$0")/words.sh"
+if [[ " ${trained[*]} " == *" DATA.EXCLUDE "* ]]; then
+    echo "error: DATA.EXCLUDE is what keeps the halves apart; leave photos out of the lists" >&2
     exit 2
 fi
-mkdir -p "$1/teachers"
-out=$(cd "$1" && pwd)
-shift
-data=()  # the flags for the data, without the pairs
-while [ $# -gt 0 ] && ! [[ $1 =~ ^[A-Z]+\.[A-Z0-9_]+$ ]]; do data+=("$1"); shift; done
-pairs=("$@")
+mkdir -p "$out/teachers"
 [ -f "$out/half_2.csv" ] ||
     PYTHONPATH="$root" python -m training.teachers "$out" "${data[@]}"
 
 # teach NETWORK KEY VALUE ...: train it on each half, and let it predict the other.
 teach() {
-    local half other how table=$out/teachers/$1.csv
+    local half other table=$out/teachers/$1.csv
     [ ! -f "$table" ] || return 0
     for half in 1 2; do
         other=$((3 - half))
-        how=(--cfg "$root/configs/default.yaml" "${@:2}" TRAIN.SEED "$half" TRAIN.AMP auto
-            DATA.EXCLUDE "$out/half_$other.csv" "${pairs[@]}")
-        [ ! -f "$out/$1_$half/last.pth" ] || how=(--resume "$out/$1_$half/last.pth")
-        python "$root/train.py" "${data[@]}" --checkpoint "$out/$1_$half" "${how[@]}"
+        train "$1_$half" default "${@:2}" TRAIN.SEED "$half" TRAIN.AMP auto \
+            DATA.EXCLUDE "$out/half_$other.csv"
         PYTHONPATH="$root" python -m training.release "$out/$1_$half/best.pth" "$out/$1_$half.pth"
-        python "$root/test.py" "${data[@]}" --split train --resume "$out/$1_$half.pth" \
-            --output "$out/$1_$half.csv" TEST.TTA True DATA.EXCLUDE "$out/half_$half.csv"
+        python "$root/test.py" --split train --resume "$out/$1_$half.pth" \
+            --output "$out/$1_$half.csv" "${tested[@]}" TEST.TTA True \
+            DATA.EXCLUDE "$out/half_$half.csv"
     done
     { cat "$out/$1_1.csv"; tail -n +2 "$out/$1_2.csv"; } > "$table.part"
     mv "$table.part" "$table"

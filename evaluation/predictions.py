@@ -20,9 +20,10 @@ from preprocess.columns import clean_path
 from utils.files import replaced
 from utils.tables import table_format
 
-REQUIRED = ("photo", "age", "pred_age")
+PREDICTION_COLUMNS = ("photo", "age", "pred_age")
 TEXTS = ("gender", "race", "subject", "dataset")
-NUMBERS = ("age_std", "age_min", "age_max", "pred_std", "confidence", "face_px", "sharpness")
+PREDICTION_NUMBERS = ("age_std", "age_min", "age_max", "pred_std", "confidence", "face_px",
+                      "sharpness")
 PROB_DIGITS = 6  # significant digits of p0, p1, ... in predictions.csv
 
 
@@ -116,7 +117,7 @@ def read_predictions(path):
     if not path.is_file():
         raise FileNotFoundError(f"predictions '{path}' not found; test.py --output writes them")
     try:
-        encoding, separator = table_format(path, REQUIRED)
+        encoding, separator = table_format(path, PREDICTION_COLUMNS)
         # Not utils.tables.read_columns(), which takes long for a hundred columns of numbers.
         frame = pd.read_csv(path, sep=separator, encoding=encoding, skipinitialspace=True,
                             dtype=dict.fromkeys(("photo", *TEXTS), "string"))
@@ -139,7 +140,7 @@ def check_predictions(frame, name):
     Raises:
         ValueError: see read_predictions.
     """
-    missing = [column for column in REQUIRED if column not in frame]
+    missing = [column for column in PREDICTION_COLUMNS if column not in frame]
     if missing:
         raise ValueError(f"predictions {name}: no column {', '.join(missing)}; a table needs "
                          "photo, age and pred_age")
@@ -153,8 +154,8 @@ def check_predictions(frame, name):
                          f"{numbered.columns[numbered.columns.duplicated()][0]}")
     faces = frame.drop(columns=bins).assign(photo=frame["photo"].astype(str))
     bad = {}
-    for column in ("age", "pred_age", *(c for c in NUMBERS if c in faces)):
-        faces[column] = _number_column(faces[column], column in NUMBERS, bad)
+    for column in ("age", "pred_age", *(c for c in PREDICTION_NUMBERS if c in faces)):
+        faces[column] = _number_column(faces[column], column in PREDICTION_NUMBERS, bad)
     _check_intervals(faces, bad)
     age_bins, probs = _read_distributions(numbered, bad, name)
     if bad:
@@ -180,14 +181,14 @@ def _check_intervals(faces, bad):
 
 
 def _number_column(column, may_be_empty, bad):
-    values = _to_numbers(column).astype(np.float64)
+    values = _floats(column).astype(np.float64)
     wrong = ~np.isfinite(values) & (column.notna() if may_be_empty else True)
     for row in np.flatnonzero(wrong):
         bad.setdefault(row, f"{column.name} '{column.iloc[row]}' is not a number")
     return values
 
 
-def _to_numbers(column):
+def _floats(column):
     """The numbers of a column; other text is NaN, a number of hundreds of digits infinity."""
     if column.dtype == object:  # pandas reads such digits as int, and no float holds them
         column = column.map(str, na_action="ignore")
@@ -201,7 +202,7 @@ def _read_distributions(columns, bad, name):
     if not (np.diff(age_bins) == 1).all() or len(age_bins) < 2:
         raise ValueError(f"predictions {name}: the columns p{age_bins[0]} .. p{age_bins[-1]} must "
                          "be one a year, without gaps")
-    probs = columns[[f"p{age}" for age in age_bins]].apply(_to_numbers)
+    probs = columns[[f"p{age}" for age in age_bins]].apply(_floats)
     probs = probs.to_numpy(np.float64)
     totals = probs.sum(axis=1)
     wrong = ~((probs >= 0).all(axis=1) & (np.abs(totals - 1) < 0.01))

@@ -301,8 +301,8 @@ def _decide(exact, threshold):
         passed, refused = metrics.threshold_errors(is_adult, score_of, curve)
         result[rule] = {
             "table": [{"cutoff": cutoff,
-                       "minors_passed": _rate(score_of >= cutoff, ~is_adult, exact, "younger"),
-                       "adults_refused": _rate(score_of < cutoff, is_adult, exact, "older")}
+                       "minors_passed": _share(score_of >= cutoff, ~is_adult, exact, "younger"),
+                       "adults_refused": _share(score_of < cutoff, is_adult, exact, "older")}
                       for cutoff in table],
             "curve": {"cutoff": curve.tolist(), "minors_passed": _or_none(passed),
                       "adults_refused": _or_none(refused)},
@@ -312,7 +312,7 @@ def _decide(exact, threshold):
     return result
 
 
-def _rate(hits, chosen, exact, side):
+def _share(hits, chosen, exact, side):
     if not chosen.any():
         return unknown(f"no face {side} than the threshold")
     return measured_share(hits, chosen, exact.subjects)

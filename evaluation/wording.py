@@ -105,14 +105,14 @@ def gap_sentences(gaps):
 
 def _gap_sentence(gap, name):
     start = "The" if "share_percent" not in gap else (
-        f"At the same mix of ages (ages {_span(gap['bands'])}, {gap['share_percent']:.0f}% of the "
-        "faces) the")
+        f"At the same mix of ages (ages {_age_span(gap['bands'])}, {gap['share_percent']:.0f}% of "
+        "the faces) the")
     verdict = "more than noise" if gap["p_value"] < SIGNIFICANT else "no more than noise"
     return (f"{start} largest gap in {name} is {_plain(gap)}, {gap['highest']} above "
             f"{gap['lowest']}: {verdict} ({_p_value(gap['p_value'])}).")
 
 
-def _span(bands):
+def _age_span(bands):
     """Age bands in words; "first to last" if none between them is missing."""
     names = [name for name, _ in BANDS]
     first = names.index(bands[0])

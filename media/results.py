@@ -15,7 +15,7 @@ FACE_FIELDS = ("x1", "y1", "x2", "y2", "confidence", "roll_deg", "age", "median"
 FIELDS = ("file", "face", *FACE_FIELDS, "status")
 VIDEO_FIELDS = ("file", "frame", "time_s", *FIELDS[1:])
 DECIMALS = {"confidence": 4, "time_s": 3}  # shares have 4, all other numbers 2
-SHARE = "p_at_least_"  # with a number of years: the probability of being that old
+P_AT_LEAST = "p_at_least_"  # with a number of years: the probability of being that old
 OK, NO_FACE, NOT_DRAWN, UNREADABLE = "ok", "no face", "no annotated picture", "unreadable"
 RESULTS_NAME, LINES_NAME = "results.csv", "results.jsonl"
 PARTS_NAME = ".results-"
@@ -28,7 +28,7 @@ def with_threshold(fields, threshold):
     if threshold is None:
         return fields
     place = fields.index("high") + 1
-    return (*fields[:place], f"{SHARE}{threshold}", *fields[place:])
+    return (*fields[:place], f"{P_AT_LEAST}{threshold}", *fields[place:])
 
 
 def result_rows(origin, faces, fields, status=OK):
@@ -44,8 +44,8 @@ def result_rows(origin, faces, fields, status=OK):
     """
     rows = []
     for number, face in faces:
-        shares = {name: face.probability_of_at_least(int(name.removeprefix(SHARE)))
-                  for name in fields if name.startswith(SHARE)}
+        shares = {name: face.probability_of_at_least(int(name.removeprefix(P_AT_LEAST)))
+                  for name in fields if name.startswith(P_AT_LEAST)}
         values = {**origin, "face": number, **dict(face), **shares, "status": status}
         rows.append({name: _rounded(name, values.get(name)) for name in fields}
                     | {"probs": [round(float(p), 6) for p in face.probs]})
@@ -56,7 +56,7 @@ def result_rows(origin, faces, fields, status=OK):
 
 
 def _rounded(name, value):
-    decimals = 4 if name.startswith(SHARE) else DECIMALS.get(name, 2)
+    decimals = 4 if name.startswith(P_AT_LEAST) else DECIMALS.get(name, 2)
     return round(value, decimals) if isinstance(value, float) else value
 
 

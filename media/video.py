@@ -203,7 +203,7 @@ class ClipWriter:
         self.written += times
 
 
-class Window:
+class ScreenWindow:
     """A window for pictures; a context manager.
 
     Raises:

@@ -1,25 +1,28 @@
-"""Boxes for faces whose list has none, such as the crops that APPA-REAL is released with.
+"""Boxes for faces whose list has none, and a check of those that another program found.
 
-A network knows faces at the framing that preprocess.face_align gives them. The released crops show
-more around the face, so that the same network errs by years on them. Here their faces are found as
-face_align finds them.
+A network knows faces at the framing that preprocess.face_align gives them. The crops that APPA-REAL
+is released with show more around the face, so that the same network errs by years on them. Here
+their faces are found as face_align finds them.
 """
 
 import hashlib
 from contextlib import nullcontext
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 from filelock import FileLock
 from tqdm import tqdm
 
-from preprocess.columns import ALIGNED
-from preprocess.face import upright_size
+from preprocess.columns import ALIGNED, BOX
+from preprocess.face import load_photo, photo_quad, upright_size
 from utils.files import replaced
 
-VERSION = 1  # raise when the boxes change
+BOXES_VERSION = 1  # raise when the boxes change
 MIDDLE = 1 / 1.5  # side of the box of a photo in which no face is found, as a share of its sides
 CHUNK_PHOTOS = 64  # searched between two steps of the progress bar
+MAX_COMPARED = 32  # faces of a data set whose boxes are compared with the detector's
+MAX_FRAMING = 1.2  # times larger or smaller than the detector's; measured in docs/data.md
 
 
 def find_boxes(faces, folder=None):
@@ -47,8 +50,55 @@ def find_boxes(faces, folder=None):
                    "middle of their photo")
 
 
+def other_framing(faces):
+    """What is to be said of data sets whose boxes frame faces otherwise than face_align does.
+
+    Only lists of other programs are looked at, which have no confidence. At most MAX_COMPARED of
+    their faces are searched, near their boxes.
+
+    Args:
+        faces: table from lists.read_faces().
+    Returns:
+        list of sentences, one for each such data set.
+    """
+    foreign = faces[faces["deg"].notna() & faces["confidence"].isna()]
+    told = []
+    for name, rows in foreign.groupby("dataset", sort=False):
+        chosen = rows.iloc[np.linspace(0, len(rows) - 1, min(len(rows), MAX_COMPARED)).astype(int)]
+        ratios = _box_ratios(chosen)
+        if len(ratios) < len(chosen) / 2:  # the median would be chance
+            continue
+        ratio = float(np.median(ratios))
+        if not 1 / MAX_FRAMING <= ratio <= MAX_FRAMING:
+            told.append(f"the boxes of '{name}' are {ratio:.2f} times as wide and high as those "
+                        f"that preprocess.face_align finds ({len(ratios)} faces were compared): "
+                        "a network errs more on faces that are framed otherwise than those it "
+                        "learned from; align them with python -m preprocess.face_align")
+    return told
+
+
+def _box_ratios(rows):
+    """Sides of the boxes of a list, divided by those of the faces that are found near them."""
+    from preprocess.detector import FaceDetector
+
+    detector, ratios = FaceDetector(), []
+    for root, photo, deg, *box in rows[["root", "photo", "deg", *BOX]].itertuples(index=False):
+        try:
+            photo = load_photo(Path(root, photo))
+        except OSError:
+            continue  # reported where the face is cut
+        middle, half = photo_quad(box, photo.size, deg).mean(axis=0), np.subtract(box[2:],
+                                                                                  box[:2]) / 2
+        [found] = detector.align([photo], locations=[np.concatenate([middle - half,
+                                                                     middle + half])])
+        if found and found[0].found_twice:
+            sides = found[0].aligned_bbox[2:] - found[0].aligned_bbox[:2]
+            ratios.append(np.sqrt(np.prod(2 * half) / np.prod(sides)))
+    return ratios
+
+
 def _kept_boxes(paths, folder):
-    path = folder / f"{_key(paths)}.boxes.csv"
+    path = folder / f"{_photos_key(paths)}.boxes.csv"
     folder.mkdir(parents=True, exist_ok=True)
     with nullcontext() if path.is_file() else FileLock(path.with_suffix(".lock")):
         if not path.is_file():
@@ -57,8 +107,8 @@ def _kept_boxes(paths, folder):
     return pd.read_csv(path)
 
 
-def _key(paths):
-    digest = hashlib.sha256(str(VERSION).encode())
+def _photos_key(paths):
+    digest = hashlib.sha256(str(BOXES_VERSION).encode())
     for path in paths:
         stat = path.stat()
         digest.update(f"{path.resolve()}\0{stat.st_size}\0{stat.st_mtime_ns}\0".encode())

@@ -10,10 +10,11 @@ and the two passes that every face of the project goes through:
 
 import math
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
+from PIL import Image
 
 from preprocess.face import (
     as_listed,
@@ -22,6 +23,8 @@ from preprocess.face import (
     resize_face,
     roll_from_landmarks,
     rotation_to_canvas,
+    to_canvas,
+    turned_back,
     turned_bbox,
 )
 from preprocess.mtcnn import (
@@ -45,17 +48,20 @@ SPAN = 4.0  # pyramid levels finer than face size / SPAN are ignored: they canno
 MIN_SURE = 0.95  # if the main face's probability is lower, finer levels are searched too
 REACH = 1.0  # the second pass looks this many face sizes around the face's centre
 MIN_SAME_FACE_IOU = 0.2  # of the boxes that the two passes find for one face
+QUARTERS = {0: None, 90: Image.Transpose.ROTATE_90, 180: Image.Transpose.ROTATE_180,
+            270: Image.Transpose.ROTATE_270}  # degrees, counter-clockwise as in Image.rotate
 
 
-@dataclass
+@dataclass(frozen=True, eq=False)
 class AlignedFace:
     """One face of a photo after both passes.
 
     bbox: (4,) xyxy pixels of the photo, from the first pass.
     landmarks: (5, 2) xy, from the first pass, see Detections.
-    roll_deg: degrees; `PIL.Image.rotate(roll_deg, expand=True)` levels the eyes.
-    aligned_bbox: (4,) xyxy pixels of the rotated, expanded canvas, from the second pass; None if
-        it finds no face.
+    roll_deg: degrees in -180..180; `PIL.Image.rotate(roll_deg, expand=True)` levels the eyes.
+    aligned_bbox: (4,) xyxy pixels of the rotated, expanded canvas, from the second pass. If that
+        finds no face, it is the first pass's box around the same point.
+    found_twice: whether the second pass finds the face.
     confidence: probability in 0.7..1, from the second pass if it finds the face.
     first_confidence: probability in 0.7..1, from the first pass.
     """
@@ -64,7 +70,8 @@ class AlignedFace:
     confidence: float
     landmarks: np.ndarray
     roll_deg: float
-    aligned_bbox: np.ndarray | None
+    aligned_bbox: np.ndarray
+    found_twice: bool
     first_confidence: float
 
 
@@ -77,15 +84,24 @@ class FaceDetector:
         min_face_ratio: the same as a share of a photo's shorter side; 0 for no such limit.
             It speeds up large photos; smaller faces are not found.
         threads: CPU threads of the networks; one for each core by default.
+        min_confidence: 0..1, of the faces that align() gives.
+        any_rotation: whether align() looks for faces in each photo turned by 90, 180 and 270
+            degrees too, and takes the quarter in which they are surest. It takes three to
+            five times as long.
     """
 
-    def __init__(self, device="cpu", min_face_size=20, min_face_ratio=0.0, threads=None):
+    def __init__(self, device="cpu", min_face_size=20, min_face_ratio=0.0, threads=None,
+                 min_confidence=0.0, any_rotation=False):
         if min_face_size < 1:
             raise ValueError(f"min_face_size must be at least 1 pixel, got {min_face_size}")
         if not 0 <= min_face_ratio <= 1:
             raise ValueError(f"min_face_ratio must lie in 0..1, got {min_face_ratio}")
+        if not 0 <= min_confidence <= 1:
+            raise ValueError(f"min_confidence must lie in 0..1, got {min_confidence}")
         self.min_face_size = min_face_size
         self.min_face_ratio = min_face_ratio
+        self.min_confidence = min_confidence
+        self.any_rotation = any_rotation
         self.device = str(device)
         self.threads = threads or available_cores()
 
@@ -126,6 +142,22 @@ class FaceDetector:
         locations = [None] * len(photos) if locations is None else locations
         if len(locations) != len(photos):
             raise ValueError(f"{len(locations)} locations for {len(photos)} photos")
+        if not self.any_rotation:
+            return self._align(photos, faces, locations)
+        tried = [self._align_turned(photos, faces, locations, quarter) for quarter in QUARTERS]
+        return [max(found, key=_sureness) for found in zip(*tried, strict=True)]
+
+    def _align_turned(self, photos, faces, locations, quarter):
+        """Like align(), with the photos turned by a quarter; the faces in the photos' pixels."""
+        if not quarter:
+            return self._align(photos, faces, locations)
+        turned = [photo.transpose(QUARTERS[quarter]) for photo in photos]
+        locations = [None if location is None else turned_back(location, photo.size, -quarter)
+                     for location, photo in zip(locations, turned, strict=True)]
+        return [[_turned_back(face, photo.size, quarter) for face in found] for found, photo in
+                zip(self._align(turned, faces, locations), photos, strict=True)]
+
+    def _align(self, photos, faces, locations):
         aligned, done = [], 0
         for batch in detection_batches(photos):
             if faces == "all":
@@ -134,7 +166,8 @@ class FaceDetector:
                 found = self._detect_main(batch, locations[done:done + len(batch)])
             aligned += self._second_pass(batch, found)
             done += len(batch)
-        return aligned
+        return [[face for face in found if face.confidence >= self.min_confidence]
+                for found in aligned]
 
     def align_at(self, photo, boxes, landmarks=None):
         """Both passes for faces that another detector has found in a photo.
@@ -144,8 +177,8 @@ class FaceDetector:
             boxes: (N, 4) xyxy pixels of the photo.
             landmarks: (N, 5, 2) or (N, 2, 2) xy, see face.roll_from_landmarks; None to find them.
         Returns:
-            list of AlignedFace in the order of the boxes, with these boxes; confidence 0.0 and
-            aligned_bbox None for a face that is not found there.
+            list of AlignedFace in the order of the boxes, with these boxes; confidence 0.0 for a
+            face that is not found there.
         """
         count = len(boxes)
         confidences = np.zeros(count, np.float32)
@@ -275,8 +308,33 @@ def _aligned_face(faces, index, target, upright):
     return AlignedFace(
         bbox=faces.bboxes[index], landmarks=faces.landmarks[index], roll_deg=roll_deg,
         confidence=float(faces.confidences[index] if best is None else upright.confidences[best]),
-        aligned_bbox=None if best is None else upright.bboxes[best],
-        first_confidence=float(faces.confidences[index]))
+        aligned_bbox=expected_bbox if best is None else upright.bboxes[best],
+        found_twice=best is not None, first_confidence=float(faces.confidences[index]))
+
+
+def _sureness(faces):
+    """How sure it is that a quarter of a photo is the upright one, by its AlignedFaces.
+
+    The first pass tells: a face upside down is found in a quarter of photos, as if it were
+    upright, and the second pass is then as sure as of upright ones.
+    """
+    confidences = [min(face.first_confidence, 1 - 1e-6) for face in faces]  # float32: next is noise
+    return sum(math.log(value / (1 - value)) for value in confidences)
+
+
+def _turned_back(face, size, quarter):
+    """An AlignedFace of a photo turned by a quarter, in the pixels of the photo of this size.
+
+    The canvases of both show the face in the same direction and have the same centre, but the
+    parity of their sides may differ.
+    """
+    turned_size = size if quarter == 180 else size[::-1]
+    roll_deg = (face.roll_deg + quarter + 180) % 360 - 180
+    canvas = np.array(rotation_to_canvas(size, roll_deg)[0])
+    turned_canvas = np.array(rotation_to_canvas(turned_size, face.roll_deg)[0])
+    return replace(face, bbox=turned_back(face.bbox, size, quarter), roll_deg=roll_deg,
+                   landmarks=to_canvas(face.landmarks, turned_size, -quarter),
+                   aligned_bbox=face.aligned_bbox + np.tile((canvas - turned_canvas) / 2, 2))
 
 
 def cut_face(photo, face, margin_ratio, size):
@@ -284,17 +342,13 @@ def cut_face(photo, face, margin_ratio, size):
 
     Args:
         photo: PIL.Image, RGB, upright.
-        face: AlignedFace. Training leaves a face out that the second pass did not find; here it
-            gets the first pass's box around the same point.
+        face: AlignedFace. Training leaves a face out that the second pass did not find.
         margin_ratio: share of the box's width and height added on each side.
         size: pixels, side of the result.
     Returns:
         (size, size, 3) uint8.
     """
-    bbox = face.aligned_bbox
-    if bbox is None:
-        bbox = turned_bbox(face.bbox, photo.size, face.roll_deg)
-    roll_deg, bbox = as_listed(face.roll_deg, bbox)
+    roll_deg, bbox = as_listed(face.roll_deg, face.aligned_bbox)
     return resize_face(crop_face(photo, bbox, roll_deg, margin_ratio), size)
 
 

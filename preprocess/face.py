@@ -351,19 +351,18 @@ def turned_bbox(bbox, size, roll_deg):
 
 
 def turned_back(bbox, size, quarter):
-    """A box of the photo turned by 90, 180 or 270 degrees, in the photo's own pixels.
+    """A box of the photo turned by a multiple of 90 degrees, in the photo's own pixels.
 
     Args:
         bbox: x1, y1, x2, y2 in photo.rotate(quarter, expand=True).
         size: (width, height) of the photo itself.
         quarter: degrees, counter-clockwise.
     Returns:
-        (x1, y1, x2, y2).
+        (4,) float64 xyxy.
     """
-    (width, height), (x1, y1, x2, y2) = size, bbox
-    return {90: (width - y2, x1, width - y1, x2),
-            180: (width - x2, height - y2, width - x1, height - y1),
-            270: (y1, height - x2, y2, height - x1)}[quarter]
+    turned_size = rotation_to_canvas(size, quarter)[0]
+    corners = to_canvas(np.reshape(bbox, (2, 2)), turned_size, -quarter)
+    return np.concatenate([corners.min(0), corners.max(0)])
 
 
 def photo_quad(aligned_bbox, size, roll_deg):

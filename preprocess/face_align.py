@@ -69,6 +69,9 @@ def parse_args():
     parser.add_argument("--min_face_ratio", type=float, default=0.0,
                         help="smallest face as a share of the photo's shorter side; a larger "
                         "value is faster on large photos and misses small faces")
+    parser.add_argument("--any_rotation", action="store_true",
+                        help="find faces that lie on their side or upside down too; three to "
+                             "five times as slow")
     parser.add_argument("--workers", type=int, metavar="N",
                         help="processes, each on one CPU core; without it one for each core")
     parser.add_argument("--restart", action="store_true",
@@ -92,14 +95,23 @@ def main():
     from preprocess.workers import worker_pool
 
     settings = {"device": device_of_process(args.device), "min_face_size": args.min_face_size,
-                "min_face_ratio": args.min_face_ratio}
+                "min_face_ratio": args.min_face_ratio, "any_rotation": args.any_rotation}
     FaceDetector(**settings)  # raises for bad values, before the workers start
     with worker_pool(workers, data_dir, settings) as submit:
         work = Work(data_dir, align=partial(map_ahead, submit, ahead=workers * AHEAD),
-                    settings=f"{args.min_face_size} {args.min_face_ratio}", restart=args.restart,
-                    rank=rank, world_size=world_size)
+                    settings=settings_text(args), restart=args.restart, rank=rank,
+                    world_size=world_size)
         for path in lists:
             align_list(path, work)
+
+
+def settings_text(args):
+    """Text that changes with every flag that changes results.
+
+    Flags that were added later count only if they are set, so that a run that an earlier version
+    began goes on.
+    """
+    return f"{args.min_face_size} {args.min_face_ratio}{' any_rotation' * args.any_rotation}"
 
 
 def find_lists(data_dir, list_dir, dataset):
@@ -133,11 +145,16 @@ def align_list(list_path, work):
     """Align NAME_SPLIT.csv, or this process's share of it; write the result if all is done."""
     target = list_path.with_name(f"{list_path.stem}_align.csv")
     if not work.restart and is_current(target, list_path):
-        print(f"{target.name} is newer than its list: kept; --restart aligns it again")
+        print(f"{target.name} is newer than its list: kept, with the settings that it was "
+              "aligned with; --restart aligns it again")
         return
     row_count = _count_rows(list_path, work.data_dir)
     checksum = file_sha256(list_path)
     shards = Shards(target, f"{checksum} {work.settings}")
+    others = shards.count_others()
+    if others and not shards.folder.is_dir():
+        print(f"{target.name} begins again: {others} chunks of {CHUNK_ROWS} photos were aligned "
+              "with other settings, or of an earlier list, and are not used")
     shards.folder.mkdir(exist_ok=True)
     try:
         fill_shards(shards, list_path, row_count, work)

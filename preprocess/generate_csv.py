@@ -81,7 +81,7 @@ def main():
     for name, splits in protocols.items():
         write_csv(list_dir / f"{args.dataset}_split_{name}.csv", ["photo", "split"],
                   splits.items())
-    report(args.dataset, list_dir, rows, skipped, clipped, filled, protocols)
+    report(args.dataset, list_dir, rows, skipped, clipped, filled, protocols, bool(args.table))
 
 
 def choose_dataset(args):
@@ -202,13 +202,16 @@ def write_csv(path, header, rows):
                          for row in rows)
 
 
-def report(name, list_dir, rows, skipped, clipped, filled, protocols):
+def report(name, list_dir, rows, skipped, clipped, filled, protocols, is_table):
     counts = Counter(row["split"] for row in rows)
     print(f"{name}: " + ", ".join(f"{counts[split]:,} {split}" for split in SPLITS
                                   if counts[split]) + f" -> {list_dir}")
     if filled:
         print(f"few photos: the hash left {' and '.join(filled)} empty; each got one photo, and "
               "all others of the same person")
+    if is_table and (count := sum(row.get(LOCATION[0]) in (None, "") for row in rows)):
+        print(f"{count} of {len(rows)} rows name no face ({LOCATION[0]} to {LOCATION[-1]}): "
+              "preprocess.face_align will take the largest one of the photo")
     if not counts["valid"]:
         print("no valid list, which training and calibration need: add photos (of other persons), "
               "or choose with a column split in --table")

@@ -163,13 +163,13 @@ def windows(level, size, region=None):
     """
     rows, columns = (0, level.height), (0, level.width)
     if region is not None:
-        columns = _span(region[0], region[2], level.width, level.width / size[0])
-        rows = _span(region[1], region[3], level.height, level.height / size[1])
+        columns = _level_range(region[0], region[2], level.width, level.width / size[0])
+        rows = _level_range(region[1], region[3], level.height, level.height / size[1])
     return [Window(level, top, left, height, width)
             for top, height in _tiles(*rows) for left, width in _tiles(*columns)]
 
 
-def _span(low, high, length, scale):
+def _level_range(low, high, length, scale):
     """Start and stop of a range of the photo in pixels of a level, rounded to whole cells."""
     start = max(int(low * scale), 0) // STRIDE * STRIDE  # cells keep their places
     stop = -(-int(np.ceil(high * scale)) // STRIDE) * STRIDE  # as if the level went on

@@ -80,10 +80,18 @@ class Shards:
 
     def remove_all(self):
         """Delete these files, and what earlier settings and versions left of the same list."""
-        stem = re.escape(self.target.stem)
-        for path in list(self.target.parent.iterdir()):
-            if re.fullmatch(rf"{stem}\.parts-[0-9a-f]{{16}}", path.name):
-                shutil.rmtree(path, ignore_errors=True)
-            # A journal: earlier versions wrote a single file for each process, and locked it.
-            elif re.fullmatch(rf"{stem}\.part\d+of\d+(\.lock)?", path.name):
-                path.unlink(missing_ok=True)
+        for folder in self._beside(r"parts-[0-9a-f]{16}"):
+            shutil.rmtree(folder, ignore_errors=True)
+        # Journals: earlier versions wrote a single file for each process, and locked it.
+        for path in self._beside(r"part\d+of\d+(\.lock)?"):
+            path.unlink(missing_ok=True)
+
+    def count_others(self):
+        """How many chunks are done of other versions of the list, or with other settings."""
+        return sum(len(list(folder.glob("*.csv"))) for folder in self._beside(
+            r"parts-[0-9a-f]{16}") if folder != self.folder)
+
+    def _beside(self, ending):
+        """Paths of the files and folders of this list whose ending matches a pattern."""
+        pattern = re.compile(rf"{re.escape(self.target.stem)}\.{ending}")
+        return [path for path in self.target.parent.iterdir() if pattern.fullmatch(path.name)]

@@ -102,7 +102,7 @@ def face_result(faces):
     if not faces:
         return ["no face in the first pass"]
     face = faces[0]
-    if face.aligned_bbox is None:
+    if not face.found_twice:
         return ["no face in the second pass"]
     roll_deg, bbox = as_listed(face.roll_deg, face.aligned_bbox)
     return ["", f"{roll_deg:.{ROLL_DECIMALS}f}", *(f"{value:.{BOX_DECIMALS}f}" for value in bbox),

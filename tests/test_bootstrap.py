@@ -7,12 +7,6 @@ from scipy import stats
 import metrics
 from evaluation import bootstrap
 
-
-@pytest.fixture
-def rng():
-    return np.random.default_rng(7)
-
-
 # ---- Shares
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from demo_inputs import ASTRONAUT
+from demo_inputs import ASTRONAUT, HOPPER
 from faces import TINY, draw_face, write_bomb, write_dataset, write_list
 from PIL import Image
 
@@ -19,9 +19,16 @@ from batches import OrderedBatches, ShuffledBatches, build_loader
 from crop_cache import cached_crops
 from dataset import FaceCrops, FaceDataset, to_pixels
 from defaults import load_cfg
-from lists import Source, read_faces
+from lists import BOX, Source, read_faces
 from preprocess.detector import FaceDetector
-from preprocess.face import as_listed, crop_face, load_photo, resize_face, upright_size
+from preprocess.face import (
+    as_listed,
+    crop_face,
+    expand_bbox,
+    load_photo,
+    resize_face,
+    upright_size,
+)
 
 AGES = [5, 20, 40, 60, 80, 95]
 ONLY_FLIPS = ["AUG.CROP_AREA", "1"] + [  # of the augmentation
@@ -39,9 +46,9 @@ def folder(tmp_path):
     return tmp_path / "data"
 
 
-def dataset(folder, tmp_path, *opts, train=False):
+def dataset(folder, tmp_path, *opts, train=False, name="drawn"):
     cfg = cfg_of(*opts)
-    faces = read_faces(Source(folder, "drawn", folder), "train", cfg)
+    faces = read_faces(Source(folder, name, folder), "train", cfg)
     return FaceDataset(faces, cfg, train, tmp_path / "cache")
 
 
@@ -95,6 +102,34 @@ def test_faces_without_a_box_are_cut_as_if_they_were_aligned(tmp_path, cache):
     again = FaceDataset(faces, cfg, False, tmp_path / "cache")
     pd.testing.assert_frame_equal(again.faces, data.faces)
     assert len(list(tmp_path.glob("cache/*.boxes.csv"))) == (cache == "True")
+
+
+@pytest.mark.parametrize("framing", [1.0, 1.4])
+@pytest.mark.parametrize("has_confidence", [True, False])
+def test_boxes_of_other_programs_that_frame_faces_otherwise_are_told(tmp_path, recwarn, framing,
+                                                                    has_confidence):
+    photos = [load_photo(path) for path in (ASTRONAUT, HOPPER)]
+    photos += [photo.rotate(20, expand=True) for photo in photos]
+    photos.append(Image.fromarray(draw_face(30)))  # in which the detector finds nothing
+    rows = []
+    for number, photo in enumerate(photos):
+        photo.save(tmp_path / f"{number}.png")
+        [found] = FaceDetector().align([photo])
+        roll_deg, bbox = 0, (9, 9, 60, 60)
+        if found:
+            roll_deg, bbox = found[0].roll_deg, found[0].aligned_bbox
+        rows.append({"photo": f"{number}.png", "age": 30, "deg": roll_deg,
+                     **dict(zip(BOX, expand_bbox(bbox, (framing - 1) / 2), strict=True)),
+                     "confidence": 0.9 if has_confidence else ""})
+    write_list(tmp_path / "my_train_align.csv", rows)
+    dataset(tmp_path, tmp_path, name="my")
+    told = [str(warning.message) for warning in recwarn
+            if "framed otherwise" in str(warning.message)]
+    if framing == 1 or has_confidence:
+        assert not told
+    else:
+        assert len(told) == 1
+        assert "the boxes of 'my' are 1.4" in told[0] and "(4 faces were compared)" in told[0]
 
 
 def test_the_cache_is_used_and_rebuilt_when_list_or_settings_change(folder, tmp_path):

@@ -21,7 +21,14 @@ import av
 import cv2
 import numpy as np
 import pytest
-from demo_inputs import ASTRONAUT, HOPPER, ROOT, SAMPLES, TWO_FACES, write_model
+from demo_inputs import (
+    ASTRONAUT,
+    HOPPER,
+    ROOT,
+    SAMPLES,
+    TWO_FACES,
+    exit_code,
+)
 from PIL import Image, ImageCms, features
 
 import demo
@@ -31,13 +38,10 @@ from media.photos import find_images, save_picture
 from media.results import FIELDS, VIDEO_FIELDS, PhotoResults, with_threshold, work_digest
 from media.video import ClipWriter, Frames, address_name
 from predictor import as_photo
-from utils import cli
+from preprocess import face_align, generate_csv
+from preprocess.detector import FaceDetector
+from preprocess.face import EXIF_ORIENTATION
 from utils.locks import only_writer
-
-
-@pytest.fixture(scope="session")
-def model_path(tmp_path_factory):
-    return write_model(tmp_path_factory.mktemp("model") / "model.pth")
 
 
 @pytest.fixture(scope="session")
@@ -56,11 +60,8 @@ def one_detector():
 
 
 def run(model_path, *words):
-    """Exit code of the demo, run in this process as from the command line."""
-    argv = ["--resume", str(model_path), "--device", "cpu", *map(str, words)]
-    with pytest.raises(SystemExit) as end:
-        cli.run_main(lambda: demo.main(argv))
-    return end.value.code
+    """Exit code of the demo."""
+    return exit_code(demo.main, "--resume", model_path, "--device", "cpu", *words)
 
 
 def command(model_path, *words):
@@ -577,6 +578,33 @@ def test_other_formats_are_read_and_other_pictures_named(model_path, tmp_path, c
     (photos / "raw.cr2").rename(photos / "only" / "raw.cr2")
     with pytest.raises(ValueError, match=r"1 other files look like pictures, such as 'raw.cr2'"):
         find_images(photos / "only")
+
+
+def test_heic_is_read_by_the_demo_and_the_aligner(model_path, tmp_path, monkeypatch, capsys):
+    heif = pytest.importorskip("pillow_heif")
+    photos, out = tmp_path / "in", tmp_path / "out"
+    photos.mkdir()
+    heif.from_pillow(as_photo(HOPPER)).save(photos / "a.heic", quality=95)
+    assert as_photo(photos / "a.heic").size == as_photo(HOPPER).size
+    exif = Image.Exif()
+    exif[EXIF_ORIENTATION] = 6  # as of a telephone that was held upright
+    as_photo(HOPPER).rotate(90, expand=True).save(photos / "lying.heic", exif=exif.tobytes())
+    shutil.copy(photos / "lying.heic", photos / "named otherwise.jpg")
+    assert run(model_path, "--img_dir", photos, "--output_dir", out, "--tables_only") == 0
+    rows = read_results(out)[0]
+    [expected] = FaceDetector(threads=1).align([as_photo(HOPPER)])[0]
+    assert [row["file"] for row in rows] == ["a.heic", "lying.heic", "named otherwise.jpg"]
+    for row in rows:
+        assert row["status"] == "ok"
+        np.testing.assert_allclose([float(row[name]) for name in ("x1", "y1", "x2", "y2")],
+                                   expected.bbox, atol=4)
+    (photos / "ages.csv").write_text("photo,age,split\nlying.heic,77,train\n")
+    for script, words in ((generate_csv, ["--table", photos / "ages.csv"]),
+                          (face_align, ["--workers", "1"])):
+        monkeypatch.setattr(sys, "argv", [script.__name__, "--dataset", "my", "--data_dir",
+                                          str(photos), *map(str, words)])
+        script.main()
+    assert "my_train_align.csv: 1 faces of 1 photos" in capsys.readouterr().out
 
 
 def test_heic_says_what_to_install(tmp_path, monkeypatch):

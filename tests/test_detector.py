@@ -18,8 +18,10 @@ from preprocess.face import (
     crop_face,
     expand_bbox,
     load_photo,
+    resize_face,
     roll_from_landmarks,
     rotate_photo,
+    to_canvas,
 )
 from preprocess.mtcnn import (
     Networks,
@@ -101,7 +103,7 @@ def test_all_faces_largest_first(faces_found, portraits):
     group.paste(portraits[0].crop((130, 0, 330, 250)).resize((240, 300)), (600, 20))
     group.paste(portraits[1].crop((100, 0, 420, 400)), (0, 0))
     [everyone] = faces_found.align([group], faces="all")
-    assert len(everyone) == 2 and all(face.aligned_bbox is not None for face in everyone)
+    assert len(everyone) == 2 and all(face.found_twice for face in everyone)
     areas = [(face.bbox[2:] - face.bbox[:2]).prod() for face in everyone]
     assert areas[0] > areas[1]
     [[main]] = faces_found.align([group])
@@ -113,6 +115,34 @@ def test_all_faces_largest_first(faces_found, portraits):
     np.testing.assert_allclose(smaller.bbox, everyone[1].bbox, atol=5)
     [nobody] = faces_found.align([group], locations=[np.array([400, 300, 450, 350])])
     assert nobody == []
+
+
+@pytest.mark.parametrize("quarter", [0, 90, 180, 270])
+@pytest.mark.parametrize("size", [(320, 400), (321, 400)])  # of even and odd canvases
+def test_a_face_in_any_quarter_is_cut_as_if_it_were_upright(faces_found, portraits, quarter, size):
+    tilted = portraits[1].resize(size).rotate(9, expand=True)
+    turned = tilted.rotate(quarter, expand=True)
+    [[expected]] = faces_found.align([tilted])
+    any_way = FaceDetector(threads=1, any_rotation=True)
+    [[face]] = any_way.align([turned])
+    assert (face.roll_deg + quarter - expected.roll_deg + 180) % 360 - 180 == pytest.approx(0)
+    crops = [np.asarray(crop_face(photo, found.aligned_bbox, found.roll_deg, 0.2), float)
+             for photo, found in ((tilted, expected), (turned, face))]
+    assert max(np.abs(np.subtract(crops[0].shape, crops[1].shape))) <= 1
+    crops = [resize_face(Image.fromarray(crop.astype(np.uint8)), 64) for crop in crops]
+    assert np.abs(np.subtract(*crops, dtype=float)).mean() < 6  # within half a pixel
+    np.testing.assert_allclose(to_canvas(face.landmarks, turned.size, -quarter),
+                               expected.landmarks, atol=0.01)
+    [[located]] = any_way.align([turned], locations=[face.bbox])
+    np.testing.assert_allclose(located.bbox, face.bbox, atol=1)
+    nowhere = np.array([0, 0, 9, 9]) if quarter else np.array([1, 1, 10, 10])
+    assert any_way.align([turned], locations=[nowhere]) == [[]]
+
+
+def test_an_unsure_face_is_left_out(portraits):
+    sure, none = (FaceDetector(threads=1, min_confidence=lowest).align(portraits, faces="all")
+                  for lowest in (0.9, 1))
+    assert [len(faces) for faces in sure] == [1, 1] and none == [[], []]
 
 
 def test_photos_without_faces_and_of_any_size(faces_found):
@@ -186,6 +216,8 @@ def test_bad_arguments(faces_found, portraits):
         FaceDetector(min_face_size=0)
     with pytest.raises(ValueError, match="min_face_ratio"):
         FaceDetector(min_face_ratio=2)
+    with pytest.raises(ValueError, match="min_confidence"):
+        FaceDetector(min_confidence=-1)
 
 
 def test_windows_equal_adaptive_pooling():

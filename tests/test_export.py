@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from demo_inputs import ASTRONAUT, ROOT, TWO_FACES
+from demo_inputs import ASTRONAUT, ROOT, TWO_FACES, exit_code
 from faces import TINY, write_dataset
 from torch import nn
 
@@ -22,9 +22,9 @@ from model import AgeModel, build_model
 from predictor import AgeEstimator
 from training import onnx_release
 from training.onnx_release import export_onnx, sample_crops
-from utils import cli
 from utils.download import MISC, find_model
 from utils.files import file_sha256
+from utils.locks import only_writer
 from utils.onnx_export import write_onnx
 from utils.onnx_network import OnnxNetwork
 
@@ -32,10 +32,8 @@ SIZE = 32
 
 
 def run(*words):
-    """Exit code of export.py, run in this process as from the command line."""
-    with pytest.raises(SystemExit) as end:
-        cli.run_main(lambda: export.main(list(map(str, words))))
-    return end.value.code
+    """Exit code of export.py."""
+    return exit_code(export.main, *words)
 
 
 @pytest.fixture(scope="module")
@@ -130,6 +128,17 @@ class Unexportable(nn.Module):
 
     def forward(self, images):
         return images.mean((2, 3)) if images.mean() > 0 else images.amax((2, 3))
+
+
+def test_an_export_leaves_a_folder_alone_that_another_process_writes_to(checkpoint, tmp_path,
+                                                                        capsys):
+    target = tmp_path / "age.onnx"
+    with only_writer(tmp_path, "wait"):
+        assert run("--resume", checkpoint, target) == 2
+        assert not target.exists()
+    assert f"error: another process writes to '{tmp_path}': process" in capsys.readouterr().err
+    assert run("--resume", checkpoint, target) == 0
+    assert list(tmp_path.iterdir()) == [target]
 
 
 def test_what_cannot_be_exported_is_said(checkpoint, tmp_path, monkeypatch):

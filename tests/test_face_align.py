@@ -15,6 +15,9 @@ from matplotlib.cbook import get_sample_data
 from PIL import Image
 from skimage.data import astronaut
 
+from dataset import FaceCrops
+from defaults import load_cfg
+from lists import Source, read_faces
 from preprocess import face_align, show
 from preprocess.columns import age_label
 from preprocess.detector import FaceDetector
@@ -23,6 +26,7 @@ from preprocess.face_align import Work, align_list
 from preprocess.shards import CHUNK_ROWS, Shards, chunk_count, chunks
 from preprocess.workers import align_rows
 from utils.cli import run_main
+from utils.files import file_sha256
 from utils.tables import read_rows
 
 KILLS = 100  # of the slow test
@@ -263,6 +267,34 @@ def test_other_settings_begin_again(photos, detector, tmp_path):
             align(tmp_path / "mine_train.csv",
                   work_on(photos, detector, stop_after=1, settings=settings))
     assert shards_in(tmp_path) == ["000000.csv", "000000.csv"]
+
+
+def test_faces_on_their_side_are_found_where_asked_for(photos, tmp_path, capsys, monkeypatch):
+    """And a run that goes on with another value says so; its rows are read as all others are."""
+    monkeypatch.setattr(sys, "argv", ["face_align", "--dataset", "mine", "--data_dir", str(photos),
+                                      "--list_dir", str(tmp_path), "--workers", "1"])
+    turned = Image.open(photos / "upright.png").rotate(90, expand=True)
+    turned.save(photos / "on its side.png")
+    write_rows(tmp_path / "mine_train.csv", [{"photo": name, "age": 3}
+                                             for name in ("upright.png", "on its side.png")])
+    face_align.main()
+    assert "1 faces of 2 photos, 1 rejected" in capsys.readouterr().out
+    aligned = tmp_path / "mine_train_align.csv"
+    aligned.unlink()
+    stopped = Shards(aligned, f"{file_sha256(tmp_path / 'mine_train.csv')} 20 0.0")
+    stopped.folder.mkdir()
+    stopped.write(0, [["no face in the first pass"]] * 2)
+    sys.argv.append("--any_rotation")
+    face_align.main()
+    told = capsys.readouterr().out
+    assert "begins again: 1 chunks of 32 photos were aligned with other settings" in told
+    assert "2 faces of 2 photos" in told
+    faces = read_faces(Source(photos, "mine", tmp_path), "train", load_cfg())
+    assert faces["deg"].tolist() == [pytest.approx(0, abs=20), pytest.approx(-90, abs=20)]
+    upright, side = FaceCrops(faces, 0, 48)
+    assert np.abs(upright.astype(float) - side).mean() < 3
+    face_align.main()
+    assert "with the settings that it was aligned with; --restart" in capsys.readouterr().out
 
 
 def test_a_damaged_file_of_results_is_aligned_again(photos, detector, tmp_path):

@@ -1,12 +1,17 @@
 """utils/files.py and utils/locks.py: temporary files, walks of folders, who may write."""
 
 import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
 from utils import locks
 from utils.files import files_below, remove_leftovers, replaced
 from utils.locks import one_of_writers, only_writer
+
+ROOT = Path(__file__).parent.parent
 
 
 def test_only_our_temporary_files_are_removed(tmp_path):
@@ -34,7 +39,41 @@ def test_processes_of_one_work_write_together_and_no_others(tmp_path, monkeypatc
         pass
     with one_of_writers(tmp_path, "b", "wait"):
         pass
-    assert not list(tmp_path.iterdir())
+    with only_writer(tmp_path / "new" / "one", "wait"):
+        pass
+    assert not list((tmp_path / "new").iterdir())
+    with only_writer(tmp_path / "new", "wait"):
+        pass
+    assert list(tmp_path.iterdir()) == [tmp_path / "new"]  # it was there before
+
+
+RACE = """
+import os, sys
+from pathlib import Path
+from utils.locks import one_of_writers, only_writer
+folder, inside, number = Path(sys.argv[1], "out"), Path(sys.argv[1], "inside"), sys.argv[2]
+entered = 0
+for turn in range(150):
+    try:
+        with only_writer(folder, "") if turn % 2 else one_of_writers(folder, number, ""):
+            os.close(os.open(inside, os.O_CREAT | os.O_EXCL))  # fails while another is inside
+            entered += 1
+            inside.unlink()
+    except ValueError:
+        pass  # refused
+print(entered)
+"""
+
+
+def test_of_many_processes_that_race_for_a_folder_one_is_inside(tmp_path):
+    """Each comes and goes as fast as it can, so that locks are removed while others want them."""
+    racers = [subprocess.Popen([sys.executable, "-c", RACE, tmp_path, str(number)], cwd=ROOT,
+                               text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+              for number in range(6)]
+    printed = [racer.communicate(timeout=300) for racer in racers]
+    assert [errors for _, errors in printed] == [""] * 6
+    assert all(int(entered) > 0 for entered, _ in printed)
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 
 
 def test_a_folder_is_walked_once_and_the_one_left_out_never(tmp_path):

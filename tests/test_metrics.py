@@ -16,11 +16,6 @@ BINS = np.arange(101)
 
 
 @pytest.fixture
-def rng():
-    return np.random.default_rng(7)
-
-
-@pytest.fixture
 def predictions(rng):
     """Calibrated by construction: each label is drawn from its own distribution."""
     logits = -np.square((BINS - rng.uniform(0, 100, (2500, 1))) / rng.uniform(1, 9, (2500, 1)))

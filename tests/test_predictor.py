@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from demo_inputs import ASTRONAUT, HOPPER, ROOT, TWO_FACES, write_model
+from demo_inputs import AGE_BINS, ASTRONAUT, HOPPER, ROOT, TWO_FACES, face_at, write_model
 from PIL import Image
 
 import metrics
@@ -21,27 +21,17 @@ from lists import Source, read_faces
 from media.results import FIELDS, ResultFiles
 from predictor import AgeEstimator, Reading, as_photo, face_from_probs, pixel_count
 from preprocess import face_align
-from preprocess.face import expand_bbox
+from preprocess.detector import _aligned_face
+from preprocess.face import expand_bbox, turned_bbox
+from preprocess.mtcnn import Detections
 from utils.pipeline import batches
 
 PORTRAITS = ROOT.parent / "shared" / "data" / "portraits"
-AGE_BINS = list(range(101))
-
-
-@pytest.fixture(scope="session")
-def model_path(tmp_path_factory):
-    return write_model(tmp_path_factory.mktemp("model") / "model.pth")
 
 
 @pytest.fixture(scope="session")
 def estimator(model_path):
     return AgeEstimator(model_path, "cpu")
-
-
-def peak(age, sigma=3.0):
-    """(K,) Gaussian distribution."""
-    probs = np.exp(-0.5 * ((np.array(AGE_BINS) - age) / sigma) ** 2)
-    return probs / probs.sum()
 
 
 # ---- The one pixel path
@@ -85,9 +75,13 @@ def test_exif_rotation_changes_nothing_but_the_file(estimator, tmp_path):
 def test_face_that_the_second_pass_misses_keeps_its_place(estimator):
     photo = as_photo(TWO_FACES)
     _, found = estimator.detector.align([photo], faces="all")[0][:2]
+    [first] = estimator.detector.detect([photo])
     crop = estimator.face_crop(photo, found)
-    found.aligned_bbox = None
-    fallback = estimator.face_crop(photo, found)
+    target = photo, turned_bbox(first.bboxes[1], photo.size, found.roll_deg), found.roll_deg
+    nothing = Detections(*(np.zeros((0, *shape), np.float32) for shape in ((4,), (), (5, 2))))
+    missed = _aligned_face(first, 1, target, nothing)
+    assert found.found_twice and not missed.found_twice
+    fallback = estimator.face_crop(photo, missed)
     likeness = np.corrcoef(crop.astype(float).ravel(), fallback.astype(float).ravel())[0, 1]
     assert likeness > 0.8
 
@@ -330,7 +324,7 @@ def test_batches_are_bounded_by_pixels():
 
 
 def test_result_files_hold_every_image(tmp_path):
-    face = face_from_probs((1.234, 2, 30, 40), 0.987654, -3.14159, peak(34), AGE_BINS)
+    face = face_at((1.234, 2, 30, 40), 34, 0.987654, -3.14159)
     with ResultFiles(tmp_path / "results.csv", tmp_path / "results.jsonl") as results:
         results.write({"file": "sub dir/ä,b.jpg"}, [(1, face), (2, face)])
         results.write({"file": "empty.jpg"}, [])

@@ -460,6 +460,7 @@ def test_a_table_of_ones_own_photos_becomes_lists(tmp_path, generate):
     assert lists["valid"].set_index("photo").loc["in/6.png", "age"] == 24.5
     assert lists["skipped"]["reason"].tolist() == ["file missing", "age 'old' is not a number"]
     assert "note" not in lists["train"]
+    assert "12 of 12 rows name no face (face_x1 to face_y2)" in done.stdout
 
     done = generate(*words)
     assert done.returncode == 2 and "utkface" in done.stderr and "--table" in done.stderr

@@ -12,7 +12,6 @@ import torch
 from faces import TINY
 from scripts import (
     STEADY,
-    draw_ages,
     interrupt_after,
     read_log,
     refusal,
@@ -25,11 +24,6 @@ from scripts import (
 import engine
 from training import loop
 from training.folder import RunFolder
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return draw_ages(tmp_path_factory.mktemp("drawn"))
 
 
 def killed(*_):

@@ -4,18 +4,13 @@ import numpy as np
 import pytest
 import torch
 from faces import TINY
-from scripts import draw_ages, interrupt_after, read_log, refusal, start_training, train, weights
+from scripts import interrupt_after, read_log, refusal, start_training, train, weights
 
 from batches import build_eval_loader
 from defaults import load_cfg
 from lists import pair_folders, read_sources
 from training.build import build_network, build_train_loader, build_trainer
 from training.run import Job, Run
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return draw_ages(tmp_path_factory.mktemp("drawn"))
 
 
 def test_an_earlier_run_is_set_aside(folder, tmp_path):

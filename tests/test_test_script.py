@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 import torch
 from faces import TINY, write_dataset
-from scripts import draw_ages, refusal, script, train, weights
+from scripts import refusal, script, train, weights
 
 import metrics
 from checkpoint import load_checkpoint
@@ -18,18 +18,6 @@ from defaults import load_cfg
 from lists import Source, read_faces
 from model import restore_model
 from utils.locks import only_writer
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return draw_ages(tmp_path_factory.mktemp("drawn"))
-
-
-@pytest.fixture(scope="module")
-def trained(folder, tmp_path_factory):
-    run = tmp_path_factory.mktemp("trained") / "run"
-    train(folder, run, *TINY, "TRAIN.EPOCHS", "1")
-    return run / "best.pth"
 
 
 def test_calibration_is_stored_and_applied(folder, tmp_path):

@@ -4,21 +4,14 @@ import threading
 
 import numpy as np
 import pytest
-from demo_inputs import ASTRONAUT, TWO_FACES
+from demo_inputs import AGE_BINS, ASTRONAUT, TWO_FACES, face_at
 from PIL import Image
 
 from benchmarks.demo_speed import moving_portrait
 from media.tracking import FaceTracker, match_boxes, move_boxes
-from predictor import face_from_probs
 from preprocess.face import iou
 
-AGE_BINS = list(range(101))
 FACE_IN_ASTRONAUT = (181.0, 62, 268, 172)
-
-
-def face_at(bbox, age=30, confidence=0.99, roll_deg=0.0):
-    probs = np.exp(-0.5 * ((np.array(AGE_BINS) - age) / 3.0) ** 2)
-    return face_from_probs(bbox, confidence, roll_deg, probs / probs.sum(), AGE_BINS)
 
 
 def moved_by(bbox, right, down):

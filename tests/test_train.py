@@ -11,24 +11,12 @@ import pandas as pd
 import pytest
 import torch
 from faces import TINY, write_dataset, write_list
-from scripts import AGES, ROOT, draw_ages, read_log, refusal, script, train, weights
+from scripts import AGES, ROOT, read_log, refusal, script, train, weights
 
 from age_network import OnnxAgeNetwork, TorchAgeNetwork
 from defaults import ARCHS, parse_cfg
 from training.onnx_release import export_onnx, sample_crops
 from training.release import release_checkpoint
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return draw_ages(tmp_path_factory.mktemp("drawn"))
-
-
-@pytest.fixture(scope="module")
-def trained(folder, tmp_path_factory):
-    run = tmp_path_factory.mktemp("trained") / "run"
-    train(folder, run, *TINY, "TRAIN.EPOCHS", "1")
-    return run / "best.pth"
 
 
 def test_eight_faces_are_learnt_by_heart(folder, tmp_path):
@@ -276,10 +264,12 @@ def test_a_folder_that_is_a_file_is_named_before_anything_is_read(folder, tmp_pa
     assert "is not a folder" in refusal(done)
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="a CUDA device is there")
-def test_a_missing_gpu_is_named(folder, tmp_path):
-    done = train(folder, tmp_path / "run", *TINY, "--device", "cuda", check=False)
-    assert "--device cpu" in refusal(done)
+@pytest.mark.parametrize(("device", "problem"), [
+    ("cuda:77", "--device cuda:77: no such device found; use --device cpu"),
+    ("tpu", "unknown device 'tpu'; choose auto, cpu, cuda, cuda:N or mps")])
+def test_a_missing_device_is_named(folder, tmp_path, device, problem):
+    done = train(folder, tmp_path / "run", *TINY, "--device", device, check=False)
+    assert problem in refusal(done)
 
 
 def test_bad_images_end_the_run_at_the_start(folder, tmp_path):

@@ -64,7 +64,8 @@ class Monitor:
     def augmented_faces(self, data):
         """Show what the network trains on: some faces of a FaceDataset in a grid."""
         if self.writers:
-            faces = np.stack([data.face(index) for index in spread(len(data), AUGMENTED_SHOWN)])
+            faces = np.stack([data.face(index)
+                              for index in evenly_spaced(len(data), AUGMENTED_SHOWN)])
             self.writers["train"].add_image("augmented_faces", face_grid(faces), 0,
                                             dataformats="HWC")
 
@@ -85,7 +86,7 @@ class Monitor:
         if exact.any():
             self._figure("predicted_against_true", draw_scatter(
                 data.labels["age"][exact].numpy(), pred_ages[exact.numpy()]), epoch)
-        shown = spread(len(data), SHOWN_FACES)
+        shown = evenly_spaced(len(data), SHOWN_FACES)
         labels = {name: values[shown] for name, values in data.labels.items()}
         target = target_of(labels, labels["age"].new_tensor(age_bins))
         self._figure("distributions", draw_distributions(
@@ -185,6 +186,6 @@ def draw_distributions(faces, target_dist, probs, age_bins, pred_ages):
     return figure
 
 
-def spread(count, shown):
+def evenly_spaced(count, shown):
     """At most `shown` indices, evenly spaced over range(count)."""
     return np.linspace(0, count - 1, min(shown, count)).round().astype(int)

@@ -11,6 +11,7 @@ from age_network import OnnxAgeNetwork, TorchAgeNetwork
 from preprocess.detector import FaceDetector, cut_face
 from preprocess.face import load_photo
 from utils.files import file_sha256, replaced
+from utils.locks import only_writer
 from utils.onnx_export import write_onnx
 
 MAX_AGE_DIFFERENCE = 0.1  # years, between PyTorch and the file; a larger one is not written
@@ -57,7 +58,8 @@ def export_onnx(source, target, opts=(), half=True, licence="not stated"):
         (largest difference in years, largest difference of a probability, number of faces).
     Raises:
         ValueError: an operator cannot be exported, or the ages differ by more than
-            MAX_AGE_DIFFERENCE; nothing is written then.
+            MAX_AGE_DIFFERENCE, or another process writes to the folder of the target; nothing is
+            written then.
     """
     opts = [*opts, "TEST.TTA", "False"]  # the file does not average views by itself
     network = TorchAgeNetwork(source, "cpu", opts)
@@ -66,7 +68,8 @@ def export_onnx(source, target, opts=(), half=True, licence="not stated"):
     calibrated = PixelsToProbs(network.model.to(memory_format=torch.contiguous_format),
                                network.temperature, len(network.age_bins)).eval()
     crops = sample_crops(network.cfg.DATA.MARGIN, size)
-    with replaced(target) as temporary:
+    with only_writer(Path(target).parent, "write to another folder"), \
+            replaced(target) as temporary:
         try:
             write_onnx(calibrated, example, temporary, ("pixels", ["probs", "log_probs"]), {0: "n"},
                        file_metadata(network, licence), half)

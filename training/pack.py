@@ -66,7 +66,7 @@ def pack_dataset(source, cfg, args):
     """
     folder, tables = Path(args.output_dir, source.dataset), {}
     for split in splits_of(source):
-        refuse_overwriting([_list_path(folder, source, split)], [source.file(f"{split}_align")],
+        refuse_overwriting([_packed_list(folder, source, split)], [source.file(f"{split}_align")],
                            "OUT")
         tables[split], note = find_boxes(read_faces(source, split, cfg),
                                          args.cache_dir or default_cache_dir())
@@ -84,11 +84,11 @@ def pack_dataset(source, cfg, args):
         pictures = together["picture"].to_numpy()[start:start + len(faces)]
         start += len(faces)
         size = pack(faces, pictures, cfg, folder, args.quality)
-        write_list(faces.assign(photo=pictures), cfg, _list_path(folder, source, split))
+        write_list(faces.assign(photo=pictures), cfg, _packed_list(folder, source, split))
         print(f"{source.dataset}: {len(faces):,} {split} faces, {size / 1e6:.1f} MB -> {folder}")
 
 
-def _list_path(folder, source, split):
+def _packed_list(folder, source, split):
     return folder / f"{source.dataset}_{split}_align.csv"
 
 

@@ -135,8 +135,9 @@ def data_words(args):
 
 
 def add_device_flag(parser):
-    parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"),
-                        help="device of the network; auto: a GPU if there is one")
+    """--device, whose value utils.device.device_name() checks."""
+    parser.add_argument("--device", default="auto",
+                        help="auto (a GPU if PyTorch finds one), cpu, cuda, cuda:N or mps")
 
 
 def parse_with_overrides(parser, argv=None, which="for example TRAIN.LR 0.01"):

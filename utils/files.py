@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from uuid import uuid4
 
-CHUNK = 1 << 18  # bytes read at once
+READ_BYTES = 1 << 18  # at once
 TEMPORARY_NAME = re.compile(r"\.[0-9a-f]{32}\.tmp")
 
 
@@ -164,7 +164,7 @@ def file_sha256(path):
     """The SHA-256 checksum of a file, 64 hexadecimal digits."""
     digest = hashlib.sha256()
     with Path(path).open("rb") as file:
-        while chunk := file.read(CHUNK):
+        while chunk := file.read(READ_BYTES):
             digest.update(chunk)
     return digest.hexdigest()
 

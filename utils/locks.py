@@ -2,7 +2,7 @@
 
 import os
 import socket
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 from uuid import uuid4
@@ -13,17 +13,19 @@ from utils.files import named_full_disk
 
 SHARER = ".lock-"  # begins the name of the file that a sharer locks
 MAX_ENTRY_SECONDS = 10  # sharers that start at the same time enter one after the other
+MAX_ENTRY_TRIES = 100  # a process that ends removes an empty folder before the next has entered
+MAX_EXIT_SECONDS = 0.2  # in which a process that is ending lets go of its lock
 
 
 @contextmanager
 def only_writer(folder, way_out):
-    """Hold a folder for as long as the context lasts; an empty one is removed afterwards.
+    """Hold a folder for as long as the context lasts.
 
     The operating system releases the lock when the process ends in any way, so that a killed
     process does not block the next one.
 
     Args:
-        folder: created if missing.
+        folder: created if missing, and then removed afterwards if it is empty.
         way_out: what to do if another process holds the folder, for the message.
     Raises:
         ValueError: another process holds the folder, alone or with others; names the process.
@@ -52,54 +54,71 @@ def one_of_writers(folder, work, way_out):
         ValueError: a process that holds the folder alone, or one that does other work, is there.
     """
     folder = Path(folder)
-    path = folder / f"{SHARER}{work}-{uuid4().hex}"
-    lock = FileLock(path)
-    with _entrance(folder, way_out, MAX_ENTRY_SECONDS):
-        _refuse_sharers(folder, work, way_out)
-        with named_full_disk(folder):
-            lock.acquire()
-    try:
+    with ExitStack() as held:
+        with _entrance(folder, way_out, MAX_ENTRY_SECONDS):
+            _refuse_sharers(folder, work, way_out)
+            held.enter_context(_locked(folder / f"{SHARER}{work}-{uuid4().hex}"))
         yield
-    finally:
-        with suppress(OSError):  # Windows keeps a file that is open
-            path.unlink()
-        lock.release()
 
 
 @contextmanager
-def _entrance(folder, way_out, timeout=0):
+def _entrance(folder, way_out, seconds=MAX_EXIT_SECONDS):
     """Hold the lock that a process needs to enter the folder. A lone writer keeps it.
 
-    The folder is created if it is missing, and removed afterwards if it is empty.
+    The folder is created if it is missing, and then removed afterwards if it is empty.
     """
-    path = folder / ".lock"
-    lock = FileLock(path, timeout=timeout)
-    try:
-        with named_full_disk(folder):
-            folder.mkdir(parents=True, exist_ok=True)
-            lock.acquire()
-    except Timeout:
-        with suppress(OSError):
-            way_out = f"{(folder / '.lock.owner').read_text(encoding='utf-8')}; {way_out}"
-        raise ValueError(f"another process writes to '{folder}': {way_out}") from None
+    is_new = not folder.is_dir()
+    with ExitStack() as held:
+        try:
+            held.enter_context(_locked(folder / ".lock", seconds))
+        except Timeout:
+            with suppress(OSError):
+                way_out = f"{(folder / '.lock.owner').read_text(encoding='utf-8')}; {way_out}"
+            raise ValueError(f"another process writes to '{folder}': {way_out}") from None
+        yield
+    if is_new:
+        with suppress(OSError):  # not empty
+            folder.rmdir()
+
+
+@contextmanager
+def _locked(path, seconds=0):
+    """Hold a lock file, which is removed in the end, so that the user's folder stays clean.
+
+    It is removed while it is held. filelock, from version 3.24 on, lets no process hold a file
+    whose name is gone; a process that had opened it before makes a new one. filelock does not
+    remove it itself on all systems, and does not say who holds it: .lock.owner does.
+
+    Raises:
+        filelock.Timeout: another process has held it for so many seconds.
+    """
+    lock = FileLock(path)
+    with named_full_disk(path.parent):
+        for tries_left in reversed(range(MAX_ENTRY_TRIES)):
+            try:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                lock.acquire(timeout=seconds)
+                break
+            except (FileNotFoundError, FileExistsError):  # the folder vanished in between
+                if not tries_left:
+                    raise
     try:
         yield
     finally:
         with suppress(OSError):  # Windows keeps a file that is open
             path.unlink()
         lock.release()
-        with suppress(OSError):  # not empty
-            folder.rmdir()
 
 
 def _refuse_sharers(folder, work, way_out):
     """Refuse to enter while a process shares other work there; forget those that were killed."""
     for path in folder.glob(f"{SHARER}*"):
+        shares_work = work is not None and path.name.startswith(f"{SHARER}{work}-")
         try:
-            with FileLock(path, timeout=0), suppress(OSError):  # Windows keeps an open file
-                path.unlink()
+            with _locked(path, 0 if shares_work else MAX_EXIT_SECONDS):
+                pass
         except Timeout:
-            if work is None or not path.name.startswith(f"{SHARER}{work}-"):
+            if not shares_work:
                 raise ValueError(f"processes that share their work write to '{folder}': "
                                  f"{way_out}") from None
 
