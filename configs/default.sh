@@ -1,19 +1,20 @@
 #!/usr/bin/env bash
-# Trains the default model, an EfficientNet-Lite2 at 160 px, and writes it to OUT/model.pth.
+# Trains the default model, a MobileNetV1 at 160 px, and writes it to OUT/model.pth.
 #
-# The model learns from the labels and, with the same weight, from two teachers: an EfficientNet-Lite0
-# and the model itself at 128 px. A second training replaces the latter teacher by the result of the
-# first. Then four short trainings follow with weaker augmentation; three of them start from the mean
-# of the weights of earlier trainings.
+# The network starts from weights that have learned faces (vggface2.yaml). It learns from the labels
+# and from the mean of two teachers: an EfficientNet-Lite2, and the network itself after two epochs on
+# the labels alone. The Lite2 takes the first eight trainings: two teachers of its own, itself twice,
+# and four short trainings with weaker augmentation, three of them from the mean of earlier weights.
 #
 #   bash configs/default.sh OUT --data_dir UTKFace appa-real-release fairface \
 #     --dataset utkface appa_real fairface
 #
 # Run preprocess.generate_csv (for UTKFace with --train_on_test) and preprocess.face_align for each
 # data set first. After an interruption, start the same command again: it continues. KEY VALUE pairs
-# at the end apply to every training. 49,811 training faces; about 13 hours on two cores (six of them
-# for the two teachers) and 16 GB of disk for the crops. The first teacher of the model in misc/ was
-# trained without UTKFace's test list. Results: MODEL_CARD.md.
+# at the end apply to every training. Without a network, FACES=PACKAGE.tgz names the weights from
+# faces (docs/architectures.md). 49,811 training faces; about 15 hours on two cores and 20 GB of disk
+# for the crops. The first teacher of the model in misc/ was trained without UTKFace's test list, and
+# the model was calibrated on UTKFace alone (MODEL_CARD.md, which has the results).
 source "$(dirname "$0")/words.sh"
 lite2=timm/tf_efficientnet_lite2
 
@@ -37,6 +38,9 @@ finish() {
         AUG.STRENGTH 0.4 LOSS.RARE_AGE_POWER 0.4 LOSS.TEACHER "$out/better_teachers" "${@:3}"
 }
 
+# calibrate RUN: fit the temperatures of its best model.
+calibrate() { python "$root/test.py" --calibrate --resume "$out/$1/best.pth" "${tested[@]}"; }
+
 train lite0 default
 train lite0_160 default_160 MODEL.PRETRAINED "$out/lite0/best.pth"
 train lite2 default MODEL.ARCH $lite2 TRAIN.EPOCHS 8 TRAIN.AMP auto
@@ -57,5 +61,13 @@ above_100=(DATA.EXCLUDE "$root/configs/utkface_above_100.csv")  # the lists give
 finish last_3 mean_2.pth TRAIN.SEED 6 "${above_100[@]}"
 mean mean_3.pth last_1 last_2 last_3
 finish last mean_3.pth TRAIN.SEED 9 LOSS.INTERVAL_WEIGHT 0.5 LOSS.LABEL vote_std "${above_100[@]}"
-python "$root/test.py" --calibrate --resume "$out/last/best.pth" "${tested[@]}"
-PYTHONPATH="$root" python -m training.release "$out/last/best.pth" "$out/model.pth"
+train faces vggface2 MODEL.PRETRAINED "${FACES:-vggface2}" TRAIN.SEED 14 "${above_100[@]}"
+for teacher in last faces; do
+    calibrate $teacher  # a teacher that is too sure or too unsure teaches its error
+    teach last_teachers $teacher
+done
+train student vggface2 MODEL.PRETRAINED "$out/faces/best.pth" TRAIN.BACKBONE_LR_SCALE 0.7 \
+    TRAIN.EPOCHS 6 TRAIN.SEED 15 AUG.STRENGTH 0.6 LOSS.RARE_AGE_POWER 0.4 \
+    LOSS.TEACHER "$out/last_teachers" LOSS.TEACHER_WEIGHT 0.7 "${above_100[@]}"
+calibrate student
+PYTHONPATH="$root" python -m training.release "$out/student/best.pth" "$out/model.pth"

@@ -202,12 +202,14 @@ def test_a_released_checkpoint_keeps_large_weights_in_half_precision(tmp_path):
     assert hashlib.sha256((tmp_path / "b.pth").read_bytes()).hexdigest() == sha256
 
 
-def test_a_released_checkpoint_leaves_no_photos_out(tmp_path):
-    cfg = "DATA:\n  EXCLUDE: out.csv\n  MARGIN: 0.3\n"
+def test_a_released_checkpoint_names_no_place_on_the_machine(tmp_path):
+    cfg = ("DATA:\n  EXCLUDE: out.csv\n  MARGIN: 0.3\n"
+           "MODEL:\n  PRETRAINED: /home/me/run/best.pth\nLOSS:\n  TEACHER: ../my/tables\n")
     save_checkpoint(tmp_path / "a.pth", {**PLAIN, "cfg": cfg})
     release_checkpoint([tmp_path / "a.pth"], tmp_path / "b.pth")
     released = parse_cfg(load_checkpoint(tmp_path / "b.pth")["cfg"])
     assert released.DATA.EXCLUDE == ""
+    assert (released.MODEL.PRETRAINED, released.LOSS.TEACHER) == ("best.pth", "tables")
     assert released.DATA.MARGIN == 0.3
 
 

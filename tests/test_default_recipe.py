@@ -25,21 +25,23 @@ def test_recipe_trains_goes_on_and_releases(tmp_path):
              tmp_path / "cache", "--tensorboard", tmp_path / "tf_log", "--device", "cpu",
              "MODEL.IMG_SIZE", "32", "TRAIN.EPOCHS", "1", "TRAIN.BATCH_SIZE", "4",
              "TRAIN.WORKERS", "0", "TEST.WORKERS", "0", *words], text=True,
-            env=os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"},
+            env=os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+                              "FACES": "none"},
             capture_output=True, cwd=tmp_path)
 
     done = run(out.name)
     assert done.returncode == 0, done.stderr
     released = load_checkpoint(out / "model.pth")
     network = parse_cfg(released["cfg"]).MODEL
-    assert network.ARCH == "timm/tf_efficientnet_lite2"
-    assert network.PRETRAINED.endswith("mean_3.pth")
+    assert network.ARCH == "mobilenetv1"
+    assert network.PRETRAINED == "best.pth"
     assert "temperature" in released
     for teachers in (f"{out}/teachers/lite0_160.csv, {out}/teachers/lite2.csv",
-                     f"{out}/better_teachers/lite0_160.csv, {out}/better_teachers/lite2_160.csv"):
+                     f"{out}/better_teachers/lite0_160.csv, {out}/better_teachers/lite2_160.csv",
+                     f"{out}/last_teachers/faces.csv, {out}/last_teachers/last.csv"):
         assert f"teachers: {teachers}" in done.stdout
     logs = {path: path.read_text(encoding="utf-8") for path in out.rglob("log.jsonl")}
-    assert len(logs) == 9
+    assert len(logs) == 11
     model = (out / "model.pth").read_bytes()
     (out / "model.pth").unlink()
     done = run(f"{out}/", "TRAIN.WORKERS", "1", "DATA.CACHE", "False")  # other words

@@ -44,12 +44,20 @@ def release_checkpoint(sources, target):
     kept = {key: first[key] for key in keys if key in first}
     kept["model"] = {name: _halved(_mean([one["model"][name] for one in checkpoints]))
                      for name in first["model"]}
-    cfg = parse_cfg(first["cfg"])
-    if cfg.DATA.EXCLUDE:  # a file on the machine that trained it
-        kept["cfg"] = override_cfg(cfg, ["DATA.EXCLUDE", ""], "DATA.EXCLUDE").dump()
+    kept["cfg"] = _without_folders(parse_cfg(first["cfg"])).dump()
     with only_writer(Path(target).parent, "write to another folder"):
         save_checkpoint(target, kept)
         return file_sha256(target)
+
+
+def _without_folders(cfg):
+    """The config without what names a place on the machine that trained the model."""
+    start = cfg.MODEL.PRETRAINED
+    if not start.startswith("https:"):
+        start = Path(start).name
+    opts = ["DATA.EXCLUDE", "", "MODEL.PRETRAINED", start,
+            "LOSS.TEACHER", Path(cfg.LOSS.TEACHER).name]
+    return override_cfg(cfg, opts, *opts[::2])
 
 
 def _network(checkpoint):
