@@ -165,10 +165,8 @@ def check_same_budget(tables, results):
     """
     for table in tables:
         for cell in table.cells:
-            planned = [*table.search(*cell), *(
-                table.run(*cell, *repeat, rate) for rate in table.rates
-                for repeat in table.repeats(cell[1])[1:])]
-            for run in planned:
+            for run in (table.run(*cell, *repeat, rate) for rate in table.rates
+                        for repeat in table.repeats(cell[1])):
                 if run.name in results:
                     refuse_other_keys(results[run.name]["config"], run, results.path,
                                       "name another folder with --results")

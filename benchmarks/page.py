@@ -255,12 +255,8 @@ def missing_runs(tables, results):
     """{title of a group: runs without a result}, for those that miss some."""
     missing = {}
     for table in tables.values():
-        for group, row in table.cells:
-            rate = table.best_rate(group, row, results) or table.rates[0]
-            runs = [*table.search(group, row),
-                    *(table.run(group, row, *repeat, rate) for repeat in table.repeats(row)[1:])]
-            count = sum(run.name not in results for run in runs)
-            title = f"{table.name}, {table.groups[group].title}"
+        for group, about in table.groups.items():
+            count = sum(len(table.missing(group, row, results)) for row in table.rows)
             if count:
-                missing[title] = missing.get(title, 0) + count
+                missing[f"{table.name}, {about.title}"] = count
     return missing

@@ -158,17 +158,22 @@ class Table:
                     if run and run.name not in results:
                         yield run
 
+    def missing(self, group, row, results):
+        """The runs of a row that have no result yet, also those that must wait.
+
+        Until a learning rate has been tried, the first stands for it. If all have diverged, no
+        other runs follow.
+        """
+        runs, rate = self.search(group, row), self.best_rate(group, row, results)
+        if rate is not None or not self.is_searched(group, row, results):
+            runs += [self.run(group, row, *repeat, rate or self.rates[0])
+                     for repeat in self.repeats(row)[1:]]
+        return [run for run in runs if run.name not in results]
+
     def count_epochs(self, results):
-        """Epochs of all runs that have no result yet, also of those that must wait."""
-        total = 0
-        for group, row in self.cells:
-            epochs = self.search(group, row)[0].cfg.TRAIN.EPOCHS
-            missing = [run for run in self.search(group, row) if run.name not in results]
-            rate = self.best_rate(group, row, results) or self.rates[0]
-            missing += [repeat for repeat in self.repeats(row)[1:]
-                        if self.run(group, row, *repeat, rate).name not in results]
-            total += epochs * len(missing)
-        return total
+        """Epochs of all runs that have no result yet."""
+        return sum(self.search(*cell)[0].cfg.TRAIN.EPOCHS * len(self.missing(*cell, results))
+                   for cell in self.cells)
 
 
 def read_tables(path=ROWS, opts=()):

@@ -72,6 +72,10 @@ def test_a_row_waits_for_its_learning_rate_and_does_without_one_that_diverged():
     results[third.name] = {"error": "the training has diverged"}
     waiting = [run for run in table.to_do(results) if run.rotation != "rotation0"]
     assert {(run.row, run.rate) for run in waiting} == {("ce", second.rate)}
+    assert table.missing("imagenet", "ce", results) == waiting and len(waiting) == 4
+    for run in (first, second):
+        results[run.name] = {"error": "the training has diverged"}
+    assert table.missing("imagenet", "ce", results) == []
 
 
 def test_every_row_has_a_config_of_its_own_and_one_budget():
