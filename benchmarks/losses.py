@@ -106,7 +106,7 @@ def run_all(args, tables, chosen):
                     bar.update(job.new_epochs())
                     if job.is_over():
                         del active[name]
-                        finish(job, results, workshop)
+                        finish(job, results, workshop, tables[job.run.table])
                         write_page(tables, results, args.page)
         finally:
             for job in active.values():
@@ -130,9 +130,14 @@ def start_more(chosen, results, active, workshop):
         active[run.name] = workshop.start(run)
 
 
-def finish(job, results, workshop):
-    """Keep what a run gave that has ended.
+def finish(job, results, workshop, table):
+    """Keep the results of a run that has ended, and remove files that nothing needs any more.
 
+    Args:
+        job: Job that is over.
+        results: results.Results.
+        workshop: Workshop.
+        table: plan.Table of the run.
     Raises:
         ValueError: it failed.
     """
@@ -146,6 +151,8 @@ def finish(job, results, workshop):
         return
     record, faces = workshop.measure(job)
     results.add(name, record, faces)
+    for run in table.beaten(job.run.group, job.run.row, results):
+        results.drop_faces(run.name)
     for path in (job.folder / "last.pth", *job.folder.glob("epoch*.pth")):
         path.unlink(missing_ok=True)
     tell(f"{name}: test mae {record['test']['mae']:.3f}, {record['minutes']:.1f} minutes")

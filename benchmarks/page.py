@@ -47,7 +47,7 @@ class Line(NamedTuple):
 
 
 def write_page(tables, results, path):
-    """Write the page, and remove what it does not need of the results.
+    """Write the page.
 
     Args:
         tables: {name: plan.Table}.
@@ -73,8 +73,6 @@ def write_page(tables, results, path):
         diverged=sorted(name for name, record in results.items() if "error" in record))
     with replaced(path) as temporary:
         temporary.write_text(text.rstrip() + "\n", encoding="utf-8")
-    results.keep_faces_of(shown)
-    results.save()
 
 
 def table_lines(table, group, results):

@@ -137,6 +137,12 @@ class Table:
         """Whether all learning rates of a row have been tried."""
         return all(run.name in results for run in self.search(group, row))
 
+    def beaten(self, group, row, results):
+        """The runs of a row's search whose learning rate is not the best so far."""
+        best = self.best_rate(group, row, results)
+        return [run for run in self.search(group, row)
+                if run.name in results and run.rate != best]
+
     def to_do(self, results):
         """Yield the runs without a result that can start now, the most telling first.
 
