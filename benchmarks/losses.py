@@ -18,6 +18,7 @@ import platform
 import subprocess
 import sys
 import time
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -71,7 +72,9 @@ def main():
     if unknown:
         raise ValueError(f"--tables: unknown '{unknown[0]}'; {args.rows} has {', '.join(tables)}")
     if not args.data_dir:
-        write_page(tables, Results(args.results), args.page)
+        results = Results(args.results)
+        check_same_settings(tables.values(), results)
+        write_page(tables, results, args.page)
         print(f"page in {args.page}; to train what is missing, name --data_dir and --runs")
         return 0
     if args.jobs is not None and args.jobs < 1:
@@ -79,19 +82,22 @@ def main():
     if not args.runs:
         raise ValueError("no --runs: name the folder of the runs' files")
     chosen = [tables[name] for name in args.tables or tables]
-    with only_writer(writable_folder(args.runs, "--runs"), "name another folder with --runs"):
-        return run_all(args, tables, chosen)
+    workshop = Workshop.of(args, [table.rotations for table in chosen])
+    with ExitStack() as held:
+        for folder, flag in ((args.runs, "--runs"), (args.results, "--results")):
+            held.enter_context(only_writer(writable_folder(folder, flag),
+                                           f"name another folder with {flag}"))
+        return run_all(args, tables, chosen, workshop)
 
 
-def run_all(args, tables, chosen):
+def run_all(args, tables, chosen, workshop):
     """Train and test all runs of the chosen tables that have no result yet.
 
     Returns:
         Exit code: 0 at the end, 130 after an interruption.
     """
     results = Results(args.results)
-    check_same_budget(tables.values(), results)
-    workshop = Workshop.of(args, [table.rotations for table in chosen])
+    check_same_settings(tables.values(), results)
     active, results_before = {}, len(results)  # {name of the run: Job}
     bar = tqdm(total=sum(table.count_epochs(results) for table in chosen), unit="epoch",
                disable=None)
@@ -164,8 +170,8 @@ def tell(line):
     sys.stdout.flush()
 
 
-def check_same_budget(tables, results):
-    """Refuse to add runs to results of runs that were made with other settings.
+def check_same_settings(tables, results):
+    """Refuse results of runs that were made with other settings than the tables ask for.
 
     Raises:
         ValueError: names the first run and key that differ.
@@ -176,7 +182,8 @@ def check_same_budget(tables, results):
                         for repeat in table.repeats(cell[1])):
                 if run.name in results:
                     refuse_other_keys(results[run.name]["config"], run, results.path,
-                                      "name another folder with --results")
+                                      "give the same KEY VALUE pairs and --rows, or name another "
+                                      "folder with --results")
 
 
 def refuse_other_keys(before, run, place, way_out):

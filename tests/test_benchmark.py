@@ -21,6 +21,7 @@ from evaluation.predictions import check_predictions
 from lists import Source
 from preprocess.columns import BOX
 from preprocess.face import photo_quad
+from utils.locks import only_writer
 
 ONE_ROW = """
 losses:
@@ -254,8 +255,13 @@ def test_the_script_is_interrupted_goes_on_and_rebuilds_its_page(tmp_path):
     again = run(None, tmp_path, *words)
     assert again.returncode == 0, again.stderr
     assert (tmp_path / "page.md").read_text(encoding="utf-8") == text
-    other = refusal(run(data, tmp_path, *words, "MODEL.DROPOUT", "0.5"))
-    assert "with MODEL.DROPOUT 0.2, not 0.5; name another folder with --results" in other
+    for faces in (data, None):  # to train, and to write the page alone
+        other = refusal(run(faces, tmp_path, *words, "MODEL.DROPOUT", "0.5"))
+        assert "with MODEL.DROPOUT 0.2, not 0.5; give the same KEY VALUE pairs" in other
+    with only_writer(tmp_path / "kept", "wait"):
+        assert f"another process writes to '{tmp_path / 'kept'}'" in refusal(
+            run(data, tmp_path, *words, "--runs", tmp_path / "other runs"))
+    assert (tmp_path / "page.md").read_text(encoding="utf-8") == text
 
     (tmp_path / "rows.yaml").write_text(ONE_ROW.replace("[0.01]", "[0.01, 0.002]"))
     done = run(data, tmp_path, *words)
