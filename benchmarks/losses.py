@@ -25,7 +25,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from benchmarks.page import write_page
-from benchmarks.plan import BASE, OF_MACHINE, ROWS, changed_keys, read_tables
+from benchmarks.plan import BASE, ROWS, changed_keys, read_tables
 from benchmarks.results import Results, face_scores, scores_of
 from utils.cli import (
     HelpFormatter,
@@ -203,12 +203,14 @@ class Job:
     folder: Path of its files.
     commands: lists of words that are still to be started.
     environment: of the processes.
+    commit: of the code that they run.
     """
 
     run: object
     folder: Path
     commands: list
     environment: dict
+    commit: str
     process: subprocess.Popen | None = None
     epochs_seen: int = 0
 
@@ -270,7 +272,6 @@ class Workshop:
     threads: CPU threads of each.
     device: name of the device.
     source: lists.Source of the faces.
-    commit: of the code.
     """
 
     words: list
@@ -279,7 +280,6 @@ class Workshop:
     threads: int
     device: str
     source: object
-    commit: str
 
     @classmethod
     def of(cls, args, rotations):
@@ -301,8 +301,7 @@ class Workshop:
         words = ["--device", args.device]
         if args.cache_dir:
             words += ["--cache_dir", args.cache_dir]
-        return cls(words, Path(args.runs), jobs, max(1, cores // jobs), device, source,
-                   current_commit())
+        return cls(words, Path(args.runs), jobs, max(1, cores // jobs), device, source)
 
     def start(self, run):
         """Start or continue a run.
@@ -314,20 +313,21 @@ class Workshop:
         """
         folder = self.runs / run.name
         flags = [*self._data(run), "--protocol", run.rotation]
-        workers = [word for key in OF_MACHINE[:2]
-                   for word in (key, str(min(self.threads - 1, MAX_WORKERS)))]
+        workers = min(self.threads - 1, MAX_WORKERS)
+        in_train, in_test = ["TRAIN.WORKERS", workers], ["TEST.WORKERS", workers]
         if (folder / "last.pth").is_file():
             refuse_other_keys(read_keys(folder), run, self.runs, "name another folder with --runs")
-            how = ["--resume", folder / "last.pth", *workers]
+            how = ["--resume", folder / "last.pth", *in_train, *in_test]
         else:
-            how = ["--cfg", BASE, *workers, *run.opts]
+            how = ["--cfg", BASE, *in_train, *in_test, *run.opts]
         python = [sys.executable]
         train = [*python, ROOT / "train.py", *flags, "--checkpoint", folder, *how]
         test = [*python, ROOT / "test.py", *flags, "--resume", folder / "best.pth", "--output",
-                folder / "test.csv", *workers[2:]]
+                folder / "test.csv", *in_test]
         environment = os.environ | {"OMP_NUM_THREADS": str(self.threads),
                                     "OMP_WAIT_POLICY": "passive"}
-        return Job(run, folder, [list(map(str, words)) for words in (train, test)], environment)
+        return Job(run, folder, [list(map(str, words)) for words in (train, test)], environment,
+                   current_commit())
 
     def _data(self, run):
         source = self.source
@@ -354,7 +354,7 @@ class Workshop:
         return {"config": read_keys(job.folder), "rotation": job.run.rotation,
                 "minutes": round(sum(record["seconds"] for record in job.epochs()) / 60, 2),
                 "jobs": self.jobs, "threads": self.threads,
-                "machine": machine_name(self.device), "commit": self.commit}
+                "machine": machine_name(self.device), "commit": job.commit}
 
 
 def read_keys(folder):

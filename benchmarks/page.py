@@ -60,8 +60,9 @@ def write_page(tables, results, path):
                               undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     shown = [name for found in lines.values() for line in found for name in line.runs]
     records = [results[name] for name in shown]
+    opts = next((table.opts for table in tables.values()), ())  # those of the command line
     text = environment.get_template("page.md.jinja").render(
-        cfg=load_cfg(BASE), losses=tables.get("losses"), factors=tables.get("factors"),
+        cfg=load_cfg(BASE, opts), losses=tables.get("losses"), factors=tables.get("factors"),
         scores={key: score_table(found) for key, found in lines.items()},
         differences={key: difference_table(found) for key, found in lines.items()},
         published=published_table(tables["losses"], lines) if "losses" in tables else "",

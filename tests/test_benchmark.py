@@ -250,6 +250,7 @@ def test_the_script_is_interrupted_goes_on_and_rebuilds_its_page(tmp_path):
     assert results[ce.name]["test"]["mae"] == pytest.approx(errors.mean(), abs=1e-3)
     text = (tmp_path / "page.md").read_text(encoding="utf-8")
     assert f"| ce | {errors.mean():.2f} |" in text and "Missing" not in text
+    assert "timm/test_resnet at 32 px" in text
 
     (tmp_path / "page.md").unlink()
     again = run(None, tmp_path, *words)
