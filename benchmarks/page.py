@@ -9,12 +9,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from benchmarks.plan import BASE
 from benchmarks.results import PER_FACE
 from defaults import load_cfg
-from evaluation.bootstrap import (
-    bootstrap_sums,
-    difference_p_value,
-    measured,
-    pooled_means,
-)
+from evaluation.bootstrap import bootstrap_sums, measured, pooled_means
 from utils.files import replaced
 
 SAMPLES = 1000  # of the bootstrap
@@ -119,7 +114,7 @@ def compare(runs, baseline, results):
         runs, baseline: {(rotation, seed): name of the run}.
         results: results.Results.
     Returns:
-        {metric: measured number with "p_value" and "significant"},
+        {metric: measured number, and whether it is "significant": its interval excludes 0},
         (repeats in which the row has the smaller MAE, repeats compared).
     """
     shared = [repeat for repeat in runs if repeat in baseline
@@ -136,10 +131,8 @@ def compare(runs, baseline, results):
     differences = {}
     for column, key in enumerate(COMPARED):
         number = measured(values[:, column].mean(), replicates[:, column], len(values))
-        differences[key] = number | {
-            "p_value": difference_p_value(replicates[:, column]),
-            "significant": number["low"] is not None
-            and (number["low"] > 0 or number["high"] < 0)}
+        differences[key] = number | {"significant": number["low"] is not None and (
+            number["low"] > 0 or number["high"] < 0)}
     wins = sum(seed[:, 0].mean() < 0 for seeds in by_rotation.values() for seed in seeds)
     return differences, (int(wins), len(shared))
 
@@ -163,11 +156,10 @@ def spread_text(score, digits):
 
 def difference_text(number, digits):
     """A difference with its interval, in bold if it is significant."""
-    text = f"{number['value']:+.{digits}f}"
+    bold = "**" if number["significant"] else ""
+    text = f"{bold}{number['value']:+.{digits}f}{bold}"
     if number["low"] is not None:
-        text = f"{'**' if number['significant'] else ''}{text}" \
-            f"{'**' if number['significant'] else ''} " \
-            f"({number['low']:+.{digits}f} to {number['high']:+.{digits}f})"
+        text += f" ({number['low']:+.{digits}f} to {number['high']:+.{digits}f})"
     return text.replace("-", "\N{MINUS SIGN}")
 
 
