@@ -5,10 +5,10 @@
 
 Trains each row of configs/benchmark/rows.yaml with train.py and measures it with test.py. What the
 runs gave is kept in docs/benchmark/, and docs/benchmark.md is written from it after each run, so
-the table is there early and says what is missing. Of the files of a run that has its result only
-best.pth is kept of the checkpoints, which take 57 MB each. Start the same command again after an
-interruption: runs that have results are not repeated, and one that was stopped goes on. Runs with
-results can come from several machines. KEY VALUE pairs apply to all runs.
+the table is there early and says what is missing. A checkpoint takes 57 MB: of those of a run that
+has its result, only best.pth is kept. Start the same command again after an interruption: runs that
+have results are not repeated, and one that was stopped goes on. Results of several machines can be
+put together: the lines of results.json and the files of faces/. KEY VALUE pairs apply to all runs.
 """
 
 import argparse
@@ -130,7 +130,7 @@ def run_all(args, tables, chosen, workshop):
 
 
 def start_more(chosen, results, active, workshop):
-    """Start runs until as many run as may."""
+    """Start runs until workshop.jobs of them are active, or none is left that can start."""
     waiting = (run for table in chosen for run in table.to_do(results) if run.name not in active)
     while len(active) < workshop.jobs and (run := next(waiting, None)):
         active[run.name] = workshop.start(run)

@@ -27,7 +27,7 @@ class Line(NamedTuple):
     scores: {metric: (mean, standard deviation or None)} over the runs.
     minutes: mean of a training.
     differences: {metric: measured number} to the baseline; {} for the baseline itself.
-    wins: (rotations and seeds with a smaller MAE than the baseline, all that are compared).
+    wins: (how many repeats have a smaller MAE than the baseline, how many are compared).
     """
 
     row: object
@@ -147,7 +147,7 @@ def _losses_of(faces):
 
 
 def spread_text(score, digits):
-    """A mean with its standard deviation in brackets, if there is one."""
+    """A mean with its standard deviation in brackets, if there is one; "" for no mean."""
     if score is None:
         return ""
     mean, sd = score

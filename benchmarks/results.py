@@ -19,7 +19,8 @@ import metrics
 from utils.files import replaced, writable_folder
 
 PER_FACE = ("age", "pred_age", "nll", "crps")
-# Years and nats to which they are rounded, which no mean over faces shows: 20 kB for 3,800 faces.
+# Years and nats to which values are rounded, too fine to show in a mean over faces. A file of 3,800
+# faces then takes 20 kB.
 STEPS = {"pred_age": 0.05, "nll": 0.02, "crps": 0.02}
 COVERAGES = (80, 90)  # percent
 
