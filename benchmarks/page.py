@@ -63,8 +63,9 @@ def write_page(tables, results, path):
         published=published_table(tables["losses"], lines) if "losses" in tables else "",
         faces=counted_faces(records), machines=counted_machines(records),
         missing=missing_runs(tables, results),
-        findings=list(filter(None, (finding(tables[name], group, found)
-                                    for (name, group), found in lines.items()))),
+        findings=list(filter(None, (
+            finding(tables[name], group, found, results)
+            for (name, group), found in lines.items()))),
         commits=sorted({record["commit"] for record in records}),
         diverged=sorted(name for name, record in results.items() if "error" in record))
     with replaced(path) as temporary:
@@ -201,13 +202,14 @@ def markdown_table(header, rows):
     return "\n".join(f"| {' | '.join(cells)} |" for cells in (header, rule, *rows))
 
 
-def finding(table, group, lines):
+def finding(table, group, lines, results):
     """A sentence that says which rows of a group differ from the baseline in MAE, or None.
 
     Args:
         table: plan.Table.
         group: name.
         lines: of table_lines().
+        results: results.Results.
     """
     kinds = {"a smaller MAE": [], "a larger MAE": [], "no difference shown": []}
     for name, line in zip(table.rows, lines, strict=True):
@@ -219,9 +221,9 @@ def finding(table, group, lines):
     told = "; ".join(f"{kind}: {', '.join(names)}" for kind, names in kinds.items() if names)
     if not told:
         return None
-    is_complete = all(line.is_searched and len(line.runs) == line.count for line in lines)
+    is_missing = any(table.missing(group, row, results) for row in table.rows)
     return f"{table.groups[group].title}, against `{table.baseline}`: {told}" \
-        + ("." if is_complete else " (so far; runs are missing).")
+        + (" (so far; runs are missing)." if is_missing else ".")
 
 
 def counted_faces(records):

@@ -194,12 +194,13 @@ def read_tables(path=ROWS, opts=()):
     try:
         tree = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
         tables = {name: Table(
-            name, entry["baseline"], *(tuple(entry[key]) for key in (
-                "learning_rates", "rotations", "seeds")),
+            name, entry["baseline"],
+            tuple(map(float, entry["learning_rates"])),  # YAML takes 1e-4 for text
+            tuple(entry["rotations"]), tuple(entry["seeds"]),
             {key: Group(**group) for key, group in entry["groups"].items()},
             {key: Row(**row) for key, row in entry["rows"].items()}, tuple(opts))
             for name, entry in tree.items()}
-    except (yaml.YAMLError, AttributeError, KeyError, TypeError) as error:
+    except (yaml.YAMLError, AttributeError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"'{path}' does not describe tables as {ROWS} does: "
                          f"{' '.join(str(error).split())}") from error
     for table in tables.values():

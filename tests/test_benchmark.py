@@ -94,7 +94,8 @@ def test_every_row_has_a_config_of_its_own_and_one_budget():
 
 @pytest.mark.parametrize(("before", "after", "named"), [
     ("baseline: ce", "baseline: mse", "the baseline 'mse'"), ("LOSS.NAME: ce", "LOSS.NAM: ce",
-    "unknown config key 'LOSS.NAM'"), ("rows:", "row:", "does not describe tables")])
+    "unknown config key 'LOSS.NAM'"), ("rows:", "row:", "does not describe tables"),
+    ("[0.01]", "[fast]", "does not describe tables .* 'fast'")])
 def test_a_wrong_table_is_refused(tmp_path, before, after, named):
     path = tmp_path / "rows.yaml"
     path.write_text(ONE_ROW.replace(before, after, 1))
@@ -162,6 +163,26 @@ def test_the_page_states_scores_and_paired_differences(tmp_path):
     assert "drawn, 2 runs side by side, 1 thread each: 6 runs of 4.5 to 4.5 minutes." in text
     assert loser.name not in [name for line in lines.values() for name in line.runs]
     assert Results(tmp_path / "kept") == results
+
+
+def test_a_run_that_diverged_is_named_and_not_missing(tmp_path):
+    (tmp_path / "rows.yaml").write_text(
+        ONE_ROW.replace("[fold0]", "[fold0, fold1]") + "    kl: {title: kl, keys: {}}\n")
+    tables, results = read_tables(tmp_path / "rows.yaml"), Results(tmp_path)
+    for row, shift in (("ce", 2.0), ("kl", 0.5)):
+        for first, rotation in enumerate(("fold0", "fold1")):
+            if results:
+                page.write_page(tables, results, tmp_path / "page.md")
+                text = (tmp_path / "page.md").read_text(encoding="utf-8")
+                assert "Missing: losses, From random weights" in text
+            add_run(results, tables["losses"].run("drawn", row, rotation, 0, 0.01),
+                    predictions_of(shift, first=1000 * first))
+    lost = tables["losses"].run("drawn", "kl", "fold1", 0, 0.01).name
+    results.add(lost, {"error": "the training has diverged"})
+    page.write_page(tables, results, tmp_path / "page.md")
+    text = (tmp_path / "page.md").read_text(encoding="utf-8")
+    assert "Missing" not in text and f"left out: {lost}." in text
+    assert "against `ce`: a smaller MAE: `kl`.\n" in text and "| kl |" in text and "1 of 2" in text
 
 
 def test_rows_on_other_faces_are_not_compared(tmp_path):
@@ -264,12 +285,15 @@ def test_the_script_is_interrupted_goes_on_and_rebuilds_its_page(tmp_path):
             run(data, tmp_path, *words, "--runs", tmp_path / "other runs"))
     assert (tmp_path / "page.md").read_text(encoding="utf-8") == text
 
-    (tmp_path / "rows.yaml").write_text(ONE_ROW.replace("[0.01]", "[0.01, 0.002]"))
+    (tmp_path / "rows.yaml").write_text(ONE_ROW.replace("[0.01]", "[0.01, 0.002, 1e30]"))
     done = run(data, tmp_path, *words)
     assert done.returncode == 0, done.stdout + done.stderr
     results = Results(tmp_path / "kept")
-    assert len(results) == 2
-    best = min(results, key=lambda name: results[name]["valid_mae"])
+    assert len(results) == 3
+    [diverged] = [name for name in results if "diverged" in results[name].get("error", "")]
+    assert diverged.endswith("lr1e+30") and f"left out: {diverged}" in (
+        tmp_path / "page.md").read_text(encoding="utf-8")
+    best = min(set(results) - {diverged}, key=lambda name: results[name]["valid_mae"])
     assert [path.stem for path in (tmp_path / "kept" / "faces").iterdir()] == [best]
 
 
