@@ -6,8 +6,8 @@ whole years; faces of all four kinds train together. A loss is a function
 LOSSES, and add its name to defaults.CHOICES. The losses use expected_age; metrics.DECODES holds the
 ways to turn a distribution into the age that is reported.
 
-The losses of ORDINAL take binary outputs in the place of log_probs. While such a network trains, it
-gives (B, K - 1) of these; else it gives (B, K) log-probabilities, as any other (model.OrdinalHead).
+The losses of ORDINAL take (B, K - 1) binary outputs in the place of log_probs. Only a network that
+is training gives these (model.OrdinalHead); else it gives log-probabilities as all networks do.
 """
 
 from dataclasses import dataclass
@@ -189,8 +189,9 @@ def sord_target(ages, age_bins, scale):
 def or_cnn(older, target, age_bins):
     """Binary cross-entropy of "older than this bin?", summed (OR-CNN, Niu et al., CVPR 2016).
 
-    Every question counts the same; the authors also weigh it by how many faces it concerns. An
-    interval answers only the questions about the bins outside it, the others do not count.
+    Every question counts the same. The authors weigh each by the square root of how many training
+    faces have its age. An interval answers only the questions about the bins outside it; the others
+    do not count.
 
     Args:
         older: (B, K - 1) logits, see older_logits.
@@ -327,7 +328,7 @@ def older_logits(outputs, age_bins):
 
 
 def ordinal_log_probs(older):
-    """The distribution of which binary outputs give P(age > bin): the differences of these.
+    """The distribution of binary outputs P(age > bin): P at the bin before minus P at the bin.
 
     Independent outputs may rise from one bin to the next, and a difference would be negative. So
     they are sorted, which never moves them further from the true, falling ones (rearrangement,

@@ -34,7 +34,7 @@ MAX_SIZE = 512  # pixels, the last size that is tried after one that does not wo
 
 
 class AgeModel(nn.Module):
-    """Pixels in, one logit for each age bin out; in training those of its head.
+    """Pixels in, one logit for each age bin out; in training what its head gives.
 
     Args:
         backbone: module, normalised (B, 3, S, S) images -> (B, feature_count) features.
@@ -100,8 +100,8 @@ def build_model(cfg):
 
     MODEL.PRETRAINED names its first weights: a source such as `imagenet` (see
     pretrained.find_source), `none` (random weights), or a checkpoint of the same architecture
-    (see download.find_model). If that checkpoint was trained for other age bins, or with binary
-    outputs for one of the two, its head is left out with a warning.
+    (see download.find_model). The head of that checkpoint is left out with a warning if it was
+    trained for other age bins, or if only one of the two networks has binary outputs.
 
     Args:
         cfg: config from defaults.load_cfg(); MODEL.*, DATA.AGE_* and LOSS.NAME are read.

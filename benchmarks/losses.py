@@ -5,10 +5,10 @@
 
 Trains each row of configs/benchmark/rows.yaml with train.py and measures it with test.py. What the
 runs gave is kept in docs/benchmark/, and docs/benchmark.md is written from it after each run, so
-the table is there early and says what is missing. Of the files of a run that has its result only
-best.pth is kept of the checkpoints, which take 57 MB each. Start the same command again after an
-interruption: runs that have results are not repeated, and one that was stopped goes on. Runs with
-results can come from several machines. KEY VALUE pairs apply to all runs.
+the table is there early and says what is missing. A checkpoint takes 57 MB: of those of a run that
+has its result, only best.pth is kept. Start the same command again after an interruption: runs that
+have results are not repeated, and one that was stopped goes on. Results of several machines can be
+put together: the lines of results.json and the files of faces/. KEY VALUE pairs apply to all runs.
 """
 
 import argparse
@@ -18,13 +18,14 @@ import platform
 import subprocess
 import sys
 import time
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
 from tqdm import tqdm
 
 from benchmarks.page import write_page
-from benchmarks.plan import BASE, OF_MACHINE, ROWS, changed_keys, read_tables
+from benchmarks.plan import BASE, ROWS, changed_keys, read_tables
 from benchmarks.results import Results, face_scores, scores_of
 from utils.cli import (
     HelpFormatter,
@@ -71,7 +72,9 @@ def main():
     if unknown:
         raise ValueError(f"--tables: unknown '{unknown[0]}'; {args.rows} has {', '.join(tables)}")
     if not args.data_dir:
-        write_page(tables, Results(args.results), args.page)
+        results = Results(args.results)
+        check_same_settings(tables.values(), results)
+        write_page(tables, results, args.page)
         print(f"page in {args.page}; to train what is missing, name --data_dir and --runs")
         return 0
     if args.jobs is not None and args.jobs < 1:
@@ -79,19 +82,22 @@ def main():
     if not args.runs:
         raise ValueError("no --runs: name the folder of the runs' files")
     chosen = [tables[name] for name in args.tables or tables]
-    with only_writer(writable_folder(args.runs, "--runs"), "name another folder with --runs"):
-        return run_all(args, tables, chosen)
+    workshop = Workshop.of(args, [table.rotations for table in chosen])
+    with ExitStack() as held:
+        for folder, flag in ((args.runs, "--runs"), (args.results, "--results")):
+            held.enter_context(only_writer(writable_folder(folder, flag),
+                                           f"name another folder with {flag}"))
+        return run_all(args, tables, chosen, workshop)
 
 
-def run_all(args, tables, chosen):
+def run_all(args, tables, chosen, workshop):
     """Train and test all runs of the chosen tables that have no result yet.
 
     Returns:
         Exit code: 0 at the end, 130 after an interruption.
     """
     results = Results(args.results)
-    check_same_budget(tables.values(), results)
-    workshop = Workshop.of(args, [table.rotations for table in chosen])
+    check_same_settings(tables.values(), results)
     active, results_before = {}, len(results)  # {name of the run: Job}
     bar = tqdm(total=sum(table.count_epochs(results) for table in chosen), unit="epoch",
                disable=None)
@@ -106,7 +112,7 @@ def run_all(args, tables, chosen):
                     bar.update(job.new_epochs())
                     if job.is_over():
                         del active[name]
-                        finish(job, results, workshop)
+                        finish(job, results, workshop, tables[job.run.table])
                         write_page(tables, results, args.page)
         finally:
             for job in active.values():
@@ -124,15 +130,20 @@ def run_all(args, tables, chosen):
 
 
 def start_more(chosen, results, active, workshop):
-    """Start runs until as many run as may."""
+    """Start runs until workshop.jobs of them are active, or none is left that can start."""
     waiting = (run for table in chosen for run in table.to_do(results) if run.name not in active)
     while len(active) < workshop.jobs and (run := next(waiting, None)):
         active[run.name] = workshop.start(run)
 
 
-def finish(job, results, workshop):
-    """Keep what a run gave that has ended.
+def finish(job, results, workshop, table):
+    """Keep the results of a run that has ended, and remove files that nothing needs any more.
 
+    Args:
+        job: Job that is over.
+        results: results.Results.
+        workshop: Workshop.
+        table: plan.Table of the run.
     Raises:
         ValueError: it failed.
     """
@@ -146,6 +157,8 @@ def finish(job, results, workshop):
         return
     record, faces = workshop.measure(job)
     results.add(name, record, faces)
+    for run in table.beaten(job.run.group, job.run.row, results):
+        results.drop_faces(run.name)
     for path in (job.folder / "last.pth", *job.folder.glob("epoch*.pth")):
         path.unlink(missing_ok=True)
     tell(f"{name}: test mae {record['test']['mae']:.3f}, {record['minutes']:.1f} minutes")
@@ -157,21 +170,20 @@ def tell(line):
     sys.stdout.flush()
 
 
-def check_same_budget(tables, results):
-    """Refuse to add runs to results of runs that were made with other settings.
+def check_same_settings(tables, results):
+    """Refuse results of runs that were made with other settings than the tables ask for.
 
     Raises:
         ValueError: names the first run and key that differ.
     """
     for table in tables:
         for cell in table.cells:
-            planned = [*table.search(*cell), *(
-                table.run(*cell, *repeat, rate) for rate in table.rates
-                for repeat in table.repeats(cell[1])[1:])]
-            for run in planned:
+            for run in (table.run(*cell, *repeat, rate) for rate in table.rates
+                        for repeat in table.repeats(cell[1])):
                 if run.name in results:
                     refuse_other_keys(results[run.name]["config"], run, results.path,
-                                      "name another folder with --results")
+                                      "give the same KEY VALUE pairs and --rows, or name another "
+                                      "folder with --results")
 
 
 def refuse_other_keys(before, run, place, way_out):
@@ -191,12 +203,14 @@ class Job:
     folder: Path of its files.
     commands: lists of words that are still to be started.
     environment: of the processes.
+    commit: of the code that they run.
     """
 
     run: object
     folder: Path
     commands: list
     environment: dict
+    commit: str
     process: subprocess.Popen | None = None
     epochs_seen: int = 0
 
@@ -258,7 +272,6 @@ class Workshop:
     threads: CPU threads of each.
     device: name of the device.
     source: lists.Source of the faces.
-    commit: of the code.
     """
 
     words: list
@@ -267,7 +280,6 @@ class Workshop:
     threads: int
     device: str
     source: object
-    commit: str
 
     @classmethod
     def of(cls, args, rotations):
@@ -289,8 +301,7 @@ class Workshop:
         words = ["--device", args.device]
         if args.cache_dir:
             words += ["--cache_dir", args.cache_dir]
-        return cls(words, Path(args.runs), jobs, max(1, cores // jobs), device, source,
-                   current_commit())
+        return cls(words, Path(args.runs), jobs, max(1, cores // jobs), device, source)
 
     def start(self, run):
         """Start or continue a run.
@@ -302,20 +313,21 @@ class Workshop:
         """
         folder = self.runs / run.name
         flags = [*self._data(run), "--protocol", run.rotation]
-        workers = [word for key in OF_MACHINE[:2]
-                   for word in (key, str(min(self.threads - 1, MAX_WORKERS)))]
+        workers = min(self.threads - 1, MAX_WORKERS)
+        in_train, in_test = ["TRAIN.WORKERS", workers], ["TEST.WORKERS", workers]
         if (folder / "last.pth").is_file():
             refuse_other_keys(read_keys(folder), run, self.runs, "name another folder with --runs")
-            how = ["--resume", folder / "last.pth", *workers]
+            how = ["--resume", folder / "last.pth", *in_train, *in_test]
         else:
-            how = ["--cfg", BASE, *workers, *run.opts]
+            how = ["--cfg", BASE, *in_train, *in_test, *run.opts]
         python = [sys.executable]
         train = [*python, ROOT / "train.py", *flags, "--checkpoint", folder, *how]
         test = [*python, ROOT / "test.py", *flags, "--resume", folder / "best.pth", "--output",
-                folder / "test.csv", *workers[2:]]
+                folder / "test.csv", *in_test]
         environment = os.environ | {"OMP_NUM_THREADS": str(self.threads),
                                     "OMP_WAIT_POLICY": "passive"}
-        return Job(run, folder, [list(map(str, words)) for words in (train, test)], environment)
+        return Job(run, folder, [list(map(str, words)) for words in (train, test)], environment,
+                   current_commit())
 
     def _data(self, run):
         source = self.source
@@ -342,7 +354,7 @@ class Workshop:
         return {"config": read_keys(job.folder), "rotation": job.run.rotation,
                 "minutes": round(sum(record["seconds"] for record in job.epochs()) / 60, 2),
                 "jobs": self.jobs, "threads": self.threads,
-                "machine": machine_name(self.device), "commit": self.commit}
+                "machine": machine_name(self.device), "commit": job.commit}
 
 
 def read_keys(folder):

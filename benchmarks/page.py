@@ -9,12 +9,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from benchmarks.plan import BASE
 from benchmarks.results import PER_FACE
 from defaults import load_cfg
-from evaluation.bootstrap import (
-    bootstrap_sums,
-    difference_p_value,
-    measured,
-    pooled_means,
-)
+from evaluation.bootstrap import bootstrap_sums, measured, pooled_means
 from utils.files import replaced
 
 SAMPLES = 1000  # of the bootstrap
@@ -32,7 +27,7 @@ class Line(NamedTuple):
     scores: {metric: (mean, standard deviation or None)} over the runs.
     minutes: mean of a training.
     differences: {metric: measured number} to the baseline; {} for the baseline itself.
-    wins: (rotations and seeds with a smaller MAE than the baseline, all that are compared).
+    wins: (how many repeats have a smaller MAE than the baseline, how many are compared).
     """
 
     row: object
@@ -47,7 +42,7 @@ class Line(NamedTuple):
 
 
 def write_page(tables, results, path):
-    """Write the page, and remove what it does not need of the results.
+    """Write the page.
 
     Args:
         tables: {name: plan.Table}.
@@ -60,21 +55,21 @@ def write_page(tables, results, path):
                               undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     shown = [name for found in lines.values() for line in found for name in line.runs]
     records = [results[name] for name in shown]
+    opts = next((table.opts for table in tables.values()), ())  # those of the command line
     text = environment.get_template("page.md.jinja").render(
-        cfg=load_cfg(BASE), losses=tables.get("losses"), factors=tables.get("factors"),
+        cfg=load_cfg(BASE, opts), losses=tables.get("losses"), factors=tables.get("factors"),
         scores={key: score_table(found) for key, found in lines.items()},
         differences={key: difference_table(found) for key, found in lines.items()},
         published=published_table(tables["losses"], lines) if "losses" in tables else "",
         faces=counted_faces(records), machines=counted_machines(records),
         missing=missing_runs(tables, results),
-        findings=list(filter(None, (finding(tables[name], group, found)
-                                    for (name, group), found in lines.items()))),
+        findings=list(filter(None, (
+            finding(tables[name], group, found, results)
+            for (name, group), found in lines.items()))),
         commits=sorted({record["commit"] for record in records}),
         diverged=sorted(name for name, record in results.items() if "error" in record))
     with replaced(path) as temporary:
         temporary.write_text(text.rstrip() + "\n", encoding="utf-8")
-    results.keep_faces_of(shown)
-    results.save()
 
 
 def table_lines(table, group, results):
@@ -120,7 +115,7 @@ def compare(runs, baseline, results):
         runs, baseline: {(rotation, seed): name of the run}.
         results: results.Results.
     Returns:
-        {metric: measured number with "p_value" and "significant"},
+        {metric: measured number, and whether it is "significant": its interval excludes 0},
         (repeats in which the row has the smaller MAE, repeats compared).
     """
     shared = [repeat for repeat in runs if repeat in baseline
@@ -137,10 +132,8 @@ def compare(runs, baseline, results):
     differences = {}
     for column, key in enumerate(COMPARED):
         number = measured(values[:, column].mean(), replicates[:, column], len(values))
-        differences[key] = number | {
-            "p_value": difference_p_value(replicates[:, column]),
-            "significant": number["low"] is not None
-            and (number["low"] > 0 or number["high"] < 0)}
+        differences[key] = number | {"significant": number["low"] is not None and (
+            number["low"] > 0 or number["high"] < 0)}
     wins = sum(seed[:, 0].mean() < 0 for seeds in by_rotation.values() for seed in seeds)
     return differences, (int(wins), len(shared))
 
@@ -155,7 +148,7 @@ def _losses_of(faces):
 
 
 def spread_text(score, digits):
-    """A mean with its standard deviation in brackets, if there is one."""
+    """A mean with its standard deviation in brackets, if there is one; "" for no mean."""
     if score is None:
         return ""
     mean, sd = score
@@ -164,11 +157,10 @@ def spread_text(score, digits):
 
 def difference_text(number, digits):
     """A difference with its interval, in bold if it is significant."""
-    text = f"{number['value']:+.{digits}f}"
+    bold = "**" if number["significant"] else ""
+    text = f"{bold}{number['value']:+.{digits}f}{bold}"
     if number["low"] is not None:
-        text = f"{'**' if number['significant'] else ''}{text}" \
-            f"{'**' if number['significant'] else ''} " \
-            f"({number['low']:+.{digits}f} to {number['high']:+.{digits}f})"
+        text += f" ({number['low']:+.{digits}f} to {number['high']:+.{digits}f})"
     return text.replace("-", "\N{MINUS SIGN}")
 
 
@@ -210,13 +202,14 @@ def markdown_table(header, rows):
     return "\n".join(f"| {' | '.join(cells)} |" for cells in (header, rule, *rows))
 
 
-def finding(table, group, lines):
+def finding(table, group, lines, results):
     """A sentence that says which rows of a group differ from the baseline in MAE, or None.
 
     Args:
         table: plan.Table.
         group: name.
         lines: of table_lines().
+        results: results.Results.
     """
     kinds = {"a smaller MAE": [], "a larger MAE": [], "no difference shown": []}
     for name, line in zip(table.rows, lines, strict=True):
@@ -228,9 +221,9 @@ def finding(table, group, lines):
     told = "; ".join(f"{kind}: {', '.join(names)}" for kind, names in kinds.items() if names)
     if not told:
         return None
-    is_complete = all(line.is_searched and len(line.runs) == line.count for line in lines)
+    is_missing = any(table.missing(group, row, results) for row in table.rows)
     return f"{table.groups[group].title}, against `{table.baseline}`: {told}" \
-        + ("." if is_complete else " (so far; runs are missing).")
+        + (" (so far; runs are missing)." if is_missing else ".")
 
 
 def counted_faces(records):
@@ -255,12 +248,8 @@ def missing_runs(tables, results):
     """{title of a group: runs without a result}, for those that miss some."""
     missing = {}
     for table in tables.values():
-        for group, row in table.cells:
-            rate = table.best_rate(group, row, results) or table.rates[0]
-            runs = [*table.search(group, row),
-                    *(table.run(group, row, *repeat, rate) for repeat in table.repeats(row)[1:])]
-            count = sum(run.name not in results for run in runs)
-            title = f"{table.name}, {table.groups[group].title}"
+        for group, about in table.groups.items():
+            count = sum(len(table.missing(group, row, results)) for row in table.rows)
             if count:
-                missing[title] = missing.get(title, 0) + count
+                missing[f"{table.name}, {about.title}"] = count
     return missing

@@ -137,6 +137,12 @@ class Table:
         """Whether all learning rates of a row have been tried."""
         return all(run.name in results for run in self.search(group, row))
 
+    def beaten(self, group, row, results):
+        """The runs of a row's search whose learning rate is not the best so far."""
+        best = self.best_rate(group, row, results)
+        return [run for run in self.search(group, row)
+                if run.name in results and run.rate != best]
+
     def to_do(self, results):
         """Yield the runs without a result that can start now, the most telling first.
 
@@ -158,17 +164,22 @@ class Table:
                     if run and run.name not in results:
                         yield run
 
+    def missing(self, group, row, results):
+        """The runs of a row that have no result yet, also those that must wait.
+
+        Until a learning rate has been tried, the first stands for it. If all have diverged, no
+        other runs follow.
+        """
+        runs, rate = self.search(group, row), self.best_rate(group, row, results)
+        if rate is not None or not self.is_searched(group, row, results):
+            runs += [self.run(group, row, *repeat, rate or self.rates[0])
+                     for repeat in self.repeats(row)[1:]]
+        return [run for run in runs if run.name not in results]
+
     def count_epochs(self, results):
-        """Epochs of all runs that have no result yet, also of those that must wait."""
-        total = 0
-        for group, row in self.cells:
-            epochs = self.search(group, row)[0].cfg.TRAIN.EPOCHS
-            missing = [run for run in self.search(group, row) if run.name not in results]
-            rate = self.best_rate(group, row, results) or self.rates[0]
-            missing += [repeat for repeat in self.repeats(row)[1:]
-                        if self.run(group, row, *repeat, rate).name not in results]
-            total += epochs * len(missing)
-        return total
+        """Epochs of all runs that have no result yet."""
+        return sum(self.search(*cell)[0].cfg.TRAIN.EPOCHS * len(self.missing(*cell, results))
+                   for cell in self.cells)
 
 
 def read_tables(path=ROWS, opts=()):
@@ -183,12 +194,13 @@ def read_tables(path=ROWS, opts=()):
     try:
         tree = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
         tables = {name: Table(
-            name, entry["baseline"], *(tuple(entry[key]) for key in (
-                "learning_rates", "rotations", "seeds")),
+            name, entry["baseline"],
+            tuple(map(float, entry["learning_rates"])),  # YAML takes 1e-4 for text
+            tuple(entry["rotations"]), tuple(entry["seeds"]),
             {key: Group(**group) for key, group in entry["groups"].items()},
             {key: Row(**row) for key, row in entry["rows"].items()}, tuple(opts))
             for name, entry in tree.items()}
-    except (yaml.YAMLError, AttributeError, KeyError, TypeError) as error:
+    except (yaml.YAMLError, AttributeError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"'{path}' does not describe tables as {ROWS} does: "
                          f"{' '.join(str(error).split())}") from error
     for table in tables.values():

@@ -1,7 +1,8 @@
 """What the benchmark's runs gave: kept without their folders, small enough for the repository.
 
 FOLDER/results.json    {name of the run: record}, one record a line
-FOLDER/faces/NAME.npz  age, pred_age, nll, crps of each test face, in the order of the photos
+FOLDER/faces/NAME.npz  age, pred_age, nll, crps of each test face, in the order of the photos; none
+                       of runs whose learning rate was not chosen
 
 A record has the config's keys that are not the defaults, valid_mae and best_epoch, the test metrics
 below "test", how many faces there were, a digest of the test faces and their ages, the minutes of
@@ -18,7 +19,8 @@ import metrics
 from utils.files import replaced, writable_folder
 
 PER_FACE = ("age", "pred_age", "nll", "crps")
-# Years and nats to which they are rounded, which no mean over faces shows: 20 kB for 3,800 faces.
+# Years and nats to which values are rounded, too fine to show in a mean over faces. A file of 3,800
+# faces then takes 20 kB.
 STEPS = {"pred_age": 0.05, "nll": 0.02, "crps": 0.02}
 COVERAGES = (80, 90)  # percent
 
@@ -70,11 +72,9 @@ class Results(dict):
         with np.load(path) as arrays:
             return {key: arrays[key].astype(np.float64) for key in PER_FACE}
 
-    def keep_faces_of(self, names):
-        """Remove the files of all runs but these, such as those of learning rates not chosen."""
-        for path in (self.folder / "faces").glob("*.npz"):
-            if path.stem not in names:
-                path.unlink()
+    def drop_faces(self, name):
+        """Remove the file of a run that the page does not need; its record stays."""
+        (self.folder / "faces" / f"{name}.npz").unlink(missing_ok=True)
 
 
 def face_scores(predictions):

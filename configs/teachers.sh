@@ -14,7 +14,7 @@
 # run on a GPU yet. The weights of mobilenetv1 are for research only (docs/architectures.md).
 source "$(dirname "$0")/words.sh"
 if [[ " ${trained[*]} " == *" DATA.EXCLUDE "* ]]; then
-    echo "error: DATA.EXCLUDE is what keeps the halves apart; leave photos out of the lists" >&2
+    echo "error: DATA.EXCLUDE is taken, it keeps the halves apart; remove photos from the lists" >&2
     exit 2
 fi
 mkdir -p "$out/teachers"

@@ -23,7 +23,7 @@ while [ $# -gt 0 ]; do
         case $1 in TEST.* | DATA.CACHE | DATA.EXCLUDE) tested+=("${@:1:2}") ;; esac
         shift $(($# > 1))  # with its value
     else
-        case $1 in --*) flag=$1 ;; esac
+        case $1 in --*) flag=${1%%=*} ;; esac  # of --flag=value the flag
         case $flag in --data_dir | --dataset | --list_dir | --cache_dir) data+=("$1") ;; esac
         [ "$flag" = --tensorboard ] || tested+=("$1")
     fi

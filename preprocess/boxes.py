@@ -22,7 +22,7 @@ BOXES_VERSION = 1  # raise when the boxes change
 MIDDLE = 1 / 1.5  # side of the box of a photo in which no face is found, as a share of its sides
 CHUNK_PHOTOS = 64  # searched between two steps of the progress bar
 MAX_COMPARED = 32  # faces of a data set whose boxes are compared with the detector's
-MAX_FRAMING = 1.2  # times larger or smaller than the detector's; measured in docs/data.md
+MAX_FRAMING = 1.2  # ratio of the boxes' sides to the detector's, or its inverse; see docs/data.md
 
 
 def find_boxes(faces, folder=None):
@@ -51,10 +51,10 @@ def find_boxes(faces, folder=None):
 
 
 def other_framing(faces):
-    """What is to be said of data sets whose boxes frame faces otherwise than face_align does.
+    """Warnings of data sets whose boxes frame faces otherwise than face_align does.
 
-    Only lists of other programs are looked at, which have no confidence. At most MAX_COMPARED of
-    their faces are searched, near their boxes.
+    Only lists of other programs are checked: these have no confidence. The detector looks for at
+    most MAX_COMPARED of their faces, near their boxes.
 
     Args:
         faces: table from lists.read_faces().
@@ -71,9 +71,9 @@ def other_framing(faces):
         ratio = float(np.median(ratios))
         if not 1 / MAX_FRAMING <= ratio <= MAX_FRAMING:
             told.append(f"the boxes of '{name}' are {ratio:.2f} times as wide and high as those "
-                        f"that preprocess.face_align finds ({len(ratios)} faces were compared): "
-                        "a network errs more on faces that are framed otherwise than those it "
-                        "learned from; align them with python -m preprocess.face_align")
+                        f"that preprocess.face_align finds ({len(ratios)} faces were compared); a "
+                        "network errs more on faces that are framed otherwise than those it "
+                        "learned from: align them with python -m preprocess.face_align")
     return told
 
 
@@ -87,10 +87,10 @@ def _box_ratios(rows):
             photo = load_photo(Path(root, photo))
         except OSError:
             continue  # reported where the face is cut
-        middle, half = photo_quad(box, photo.size, deg).mean(axis=0), np.subtract(box[2:],
-                                                                                  box[:2]) / 2
-        [found] = detector.align([photo], locations=[np.concatenate([middle - half,
-                                                                     middle + half])])
+        centre = photo_quad(box, photo.size, deg).mean(axis=0)
+        half = np.subtract(box[2:], box[:2]) / 2
+        upright = np.concatenate([centre - half, centre + half])  # where the first pass looks
+        [found] = detector.align([photo], locations=[upright])
         if found and found[0].found_twice:
             sides = found[0].aligned_bbox[2:] - found[0].aligned_bbox[:2]
             ratios.append(np.sqrt(np.prod(2 * half) / np.prod(sides)))

@@ -154,7 +154,7 @@ def align_list(list_path, work):
     others = shards.count_others()
     if others and not shards.folder.is_dir():
         print(f"{target.name} begins again: {others} chunks of {CHUNK_ROWS} photos were aligned "
-              "with other settings, or of an earlier list, and are not used")
+              "with other settings or for an earlier list, and are not used")
     shards.folder.mkdir(exist_ok=True)
     try:
         fill_shards(shards, list_path, row_count, work)

@@ -87,7 +87,7 @@ class Shards:
             path.unlink(missing_ok=True)
 
     def count_others(self):
-        """How many chunks are done of other versions of the list, or with other settings."""
+        """How many chunks are done for an earlier version of the list, or with other settings."""
         return sum(len(list(folder.glob("*.csv"))) for folder in self._beside(
             r"parts-[0-9a-f]{16}") if folder != self.folder)
 

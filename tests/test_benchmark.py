@@ -21,6 +21,7 @@ from evaluation.predictions import check_predictions
 from lists import Source
 from preprocess.columns import BOX
 from preprocess.face import photo_quad
+from utils.locks import only_writer
 
 ONE_ROW = """
 losses:
@@ -72,6 +73,10 @@ def test_a_row_waits_for_its_learning_rate_and_does_without_one_that_diverged():
     results[third.name] = {"error": "the training has diverged"}
     waiting = [run for run in table.to_do(results) if run.rotation != "rotation0"]
     assert {(run.row, run.rate) for run in waiting} == {("ce", second.rate)}
+    assert table.missing("imagenet", "ce", results) == waiting and len(waiting) == 4
+    for run in (first, second):
+        results[run.name] = {"error": "the training has diverged"}
+    assert table.missing("imagenet", "ce", results) == []
 
 
 def test_every_row_has_a_config_of_its_own_and_one_budget():
@@ -80,12 +85,17 @@ def test_every_row_has_a_config_of_its_own_and_one_budget():
             runs = [table.search(group, row)[0] for row in table.rows]
             assert len({(run.aligned, json.dumps(run.keys)) for run in runs}) == len(runs)
             assert {len(table.repeats(row)) for row in table.rows} <= {1, 3, 5}
-    assert {run.cfg.TRAIN.EPOCHS for run in read_tables()["losses"].to_do({})} == {4, 10}
+    losses = read_tables()["losses"]
+    for group in losses.groups:
+        budgets = [{key: value for key, value in losses.search(group, row)[0].keys.items()
+                    if not key.startswith("LOSS.")} for row in losses.rows]
+        assert budgets == [budgets[0]] * len(losses.rows)
 
 
 @pytest.mark.parametrize(("before", "after", "named"), [
     ("baseline: ce", "baseline: mse", "the baseline 'mse'"), ("LOSS.NAME: ce", "LOSS.NAM: ce",
-    "unknown config key 'LOSS.NAM'"), ("rows:", "row:", "does not describe tables")])
+    "unknown config key 'LOSS.NAM'"), ("rows:", "row:", "does not describe tables"),
+    ("[0.01]", "[fast]", "does not describe tables .* 'fast'")])
 def test_a_wrong_table_is_refused(tmp_path, before, after, named):
     path = tmp_path / "rows.yaml"
     path.write_text(ONE_ROW.replace(before, after, 1))
@@ -133,6 +143,7 @@ def test_the_page_states_scores_and_paired_differences(tmp_path):
                     predictions_of(shift, first=1000 * number, jitter=0.3 * (row == "sord")))
     loser = table.run("imagenet", "ce", "rotation0", 0, 0.001)
     add_run(results, loser, predictions_of(5.0))
+    assert table.beaten("imagenet", "ce", results) == [loser]
     page.write_page(tables, results, tmp_path / "page.md")
     text = (tmp_path / "page.md").read_text(encoding="utf-8")
 
@@ -150,9 +161,28 @@ def test_the_page_states_scores_and_paired_differences(tmp_path):
            "`sord` (so far; runs are missing)." in text
     assert "rotation0 400,\n  rotation1 400." in text
     assert "drawn, 2 runs side by side, 1 thread each: 6 runs of 4.5 to 4.5 minutes." in text
-    kept = {path.stem for path in (tmp_path / "kept" / "faces").iterdir()}
-    assert loser.name not in kept and len(kept) == 6  # of the learning rate not chosen
+    assert loser.name not in [name for line in lines.values() for name in line.runs]
     assert Results(tmp_path / "kept") == results
+
+
+def test_a_run_that_diverged_is_named_and_not_missing(tmp_path):
+    (tmp_path / "rows.yaml").write_text(
+        ONE_ROW.replace("[fold0]", "[fold0, fold1]") + "    kl: {title: kl, keys: {}}\n")
+    tables, results = read_tables(tmp_path / "rows.yaml"), Results(tmp_path)
+    for row, shift in (("ce", 2.0), ("kl", 0.5)):
+        for first, rotation in enumerate(("fold0", "fold1")):
+            if results:
+                page.write_page(tables, results, tmp_path / "page.md")
+                text = (tmp_path / "page.md").read_text(encoding="utf-8")
+                assert "Missing: losses, From random weights" in text
+            add_run(results, tables["losses"].run("drawn", row, rotation, 0, 0.01),
+                    predictions_of(shift, first=1000 * first))
+    lost = tables["losses"].run("drawn", "kl", "fold1", 0, 0.01).name
+    results.add(lost, {"error": "the training has diverged"})
+    page.write_page(tables, results, tmp_path / "page.md")
+    text = (tmp_path / "page.md").read_text(encoding="utf-8")
+    assert "Missing" not in text and f"left out: {lost}." in text
+    assert "against `ce`: a smaller MAE: `kl`.\n" in text and "| kl |" in text and "1 of 2" in text
 
 
 def test_rows_on_other_faces_are_not_compared(tmp_path):
@@ -241,13 +271,30 @@ def test_the_script_is_interrupted_goes_on_and_rebuilds_its_page(tmp_path):
     assert results[ce.name]["test"]["mae"] == pytest.approx(errors.mean(), abs=1e-3)
     text = (tmp_path / "page.md").read_text(encoding="utf-8")
     assert f"| ce | {errors.mean():.2f} |" in text and "Missing" not in text
+    assert "timm/test_resnet at 32 px" in text
 
     (tmp_path / "page.md").unlink()
     again = run(None, tmp_path, *words)
     assert again.returncode == 0, again.stderr
     assert (tmp_path / "page.md").read_text(encoding="utf-8") == text
-    other = refusal(run(data, tmp_path, *words, "MODEL.DROPOUT", "0.5"))
-    assert "with MODEL.DROPOUT 0.2, not 0.5; name another folder with --results" in other
+    for faces in (data, None):  # to train, and to write the page alone
+        other = refusal(run(faces, tmp_path, *words, "MODEL.DROPOUT", "0.5"))
+        assert "with MODEL.DROPOUT 0.2, not 0.5; give the same KEY VALUE pairs" in other
+    with only_writer(tmp_path / "kept", "wait"):
+        assert f"another process writes to '{tmp_path / 'kept'}'" in refusal(
+            run(data, tmp_path, *words, "--runs", tmp_path / "other runs"))
+    assert (tmp_path / "page.md").read_text(encoding="utf-8") == text
+
+    (tmp_path / "rows.yaml").write_text(ONE_ROW.replace("[0.01]", "[0.01, 0.002, 1e30]"))
+    done = run(data, tmp_path, *words)
+    assert done.returncode == 0, done.stdout + done.stderr
+    results = Results(tmp_path / "kept")
+    assert len(results) == 3
+    [diverged] = [name for name in results if "diverged" in results[name].get("error", "")]
+    assert diverged.endswith("lr1e+30") and f"left out: {diverged}" in (
+        tmp_path / "page.md").read_text(encoding="utf-8")
+    best = min(set(results) - {diverged}, key=lambda name: results[name]["valid_mae"])
+    assert [path.stem for path in (tmp_path / "kept" / "faces").iterdir()] == [best]
 
 
 @pytest.mark.parametrize(("words", "named"), [

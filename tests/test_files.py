@@ -44,6 +44,8 @@ def test_processes_of_one_work_write_together_and_no_others(tmp_path, monkeypatc
     assert not list((tmp_path / "new").iterdir())
     with only_writer(tmp_path / "new", "wait"):
         pass
+    with pytest.raises(RuntimeError), only_writer(tmp_path / "failed", "wait"):
+        raise RuntimeError
     assert list(tmp_path.iterdir()) == [tmp_path / "new"]  # it was there before
 
 

@@ -23,6 +23,17 @@ def test_halves_are_halves_and_stay_the_same():
     assert list(halve(names[:3])) == list(first[:3]) == [True, False, False]
 
 
+def test_each_script_of_a_recipe_gets_the_words_that_it_accepts(tmp_path):
+    words = ["--data_dir=A", "--dataset", "a", "b", "--device", "cpu", "--tensorboard", "log",
+             "TRAIN.LR", "0.1", "TEST.TTA", "True", "--list_dir", "C"]
+    told = subprocess.run(
+        ["bash", "-c", 'source "$0" "$@"; echo "${trained[@]}"; echo "${tested[@]}"; '
+         'echo "${data[@]}"', ROOT / "configs" / "words.sh", tmp_path / "out", *words],
+        capture_output=True, text=True, check=True).stdout.splitlines()
+    assert told == [" ".join(words), "--data_dir=A --dataset a b --device cpu TEST.TTA True "
+                    "--list_dir C", "--data_dir=A --dataset a b --list_dir C"]
+
+
 @pytest.mark.slow
 def test_each_half_is_predicted_by_the_network_trained_on_the_other(tmp_path):
     faces, out = tmp_path / "drawn", tmp_path / "out"

@@ -9,7 +9,7 @@ ROOT = Path(__file__).parents[1]
 def current_commit():
     """Short hash of the code's git commit, with '+' if files differ from it; or 'unknown'.
 
-    Documents do not count.
+    Files in docs/ do not count: a benchmark writes its results there while it runs.
     """
     def git(*words):
         return subprocess.run(["git", *words], cwd=ROOT, check=True, text=True,

@@ -68,17 +68,19 @@ def _entrance(folder, way_out, seconds=MAX_EXIT_SECONDS):
     The folder is created if it is missing, and then removed afterwards if it is empty.
     """
     is_new = not folder.is_dir()
-    with ExitStack() as held:
-        try:
-            held.enter_context(_locked(folder / ".lock", seconds))
-        except Timeout:
-            with suppress(OSError):
-                way_out = f"{(folder / '.lock.owner').read_text(encoding='utf-8')}; {way_out}"
-            raise ValueError(f"another process writes to '{folder}': {way_out}") from None
-        yield
-    if is_new:
-        with suppress(OSError):  # not empty
-            folder.rmdir()
+    try:
+        with ExitStack() as held:
+            try:
+                held.enter_context(_locked(folder / ".lock", seconds))
+            except Timeout:
+                with suppress(OSError):
+                    way_out = f"{(folder / '.lock.owner').read_text(encoding='utf-8')}; {way_out}"
+                raise ValueError(f"another process writes to '{folder}': {way_out}") from None
+            yield
+    finally:
+        if is_new:
+            with suppress(OSError):  # not empty
+                folder.rmdir()
 
 
 @contextmanager

@@ -66,7 +66,7 @@ def worker_count(asked):
 def stop_on_interrupt():
     """Yield a function () -> bool: whether Ctrl-C or another signal asked to stop.
 
-    What is under way can so be finished and saved. A second Ctrl-C ends the process at once.
+    So what is under way can be finished and saved. A second Ctrl-C ends the process at once.
     """
     asked = []
 
