@@ -122,8 +122,8 @@ class OnnxAgeNetwork(AgeNetwork):
         if [shape[1:] for shape in network.output_shapes] != [[len(self.age_bins)]] * 2:
             raise ValueError(f"'{self.path}' gives outputs of the shapes {network.output_shapes}, "
                              "not a probability and a log-probability for each of the ages "
-                             f"{self.age_bins[0]} to {self.age_bins[-1]}; it is of an earlier "
-                             "version or of another project: write it with export.py")
+                             f"{self.age_bins[0]} to {self.age_bins[-1]}; an earlier "
+                             "version or another project wrote it: write it with export.py")
 
 
 def read_metadata(metadata, path):

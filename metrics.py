@@ -15,7 +15,9 @@ import numpy as np
 
 PROB_FLOOR = 1e-12  # smaller probabilities are raised to it before a logarithm
 TEMPERATURES = (0.05, 20.0)  # range searched for the calibration temperature
-MIN_FACES_BY_AGE = 200  # fewer cannot tell how the temperature changes with the age
+# How surely faces tell how the temperature changes with the age, see fit_temperatures. At 10 the
+# standard error of log T at the last age minus log T at the first is 0.3 (1.4 / sqrt(n) for one T).
+MIN_AGE_EVIDENCE = 10
 
 # ---- Errors of predicted ages
 
@@ -386,8 +388,10 @@ def fit_temperatures(log_probs, ages, age_bins, shares=()):
 
     One temperature is fitted to the half of the faces that is predicted younger, and one to the
     older half. The line goes through both, each at its half's mean, and is then scaled so that it
-    fits all faces. With fewer than MIN_FACES_BY_AGE faces, or if all are predicted to be of one
-    age, both temperatures are the one that fits all faces.
+    fits all faces. Few faces, or faces of similar ages, cannot tell the slope: at the ends of the
+    line its error would grow without limit. Below MIN_AGE_EVIDENCE, the distance of the two means
+    (as a share of all ages) times the root of the number of faces, both temperatures are the one
+    that fits all faces.
 
     Args:
         log_probs, ages, age_bins, shares: as in fit_temperature.
@@ -397,12 +401,13 @@ def fit_temperatures(log_probs, ages, age_bins, shares=()):
     log_probs, ages = np.asarray(log_probs, dtype=np.float64), np.asarray(ages)
     positions = _mean_positions(log_probs)
     younger, older = np.array_split(np.argsort(positions, kind="stable"), 2)
-    if len(ages) < MIN_FACES_BY_AGE or positions[older].mean() - positions[younger].mean() < 0.01:
+    apart = positions[older].mean() - positions[younger].mean()
+    if apart * np.sqrt(len(ages)) < MIN_AGE_EVIDENCE:
         return (fit_temperature(log_probs, ages, age_bins, shares),) * 2
-    slope, start = np.polyfit(
-        [positions[half].mean() for half in (younger, older)],
-        [np.log(fit_temperature(log_probs[half], ages[half], age_bins, shares))
-         for half in (younger, older)], 1)
+    logs = [np.log(fit_temperature(log_probs[half], ages[half], age_bins, shares))
+            for half in (younger, older)]
+    slope = (logs[1] - logs[0]) / apart
+    start = logs[0] - slope * positions[younger].mean()
     line = np.exp([start, start + slope])
     scale = fit_temperature(log_probs / face_temperatures(log_probs, line)[:, None], ages,
                             age_bins, shares)

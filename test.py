@@ -195,7 +195,7 @@ def calibrated(predicted):
 
     fitted = fit_calibration(predicted)
     if fitted.count < MIN_CALIBRATION_FACES:
-        warnings.warn(f"the temperature is fitted to {fitted.count} faces only; with fewer than "
+        warnings.warn(f"the calibration is fitted to {fitted.count} faces only; with fewer than "
                       f"{MIN_CALIBRATION_FACES} it is mostly chance", stacklevel=2)
     text = temperature_text(fitted.temperature, predicted.age_bins)
     print(f"temperature {text}, fitted on {fitted.count} faces")

@@ -300,6 +300,9 @@ def test_too_few_or_equal_faces_get_one_temperature(predictions):
     probs, ages = predictions
     logits = np.log(probs + 1e-30)
     few = logits[:150], ages[:150]
+    narrow = np.argsort(np.abs(ages - 40), kind="stable")[:1000]  # of 20 to 60, at most
+    narrow = logits[narrow] * 1.5, ages[narrow]
+    assert metrics.fit_temperatures(*narrow, BINS) == (metrics.fit_temperature(*narrow, BINS),) * 2
     assert metrics.fit_temperatures(*few, BINS) == (metrics.fit_temperature(*few, BINS),) * 2
     same = np.tile(logits[:1], (300, 1)), ages[:300]
     assert metrics.fit_temperatures(*same, BINS) == (metrics.fit_temperature(*same, BINS),) * 2

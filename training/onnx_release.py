@@ -34,8 +34,9 @@ class PixelsToProbs(torch.nn.Module):
         self.register_buffer("positions", torch.linspace(0, 1, bin_count))
 
     def forward(self, pixels):
-        """(N, 3, S, S) uint8 RGB -> (N, K) probabilities, (N, K) log-probabilities before
-        calibration, both float32.
+        """(N, 3, S, S) uint8 RGB -> calibrated probabilities and uncalibrated log-probabilities.
+
+        Both are (N, K) float32.
         """
         log_probs = self.model(pixels).float().log_softmax(dim=1)
         position = (log_probs.exp() * self.positions).sum(dim=1, keepdim=True)  # (N, 1), 0..1
