@@ -46,6 +46,7 @@ CHECKS = {  # of a value; None if the key is missing
     "temperature": lambda value: value is None or _is_positive(value) or (
         isinstance(value, (list, tuple)) and len(value) == 2 and all(map(_is_positive, value))),
 }
+STARTS = (b"PK", b"\x80")  # of an archive, as torch writes since 1.6, and of a pickle before
 WRAPPED = "module."  # what DataParallel puts before the names of weights
 
 
@@ -82,6 +83,10 @@ def load_checkpoint(path):
         raise FileNotFoundError(f"checkpoint '{path}' not found; train.py writes best.pth and "
                                 "last.pth into its --checkpoint folder")
     refuse_failed_download(path)
+    not_one = f"'{path}' is not a checkpoint, or is truncated; use a .pth file written by train.py"
+    with Path(path).open("rb") as file:
+        if not file.read(2).startswith(STARTS):  # so it is not even unpickled
+            raise ValueError(not_one)
     _check_archive(path)
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
@@ -89,8 +94,7 @@ def load_checkpoint(path):
         raise ValueError(f"checkpoint '{path}' refused: not a file of plain tensors and values, "
                          "so loading it could run code; use one written by train.py") from error
     except (RuntimeError, EOFError, LookupError, ValueError) as error:
-        raise ValueError(f"'{path}' is not a checkpoint, or is truncated; use a .pth file "
-                         "written by train.py") from error
+        raise ValueError(not_one) from error
     values = checkpoint if isinstance(checkpoint, dict) else {}
     wrong = [key for key, is_right in CHECKS.items() if not is_right(values.get(key))]
     if wrong:

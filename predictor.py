@@ -214,6 +214,8 @@ def _check_boxes(boxes, size):
             problem = "is not finite"
         elif x1 >= x2 or y1 >= y2:
             problem = "is empty: expected x1 < x2 and y1 < y2"
+        elif min(x2 - x1, y2 - y1) <= 1:
+            problem = "is no larger than a pixel: expected pixels, not shares of the photo"
         elif x1 >= size[0] or y1 >= size[1] or x2 <= 0 or y2 <= 0:
             problem = f"lies outside the photo of {size[0]} x {size[1]} pixels"
         else:

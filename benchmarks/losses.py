@@ -71,6 +71,9 @@ def main():
     unknown = [name for name in args.tables or () if name not in tables]
     if unknown:
         raise ValueError(f"--tables: unknown '{unknown[0]}'; {args.rows} has {', '.join(tables)}")
+    if args.page.is_dir():
+        raise IsADirectoryError(f"--page '{args.page}' is a folder; name a file in it")
+    writable_folder(args.page.parent, "--page")
     if not args.data_dir:
         results = Results(args.results)
         check_same_settings(tables.values(), results)

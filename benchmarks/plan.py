@@ -204,6 +204,11 @@ def read_tables(path=ROWS, opts=()):
         raise ValueError(f"'{path}' does not describe tables as {ROWS} does: "
                          f"{' '.join(str(error).split())}") from error
     for table in tables.values():
+        empty = [name for name, values in (
+            ("learning_rates", table.rates), ("rotations", table.rotations),
+            ("seeds", table.seeds), ("groups", table.groups)) if not values]
+        if empty:
+            raise ValueError(f"'{path}': '{table.name}' has no {empty[0]}")
         if table.baseline not in table.rows:
             raise ValueError(f"'{path}': the baseline '{table.baseline}' of '{table.name}' is not "
                              f"one of its rows {', '.join(table.rows)}")

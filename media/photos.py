@@ -10,10 +10,12 @@ from utils.files import entries, files_below, replaced
 JPEG = {"quality": 92, "subsampling": 0}  # thin coloured lines stay sharp
 SAVED_ENDINGS = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
 # JPEG, PNG, GIF, TIFF and the raw formats of cameras, JPEG XL, JPEG 2000 as a file and as a bare
-# stream, Photoshop, and the two portable maps of many gray values or colours.
+# stream, Photoshop, DDS, PCX, SGI, OpenEXR, and the two portable maps of many gray values or
+# colours.
 PICTURE_STARTS = (b"\xff\xd8\xff", b"\x89PNG\r\n", b"GIF8", b"II*\0", b"MM\0*", b"\xff\x0a",
                   b"\0\0\0\x0cJXL ", b"\0\0\0\x0cjP  ", b"\xff\x4f\xff\x51", b"8BPS",
-                  b"FUJIFILM", b"P5\n", b"P5 ", b"P6\n", b"P6 ")
+                  b"DDS ", b"\x0a\x05\x01\x08", b"\x01\xda", b"v/1\x01", b"FUJIFILM",
+                  b"P5\n", b"P5 ", b"P6\n", b"P6 ")
 PICTURE_BRANDS = (*HEIF_BRANDS, b"ftypavif", b"ftypcrx ")
 SAVE_OPTIONS = {".jpg": JPEG, ".jpeg": JPEG, ".jpe": JPEG, ".jfif": JPEG, ".webp": {"quality": 92}}
 

@@ -15,7 +15,7 @@ from PIL import Image, ImageDraw
 from preprocess.columns import BOX, SPLITS, age_label, clean_path
 from preprocess.face import crop_face, load_photo, photo_quad, resize_face
 from utils.cli import HelpFormatter, run_main
-from utils.files import writable_folder
+from utils.files import replaced, writable_folder
 from utils.tables import read_rows
 
 SIDE = 160  # pixels, side of a photo and of a crop on the sheet
@@ -56,10 +56,13 @@ def main():
     order = np.random.default_rng(args.seed).permutation(len(faces))
     sheet_path = output_dir / f"{args.dataset}_faces.png"
     sheet = contact_sheet([faces[i] for i in order[:args.count]], args.data_dir, args.margin)
-    sheet.save(sheet_path)
+    with replaced(sheet_path) as temporary:
+        sheet.save(temporary, "PNG")
     ages_path = output_dir / f"{args.dataset}_ages.png"
-    plot_ages({split: [float(row["age"]) for row in rows if row["age"]]
-               for split, rows in splits.items()}, args.dataset).savefig(ages_path, dpi=120)
+    figure = plot_ages({split: [float(row["age"]) for row in rows if row["age"]]
+                        for split, rows in splits.items()}, args.dataset)
+    with replaced(ages_path) as temporary:
+        figure.savefig(temporary, format="png", dpi=120)
     print(f"{len(faces):,} faces in {', '.join(splits)} -> {sheet_path}, {ages_path}")
 
 

@@ -95,7 +95,9 @@ def test_every_row_has_a_config_of_its_own_and_one_budget():
 @pytest.mark.parametrize(("before", "after", "named"), [
     ("baseline: ce", "baseline: mse", "the baseline 'mse'"), ("LOSS.NAME: ce", "LOSS.NAM: ce",
     "unknown config key 'LOSS.NAM'"), ("rows:", "row:", "does not describe tables"),
-    ("[0.01]", "[fast]", "does not describe tables .* 'fast'")])
+    ("[0.01]", "[fast]", "does not describe tables .* 'fast'"),
+    ("[0.01]", "[]", "'losses' has no learning_rates"),
+    ("seeds: [0]", "seeds: []", "'losses' has no seeds")])
 def test_a_wrong_table_is_refused(tmp_path, before, after, named):
     path = tmp_path / "rows.yaml"
     path.write_text(ONE_ROW.replace(before, after, 1))
@@ -300,6 +302,8 @@ def test_the_script_is_interrupted_goes_on_and_rebuilds_its_page(tmp_path):
 @pytest.mark.parametrize(("words", "named"), [
     (["--tables", "other"], "--tables: unknown 'other'"),
     (["--data_dir", "."], "no --runs"),
+    (["--page", "{data}"], "is a folder; name a file in it"),
+    (["--page", "{data}/drawn_0.png/page.md"], "/drawn_0.png' is a file; name a folder"),
     (["--data_dir", "{data}", "--runs", "{runs}", "--jobs", "0"], "--jobs must be positive, got 0"),
     (["--data_dir", "{data}", "--runs", "{runs}", "LOSS.NAME", "mse"], "unknown LOSS.NAME 'mse'"),
     (["--data_dir", "{other}", "--runs", "{runs}"], "protocol 'fold0' not found")])

@@ -90,6 +90,14 @@ def zip_of_text():
     return buffer.getvalue()
 
 
+@pytest.mark.parametrize("content", [b"\x89PNG\r\n\x1a\n", b'{"a": 1}', b"\x1f\x8b\x08",
+                                     b"\x08\x08\x12\x07pytorch"])
+def test_a_file_of_another_kind_is_not_called_a_danger(tmp_path, content):
+    (tmp_path / "other.pth").write_bytes(content * 100)
+    with pytest.raises(ValueError, match=r"other\.pth' is not a checkpoint"):
+        load_checkpoint(tmp_path / "other.pth")
+
+
 @pytest.mark.parametrize("content", [b"", b"hello", zip_of_text(), b"\x80\x02."])
 def test_other_files_are_refused_in_one_line(tmp_path, content):
     path = tmp_path / "other.pth"

@@ -271,6 +271,12 @@ def test_a_bitmap_with_another_ending_is_known_and_a_word_is_not(tmp_path):
     assert starts_as_picture(tmp_path / "a.dat") and not starts_as_picture(tmp_path / "b.dat")
 
 
+@pytest.mark.parametrize("name", ["DDS", "PCX", "SGI", "JPEG2000", "TIFF", "PNG", "GIF", "JPEG"])
+def test_pictures_with_another_ending_are_known(tmp_path, name):
+    Image.new("RGB", (16, 12)).save(tmp_path / "a.dat", name)
+    assert starts_as_picture(tmp_path / "a.dat")
+
+
 @pytest.mark.parametrize("quarter", [90, 180, 270])
 def test_turned_back(quarter):
     photo = np.zeros((50, 80, 3), np.uint8)

@@ -491,6 +491,18 @@ def test_contact_sheet_and_ages(photos, tmp_path, work, monkeypatch):
     assert Image.open(tmp_path / "mine_ages.png").size[0] > 500
 
 
+def test_a_full_disk_is_named_by_the_sheet(photos, tmp_path, work, small_disk, monkeypatch):
+    write_rows(tmp_path / "mine_train.csv", many_rows(2, one_in=1))
+    align(tmp_path / "mine_train.csv", work)
+    (small_disk / "other").write_bytes(bytes(2_000_000))
+    monkeypatch.setattr(sys, "argv", ["show", "--data_dir", str(photos), "--dataset", "mine",
+                                      "--list_dir", str(tmp_path), "--output_dir",
+                                      str(small_disk)])
+    with pytest.raises(OSError, match=f"no space left to write '{small_disk}/mine_faces.png'"):
+        show.main()
+    assert [path.name for path in small_disk.iterdir()] == ["other"]
+
+
 def test_the_sheet_shows_intervals_when_no_age_is_known(photos, tmp_path, work, monkeypatch):
     rows = [row | {"age": "", "age_min": "3", "age_max": "9"} for row in many_rows(2, one_in=1)]
     write_rows(tmp_path / "mine_train.csv", rows)

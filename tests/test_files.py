@@ -27,6 +27,21 @@ def test_only_our_temporary_files_are_removed(tmp_path):
         f".{'0' * 32}.tmp", ".cache.tmp", ".notes.tmp", "a.csv"]
 
 
+def test_a_file_that_cannot_be_written_is_named_as_the_user_did(tmp_path):
+    (tmp_path / "folder").mkdir()
+    for path in (tmp_path / "folder", tmp_path / "missing" / "a.csv"):
+        with pytest.raises(OSError) as raised, replaced(path) as temporary:
+            temporary.write_text("new")
+        assert str(path) in str(raised.value) and ".tmp" not in str(raised.value)
+
+
+def test_a_folder_that_cannot_be_written_to_is_named(small_disk):
+    subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
+    for held in (only_writer(small_disk, "wait"), one_of_writers(small_disk, "a", "wait")):
+        with pytest.raises(OSError, match=f"^folder '{small_disk}' cannot be written to"), held:
+            pass
+
+
 def test_processes_of_one_work_write_together_and_no_others(tmp_path, monkeypatch):
     monkeypatch.setattr(locks, "MAX_ENTRY_SECONDS", 0)
     (tmp_path / ".lock-a-killed").write_text("")

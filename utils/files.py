@@ -28,6 +28,10 @@ def replaced(path):
             yield temporary
             write_to_disk(temporary)
             temporary.replace(path)
+    except OSError as error:
+        if str(error.filename) == str(temporary):  # a name that the user never gave
+            error.filename, error.filename2 = str(path), None
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 

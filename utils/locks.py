@@ -1,5 +1,6 @@
 """A folder that one process, or processes that share one piece of work, may write to."""
 
+import errno
 import os
 import socket
 from contextlib import ExitStack, contextmanager, suppress
@@ -104,6 +105,11 @@ def _locked(path, seconds=0):
             except (FileNotFoundError, FileExistsError):  # the folder vanished in between
                 if not tries_left:
                     raise
+            except OSError as error:
+                if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
+                    raise
+                raise OSError(f"folder '{path.parent}' cannot be written to ({error.strerror}); "
+                              "choose another one") from error
     try:
         yield
     finally:
