@@ -582,3 +582,16 @@ def test_a_table_of_a_spreadsheet_is_read(tmp_path, generate):
     done = generate(*words)
     assert done.returncode == 2 and done.stderr.count("\n") == 1
     assert "it has file|years. Commas, semicolons or tabs separate columns" in done.stderr
+
+
+@pytest.mark.parametrize("separator", [";", "\t"])
+def test_decimal_commas_of_a_spreadsheet_are_read(tmp_path, generate, separator):
+    write_photos(tmp_path, ["1,5.png", "b.png"])
+    lines = [["photo", "age", "age_std", "votes", "split"],
+             ["1,5.png", "23,5", "0,125", "23:0,5 24:0,25", "train"],
+             ["b.png", "40", "", "", "valid"]]
+    write_text(tmp_path, "ages.csv", "\n".join(map(separator.join, lines)))
+    done = generate("--dataset", "mine", "--data_dir", tmp_path, "--table", tmp_path / "ages.csv")
+    assert done.returncode == 0 and "skipped" not in done.stdout, done.stdout + done.stderr
+    [row] = pd.read_csv(tmp_path / "mine_train.csv").to_dict("records")
+    assert row == {"photo": "1,5.png", "age": 23.5, "age_std": 0.125, "votes": "23:0.5 24:0.25"}
