@@ -78,7 +78,8 @@ class AgeEstimator:
         Returns:
             list of Face, the largest first; for several images a list of such lists.
         Raises:
-            OSError: a file cannot be read; FileNotFoundError: there is no such file.
+            OSError: a file cannot be read, or its values have no known range; FileNotFoundError:
+                there is no such file.
             ValueError: anything else, or an array of another type, shape or range.
         """
         if images is None or is_one_image(images):
@@ -236,7 +237,7 @@ def as_photo(image):
         image: path, bytes, open binary file, PIL.Image, or array of the shape (H, W), (H, W, 3)
             or (H, W, 4), uint8 or float in 0..1.
     Raises:
-        OSError: the file or the bytes cannot be read.
+        OSError: the file or the bytes cannot be read, or hold values of no known range.
         ValueError: anything else.
     """
     if isinstance(image, (bytes, bytearray, memoryview)):
