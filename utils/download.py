@@ -1,5 +1,6 @@
 """Where a model comes from: the repository, a file, or a verified download kept in a cache."""
 
+import os
 import re
 from pathlib import Path
 from urllib.parse import unquote, urldefrag, urlsplit
@@ -27,9 +28,13 @@ def find_model(source=None, prefer_onnx=False):
         Path of a file. A file from the network has the right sha256.
     Raises:
         FileNotFoundError: there is no such file or name.
-        ValueError: a URL that is not https, or that has no sha256 or a wrong one.
+        ValueError: a URL that is not https, or that has no sha256 or a wrong one; a source of
+            another type.
         OSError: the download fails.
     """
+    if not isinstance(source, (str, os.PathLike, type(None))):
+        raise ValueError("expected a model as a path, a name or an https URL, got "
+                         f"{type(source).__name__}")
     if source is not None and Path(source).is_file():
         return Path(source)
     if "://" in str(source):
