@@ -27,7 +27,7 @@ from pathlib import Path
 
 import torch
 
-from utils.download import refuse_failed_download
+from utils.download import refuse_failed_download, refuse_folder
 from utils.files import replaced
 
 FORMAT_VERSION = 1
@@ -75,10 +75,11 @@ def load_checkpoint(path):
     Returns:
         dict, tensors on the CPU.
     Raises:
-        FileNotFoundError: no such file.
+        FileNotFoundError: no such file. IsADirectoryError: a folder.
         ValueError: the file is of another kind, truncated, of a newer version, or would run code
             when it is unpickled.
     """
+    refuse_folder(path)
     if not Path(path).is_file():
         raise FileNotFoundError(f"checkpoint '{path}' not found; train.py writes best.pth and "
                                 "last.pth into its --checkpoint folder")

@@ -15,7 +15,7 @@ from augment import augment
 from crop_cache import cached_crops, default_cache_dir, refuse_photos
 from defaults import age_bins
 from lists import BOX, parse_votes
-from preprocess.boxes import find_boxes, other_framing
+from preprocess.boxes import find_boxes
 from preprocess.face import (
     crop_face,
     crop_pixels,
@@ -61,8 +61,6 @@ class FaceDataset(Dataset):
         self.labels = {name: torch.tensor(faces[name].to_numpy(np.float32)) for name in LABELS}
         if cfg.LOSS.LABEL == "votes":  # checked before the crops are cut, which takes minutes
             self.labels["votes"] = torch.tensor(_histograms(faces, age_bins(cfg)))
-        for problem in other_framing(faces):
-            warnings.warn(problem, stacklevel=2)
         cache_dir = (cache_dir or default_cache_dir()) if cfg.DATA.CACHE else None
         self.faces, self.note = find_boxes(faces, cache_dir)
         # A training crop has a border at the same scale, so that rotated crops show real pixels.

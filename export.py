@@ -90,10 +90,12 @@ def verify(args):
     from age_network import OnnxAgeNetwork
     from dataset import FaceDataset
     from lists import pair_folders, read_sources
+    from preprocess.boxes import warn_of_other_framing
     network = OnnxAgeNetwork(args.verify, args.opts)
     sources = pair_folders(args.data_dir, args.dataset, args.list_dir)
-    data = FaceDataset(read_sources(sources, args.split, network.cfg), network.cfg, train=False,
-                       cache_dir=args.cache_dir)
+    faces = read_sources(sources, args.split, network.cfg)
+    warn_of_other_framing(faces)
+    data = FaceDataset(faces, network.cfg, train=False, cache_dir=args.cache_dir)
     if data.note:
         print(data.note)
     size = network.cfg.TEST.BATCH_SIZE

@@ -13,6 +13,7 @@ import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
 from functools import partial
+from numbers import Real
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +32,7 @@ MIN_CONFIDENCE = 0.9  # of the detector; most of what it finds below is not a fa
 MAX_DECODERS = 4  # threads that read photos; as many photos are read ahead
 BATCH_PHOTOS = 16  # detected together
 BATCH_PIXELS = 24_000_000  # of these photos together
+BOXES = "boxes of the shape (N, 4), x1 y1 x2 y2"
 INTERVAL_SHARE = 0.8  # of the distribution that lies within low..high
 # Types of a single image; arrays and open files are recognised by their attributes.
 ONE_IMAGE = (str, os.PathLike, bytes, bytearray, memoryview)
@@ -78,7 +80,8 @@ class AgeEstimator:
         Returns:
             list of Face, the largest first; for several images a list of such lists.
         Raises:
-            OSError: a file cannot be read; FileNotFoundError: there is no such file.
+            OSError: a file cannot be read, or its values have no known range; FileNotFoundError:
+                there is no such file.
             ValueError: anything else, or an array of another type, shape or range.
         """
         if images is None or is_one_image(images):
@@ -141,12 +144,12 @@ class AgeEstimator:
             ValueError: boxes or landmarks of another shape or not finite, an empty box, or a box
                 that does not overlap the photo.
         """
-        photo, boxes = as_photo(photo), np.asarray(boxes, float)
-        if not len(boxes):
+        photo, boxes = as_photo(photo), _as_numbers(boxes, BOXES)
+        if boxes.ndim and not len(boxes):
             return []
         _check_boxes(boxes, photo.size)
         if landmarks is not None:
-            landmarks = np.asarray(landmarks, float)
+            landmarks = _as_numbers(landmarks, "landmarks in pixels")
             if landmarks.shape not in ((len(boxes), 5, 2), (len(boxes), 2, 2)):
                 raise ValueError(f"expected landmarks of the shape ({len(boxes)}, 5, 2) or "
                                  f"({len(boxes)}, 2, 2); got {landmarks.shape}")
@@ -204,11 +207,20 @@ class AgeEstimator:
         return cut_face(photo, found, self.cfg.DATA.MARGIN, self.cfg.MODEL.IMG_SIZE)
 
 
+def _as_numbers(values, what):
+    """Float array of values; a ValueError that says what is expected if they are no numbers."""
+    try:
+        if values is None:  # would be NaN
+            raise TypeError("no numbers")
+        return np.asarray(values, float)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"expected {what}; got {type(values).__name__} ({error})") from error
+
+
 def _check_boxes(boxes, size):
     """Refuse boxes that cannot be around a face of a photo of this size."""
     if boxes.ndim != 2 or boxes.shape[1] != 4:
-        raise ValueError("expected boxes of the shape (N, 4), x1 y1 x2 y2; got shape "
-                         f"{boxes.shape}")
+        raise ValueError(f"expected {BOXES}; got shape {boxes.shape}")
     for number, (x1, y1, x2, y2) in enumerate(boxes):
         if not np.isfinite(boxes[number]).all():
             problem = "is not finite"
@@ -236,7 +248,7 @@ def as_photo(image):
         image: path, bytes, open binary file, PIL.Image, or array of the shape (H, W), (H, W, 3)
             or (H, W, 4), uint8 or float in 0..1.
     Raises:
-        OSError: the file or the bytes cannot be read.
+        OSError: the file or the bytes cannot be read, or hold values of no known range.
         ValueError: anything else.
     """
     if isinstance(image, (bytes, bytearray, memoryview)):
@@ -330,7 +342,12 @@ class Face:
 
         It is an estimate from one photo: do not decide by it what somebody may buy or do (see
         MODEL_CARD.md).
+
+        Raises:
+            ValueError: age is not a number.
         """
+        if not isinstance(age, Real) or math.isnan(age):
+            raise ValueError(f"expected an age in years, a number such as 18; got {age!r}")
         bins = self.first_age + np.arange(len(self.probs))
         return float(metrics.mass_above(self.probs[None], bins, age)[0])
 

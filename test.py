@@ -25,6 +25,9 @@ from utils.locks import only_writer
 
 MIN_CALIBRATION_FACES = 30  # below, a calibration warns
 OTHER_REPORT = "choose another --report"
+CALIBRATION_FACES = ("--calibrate needs faces that the network was not trained on: make a valid "
+                     "list, or name a data set that has one with --data_dir; --split train serves "
+                     "only if the network has not seen those faces")
 
 
 def parse_args(argv=None):
@@ -138,7 +141,8 @@ def measure(args, models):
     except FileNotFoundError as error:
         if not all(map(splits_of, sources)):
             raise
-        raise FileNotFoundError(f"{error}; or measure another split with --split") from error
+        way_out = CALIBRATION_FACES if args.calibrate else "or measure another split with --split"
+        raise FileNotFoundError(f"{error}; {way_out}") from error
     if args.output:
         refuse_overwriting([args.output], lists, "--output")
     warn_of_stale_lists(sources)

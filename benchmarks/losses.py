@@ -90,7 +90,25 @@ def main():
         for folder, flag in ((args.runs, "--runs"), (args.results, "--results")):
             held.enter_context(only_writer(writable_folder(folder, flag),
                                            f"name another folder with {flag}"))
+        refuse_runs_left_behind(args.runs)
         return run_all(args, tables, chosen, workshop)
+
+
+def refuse_runs_left_behind(folder):
+    """Refuse to start beside runs that go on since an earlier start of the script was killed.
+
+    A start that is killed (SIGKILL, no memory) cannot stop its runs, which keep their folders.
+
+    Args:
+        folder: of all runs, which this process holds.
+    Raises:
+        ValueError: a run's folder is held; names the process.
+    """
+    for lock in sorted(Path(folder).glob("*/.lock")):
+        with only_writer(lock.parent, "a start of this script that was killed has left it running; "
+                         "wait until it has ended, or end it with kill and its number, which saves "
+                         "where it stands, then start the same command again"):
+            pass
 
 
 def run_all(args, tables, chosen, workshop):

@@ -19,6 +19,7 @@ from evaluation.scores import Variants
 from evaluation.wording import temperature_text
 from lists import BOX, OPTIONAL, read_sources
 from model import restore_model
+from preprocess.boxes import warn_of_other_framing
 from utils import distributed
 from utils.download import find_model
 from utils.files import file_sha256
@@ -131,6 +132,8 @@ def predict_split(resume, sources, split, device, opts=(), protocol=None, cache_
     model, cfg = restore_model(checkpoint, device)
     cfg = override_cfg(cfg, opts, "TEST", *FREE_OF_CHECKPOINT)
     faces = read_sources(sources, split, cfg, protocol)
+    if distributed.is_main():
+        warn_of_other_framing(faces)
     loader = build_eval_loader(faces, cfg, device, cache_dir)
     log_probs = predict(model, loader, device, cfg.TEST.TTA, "testing")
     log_probs_tta = None

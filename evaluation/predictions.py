@@ -18,7 +18,7 @@ import metrics
 from lists import listed
 from preprocess.columns import clean_path
 from utils.files import replaced
-from utils.tables import table_format
+from utils.tables import table_format, with_decimal_points
 
 PREDICTION_COLUMNS = ("photo", "age", "pred_age")
 TEXTS = ("gender", "race", "subject", "dataset")
@@ -125,6 +125,10 @@ def read_predictions(path):
         raise ValueError(f"predictions '{path}': not a CSV: {' '.join(str(error).split())}"
                          ) from error
     frame.columns = frame.columns.str.strip()
+    for column in frame.columns.difference(["photo", *TEXTS]):
+        if not pd.api.types.is_numeric_dtype(frame[column]):
+            frame[column] = [with_decimal_points(value, separator) if isinstance(value, str)
+                             else value for value in frame[column]]
     if "photo" in frame:
         frame["photo"] = frame["photo"].map(clean_path, na_action="ignore")
     return check_predictions(frame, f"'{path}'")

@@ -32,6 +32,7 @@ from evaluation.scores import (
     NO_DISTRIBUTION,
     TOLERATED,
 )
+from utils.cli import count_text
 from utils.files import replaced
 
 # Each other model gets a table of its own name as well, see _write_tables().
@@ -142,7 +143,7 @@ def _render(title, results, evaluation, photo_of):
                               undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters |= {
         "show": wording.show, "value": wording.value_text, "interval": wording.interval_text,
-        "count": wording.count_text, "thousands": "{:,}".format,
+        "count": count_text, "thousands": "{:,}".format,
         "temperature": partial(wording.temperature_text, bins=evaluation.described.age_bins)}
     exact = evaluation.described.exact
     return environment.get_template("report.html.jinja").render(

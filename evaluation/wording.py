@@ -5,6 +5,7 @@ from markupsafe import Markup
 
 from evaluation.groups import BANDS, FAMILIES, MIN_FACES
 from evaluation.scores import COVERAGES, METRICS
+from utils.cli import count_text
 
 SIGNIFICANT = 0.05  # a gap is called real below this p-value
 COVERAGE_TOLERANCE = 2  # points between measured and promised coverage that count as none
@@ -28,10 +29,6 @@ def value_text(number, digits=2):
         return "–"
     text = f"{number:.{digits}f}"
     return text.replace("-", "−") if float(text) else text.replace("-", "")
-
-
-def count_text(n, what):
-    return f"{n:,} {what}{'' if n == 1 else 's'}"
 
 
 def _unit_text(unit):

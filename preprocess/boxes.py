@@ -6,6 +6,7 @@ their faces are found as face_align finds them.
 """
 
 import hashlib
+import warnings
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -50,19 +51,16 @@ def find_boxes(faces, folder=None):
                    "middle of their photo")
 
 
-def other_framing(faces):
-    """Warnings of data sets whose boxes frame faces otherwise than face_align does.
+def warn_of_other_framing(faces):
+    """Warn once of each data set whose boxes frame faces otherwise than face_align does.
 
     Only lists of other programs are checked: these have no confidence. The detector looks for at
     most MAX_COMPARED of their faces, near their boxes.
 
     Args:
-        faces: table from lists.read_faces().
-    Returns:
-        list of sentences, one for each such data set.
+        faces: table from lists.read_faces(), of all splits that are used.
     """
     foreign = faces[faces["deg"].notna() & faces["confidence"].isna()]
-    told = []
     for name, rows in foreign.groupby("dataset", sort=False):
         chosen = rows.iloc[np.linspace(0, len(rows) - 1, min(len(rows), MAX_COMPARED)).astype(int)]
         ratios = _box_ratios(chosen)
@@ -70,11 +68,11 @@ def other_framing(faces):
             continue
         ratio = float(np.median(ratios))
         if not 1 / MAX_FRAMING <= ratio <= MAX_FRAMING:
-            told.append(f"the boxes of '{name}' are {ratio:.2f} times as wide and high as those "
-                        f"that preprocess.face_align finds ({len(ratios)} faces were compared); a "
-                        "network errs more on faces that are framed otherwise than those it "
-                        "learned from: align them with python -m preprocess.face_align")
-    return told
+            warnings.warn(f"the boxes of '{name}' are {ratio:.2f} times as wide and high as those "
+                          f"that preprocess.face_align finds ({len(ratios)} faces were compared); "
+                          "a network errs more on faces that are framed otherwise than those it "
+                          "learned from: align them with python -m preprocess.face_align",
+                          stacklevel=2)
 
 
 def _box_ratios(rows):

@@ -45,7 +45,7 @@ def load_photo(source):
     Returns:
         PIL.Image in mode RGB, EXIF orientation applied.
     Raises:
-        OSError: the file is missing, is not an image, or is truncated.
+        OSError: the file is missing, is not an image, is truncated, or has negative gray values.
     """
     return _from_file(source, _upright_rgb)
 
@@ -162,7 +162,11 @@ def _orientation(photo, read_exif=lambda photo: photo.getexif()):
 
 
 def to_rgb(photo):
-    """PIL.Image of any mode as mode RGB, 8 bits per channel, black behind transparent pixels."""
+    """PIL.Image of any mode as mode RGB, 8 bits per channel, black behind transparent pixels.
+
+    Raises:
+        ValueError: gray values below zero, whose scale is not known.
+    """
     if photo.mode.startswith("I;16") or photo.mode in ("I", "F"):
         return Image.fromarray(_as_8_bits(np.asarray(photo, np.float32))).convert("RGB")
     if photo.mode in ("RGBA", "LA", "PA") or "transparency" in photo.info:
@@ -175,6 +179,9 @@ def to_rgb(photo):
 def _as_8_bits(values):
     """uint8 of gray values whose largest tells their scale, see GRAY_SCALES."""
     values = np.nan_to_num(values, posinf=0, neginf=0)
+    if values.min(initial=0) < 0:
+        raise ValueError(f"expected gray values from 0 up to 1, 255, 4095 or 65535, got "
+                         f"{values.min():g}..{values.max():g}; shift and scale them first")
     scale = next((scale for scale in GRAY_SCALES if values.max() <= scale), GRAY_SCALES[-1])
     return (values * (255 / scale)).round().clip(0, 255).astype(np.uint8)
 

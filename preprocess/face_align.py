@@ -27,7 +27,7 @@ from preprocess.face import load_photo
 from preprocess.readers import MISSING, UNREADABLE
 from preprocess.repeats import describe_repeats
 from preprocess.shards import CHUNK_ROWS, Shards, chunk_count, chunks
-from utils.cli import HelpFormatter, add_device_flag, run_main
+from utils.cli import HelpFormatter, add_device_flag, count_text, run_main
 from utils.device import device_name
 from utils.files import file_sha256, is_current, replaced, writable_folder
 from utils.pipeline import available_cores, map_ahead
@@ -268,8 +268,9 @@ def write_results(shards, list_path):
                 aligned.writerow([*row.values(), *values])
     shards.remove_all()
     total = len(faces) + sum(reasons.values())
-    print(f"{shards.target.name}: {len(faces):,} faces of {total:,} photos, "
-          f"{sum(reasons.values())} rejected ({sum(reasons.values()) / max(total, 1):.2%})"
+    print(f"{shards.target.name}: {count_text(len(faces), 'face')} of "
+          f"{count_text(total, 'photo')}, {sum(reasons.values())} rejected "
+          f"({sum(reasons.values()) / max(total, 1):.2%})"
           + "".join(f"; {count} {reason}" for reason, count in reasons.most_common()))
     repeats = describe_repeats(faces)
     if repeats:

@@ -206,11 +206,14 @@ def report(name, list_dir, rows, skipped, clipped, filled, protocols, is_table):
     counts = Counter(row["split"] for row in rows)
     print(f"{name}: " + ", ".join(f"{counts[split]:,} {split}" for split in SPLITS
                                   if counts[split]) + f" -> {list_dir}")
-    if filled:
-        print(f"few photos: the hash left {' and '.join(filled)} empty; each got one photo, and "
-              "all others of the same person")
+    if filled and counts[filled[0]] == len(rows):
+        print(f"few photos: all are in the {filled[0]} list, as they are one, or of one person")
+    elif filled:
+        print(f"few photos: the hash left {' and '.join(filled)} empty; "
+              f"{'it' if len(filled) == 1 else 'each'} got one photo, and all others of the same "
+              "person")
     if is_table and (count := sum(row.get(LOCATION[0]) in (None, "") for row in rows)):
-        print(f"{count} of {len(rows)} rows name no face ({LOCATION[0]} to {LOCATION[-1]}): "
+        print(f"rows that name no face ({LOCATION[0]} to {LOCATION[-1]}): {count} of {len(rows)}; "
               "preprocess.face_align will take the largest one of the photo")
     if not counts["valid"]:
         print("no valid list, which training and calibration need: add photos (of other persons), "

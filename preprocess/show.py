@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw
 
 from preprocess.columns import BOX, SPLITS, age_label, clean_path
 from preprocess.face import crop_face, load_photo, photo_quad, resize_face
-from utils.cli import HelpFormatter, run_main
+from utils.cli import HelpFormatter, count_text, run_main
 from utils.files import replaced, writable_folder
 from utils.tables import read_rows
 
@@ -63,7 +63,7 @@ def main():
                         for split, rows in splits.items()}, args.dataset)
     with replaced(ages_path) as temporary:
         figure.savefig(temporary, format="png", dpi=120)
-    print(f"{len(faces):,} faces in {', '.join(splits)} -> {sheet_path}, {ages_path}")
+    print(f"{count_text(len(faces), 'face')} in {', '.join(splits)} -> {sheet_path}, {ages_path}")
 
 
 def contact_sheet(rows, data_dir, margin_ratio):
@@ -114,7 +114,7 @@ def plot_ages(split_ages, name):
         panel.hist(ages, bins=years)
         panel.set_ylabel("faces")
         panel.yaxis.set_major_locator(MaxNLocator(integer=True))
-        panel.set_title(f"{name} {split}: {len(ages):,} faces", fontsize=10, loc="left")
+        panel.set_title(f"{name} {split}: {count_text(len(ages), 'face')}", fontsize=10, loc="left")
     panels[-1].set_xlabel("age (years)")
     return figure
 

@@ -2,9 +2,11 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pandas as pd
@@ -297,6 +299,29 @@ def test_the_script_is_interrupted_goes_on_and_rebuilds_its_page(tmp_path):
         tmp_path / "page.md").read_text(encoding="utf-8")
     best = min(set(results) - {diverged}, key=lambda name: results[name]["valid_mae"])
     assert [path.stem for path in (tmp_path / "kept" / "faces").iterdir()] == [best]
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="no SIGKILL on this system")
+def test_runs_of_a_start_that_was_killed_are_named(tmp_path):
+    data = write_folds(tmp_path / "data", ("train", "train", "valid", "test"))
+    (tmp_path / "rows.yaml").write_text(ONE_ROW)
+    words = [*TINY, "TRAIN.EPOCHS", "100000"]
+    process = start(data, tmp_path, *words)
+    ce = tmp_path / "runs" / "losses-drawn-ce-fold0-seed0-lr0.01"
+    interrupt_after(process, ce, 1, subprocess.Popen.kill)
+    owner = (ce / ".lock.owner").read_text(encoding="utf-8")
+    left = int(re.match(r"process (\d+) on ", owner)[1])
+    try:
+        line = refusal(run(data, tmp_path, *words))
+        assert f"another process writes to '{ce}': {owner}; a start of this script" in line
+        assert "end it with kill and its number" in line and "--checkpoint" not in line
+    finally:
+        os.kill(left, signal.SIGTERM)
+    deadline = time.time() + 60
+    while (ce / ".lock.owner").exists():
+        assert time.time() < deadline
+        time.sleep(0.1)
+    assert (ce / "last.pth").is_file()
 
 
 @pytest.mark.parametrize(("words", "named"), [

@@ -13,6 +13,7 @@ import torch
 from demo_inputs import ASTRONAUT, HOPPER
 from faces import TINY, draw_face, write_bomb, write_dataset, write_list
 from PIL import Image
+from scripts import script, train
 
 from augment import augment
 from batches import OrderedBatches, ShuffledBatches, build_loader
@@ -20,6 +21,7 @@ from crop_cache import cached_crops
 from dataset import FaceCrops, FaceDataset, to_pixels
 from defaults import load_cfg
 from lists import BOX, Source, read_faces
+from preprocess.boxes import warn_of_other_framing
 from preprocess.detector import FaceDetector
 from preprocess.face import (
     as_listed,
@@ -46,9 +48,9 @@ def folder(tmp_path):
     return tmp_path / "data"
 
 
-def dataset(folder, tmp_path, *opts, train=False, name="drawn"):
+def dataset(folder, tmp_path, *opts, train=False):
     cfg = cfg_of(*opts)
-    faces = read_faces(Source(folder, name, folder), "train", cfg)
+    faces = read_faces(Source(folder, "drawn", folder), "train", cfg)
     return FaceDataset(faces, cfg, train, tmp_path / "cache")
 
 
@@ -106,30 +108,55 @@ def test_faces_without_a_box_are_cut_as_if_they_were_aligned(tmp_path, cache):
 
 @pytest.mark.parametrize("framing", [1.0, 1.4])
 @pytest.mark.parametrize("has_confidence", [True, False])
-def test_boxes_of_other_programs_that_frame_faces_otherwise_are_told(tmp_path, recwarn, framing,
+def test_boxes_of_other_programs_that_frame_faces_otherwise_are_told(tmp_path, framing,
                                                                     has_confidence):
-    photos = [load_photo(path) for path in (ASTRONAUT, HOPPER)]
-    photos += [photo.rotate(20, expand=True) for photo in photos]
-    photos.append(Image.fromarray(draw_face(30)))  # in which the detector finds nothing
-    rows = []
-    for number, photo in enumerate(photos):
-        photo.save(tmp_path / f"{number}.png")
-        [found] = FaceDetector().align([photo])
-        roll_deg, bbox = 0, (9, 9, 60, 60)
-        if found:
-            roll_deg, bbox = found[0].roll_deg, found[0].aligned_bbox
-        rows.append({"photo": f"{number}.png", "age": 30, "deg": roll_deg,
-                     **dict(zip(BOX, expand_bbox(bbox, (framing - 1) / 2), strict=True)),
-                     "confidence": 0.9 if has_confidence else ""})
-    write_list(tmp_path / "my_train_align.csv", rows)
-    dataset(tmp_path, tmp_path, name="my")
-    told = [str(warning.message) for warning in recwarn
-            if "framed otherwise" in str(warning.message)]
+    write_framed(tmp_path, "train", framing, has_confidence)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        warn_of_other_framing(read_faces(Source(tmp_path, "my", tmp_path), "train", cfg_of()))
+    told = of_framing(caught)
     if framing == 1 or has_confidence:
         assert not told
     else:
         assert len(told) == 1
         assert "the boxes of 'my' are 1.4" in told[0] and "(4 faces were compared)" in told[0]
+
+
+def test_boxes_of_other_programs_are_told_once_a_run(tmp_path, recwarn):
+    write_framed(tmp_path / "data", "train", 1.4)
+    write_framed(tmp_path / "data", "valid", 1.5)
+    train(tmp_path / "data", tmp_path / "run", *TINY, "TRAIN.EPOCHS", "1")
+    [told] = of_framing(recwarn)
+    assert "the boxes of 'my' are 1.4" in told and "(8 faces were compared)" in told
+    recwarn.clear()
+    script("test.py", "--data_dir", tmp_path / "data", "--resume", tmp_path / "run" / "best.pth",
+           "--split", "valid", "--cache_dir", tmp_path / "cache")
+    [told] = of_framing(recwarn)
+    assert "the boxes of 'my' are 1.5" in told and "(4 faces were compared)" in told
+
+
+def of_framing(caught):
+    return [str(warning.message) for warning in caught
+            if "framed otherwise" in str(warning.message)]
+
+
+def write_framed(folder, split, framing, has_confidence=False):
+    """Write a list of five faces whose boxes have `framing` times the sides of the detector's."""
+    folder.mkdir(exist_ok=True)
+    photos = [load_photo(path) for path in (ASTRONAUT, HOPPER)]
+    photos += [photo.rotate(20, expand=True) for photo in photos]
+    photos.append(Image.fromarray(draw_face(30)))  # in which the detector finds nothing
+    rows = []
+    for number, photo in enumerate(photos):
+        photo.save(folder / f"{split}{number}.png")
+        [found] = FaceDetector().align([photo])
+        roll_deg, bbox = 0, (9, 9, 60, 60)
+        if found:
+            roll_deg, bbox = found[0].roll_deg, found[0].aligned_bbox
+        rows.append({"photo": f"{split}{number}.png", "age": 30, "deg": roll_deg,
+                     **dict(zip(BOX, expand_bbox(bbox, (framing - 1) / 2), strict=True)),
+                     "confidence": 0.9 if has_confidence else ""})
+    write_list(folder / f"my_{split}_align.csv", rows)
 
 
 def test_the_cache_is_used_and_rebuilt_when_list_or_settings_change(folder, tmp_path):

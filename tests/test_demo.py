@@ -604,7 +604,7 @@ def test_heic_is_read_by_the_demo_and_the_aligner(model_path, tmp_path, monkeypa
         monkeypatch.setattr(sys, "argv", [script.__name__, "--dataset", "my", "--data_dir",
                                           str(photos), *map(str, words)])
         script.main()
-    assert "my_train_align.csv: 1 faces of 1 photos" in capsys.readouterr().out
+    assert "my_train_align.csv: 1 face of 1 photo, " in capsys.readouterr().out
 
 
 def test_heic_says_what_to_install(tmp_path, monkeypatch):

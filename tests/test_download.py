@@ -9,6 +9,7 @@ import threading
 
 import pytest
 
+from checkpoint import load_checkpoint
 from utils import download
 from utils.download import MISC, fetch, find_model
 from utils.files import file_sha256
@@ -132,6 +133,23 @@ def test_registered_names(server, tmp_path, monkeypatch):
         assert find_model(name, prefer_onnx=True) == MISC / "model.onnx"
     with pytest.raises(FileNotFoundError, match=r"'lage' not found.*'default', 'large'"):
         find_model("lage")
+
+
+@pytest.mark.parametrize("read", [find_model, load_checkpoint])
+def test_a_folder_in_the_place_of_a_model_names_what_is_in_it(tmp_path, read):
+    with pytest.raises(IsADirectoryError, match="is a folder; name a model's file; it holds no"):
+        read(str(tmp_path))
+    for name in ("last.pth", "best.pth", "epoch001_1.pth", "log.jsonl"):
+        (tmp_path / name).write_bytes(b"x")
+    with pytest.raises(IsADirectoryError, match=f"'{tmp_path}' is a folder; name a file in it: "
+                                                "best.pth, epoch001_1.pth, last.pth$"):
+        read(tmp_path)
+
+
+def test_a_name_of_a_model_may_be_that_of_a_folder(tmp_path, monkeypatch):
+    (tmp_path / "default").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert find_model("default").is_file()
 
 
 def test_paths(tmp_path, monkeypatch):

@@ -13,6 +13,7 @@ from faces import write_bomb
 from PIL import Image, ImageOps, PngImagePlugin
 
 from media.photos import find_images, starts_as_picture
+from predictor import as_photo
 from preprocess.face import (
     crop_face,
     crop_fingerprint,
@@ -213,6 +214,16 @@ def test_gray_values_of_any_scale_are_read(tmp_path, mode, values):
     expected = (shades * 255).round()
     read = np.asarray(load_photo(tmp_path / "a.tif"), float)
     assert read.shape == (8, 8, 3) and np.abs(read - expected[..., None]).max() <= 1
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.int32])
+def test_gray_values_below_zero_are_refused_and_not_black(tmp_path, dtype):
+    photo = Image.fromarray(np.array([[-1, 0], [0, 1]], dtype))
+    photo.save(tmp_path / "a.tif")
+    with pytest.raises(OSError, match=r"^cannot read image: expected gray .* -1\.\.1; shift"):
+        load_photo(tmp_path / "a.tif")
+    with pytest.raises(ValueError, match=r"^expected gray values .* got -1\.\.1"):
+        as_photo(photo)
 
 
 @pytest.mark.parametrize("after", [False, True])

@@ -278,7 +278,7 @@ def test_faces_on_their_side_are_found_where_asked_for(photos, tmp_path, capsys,
     write_rows(tmp_path / "mine_train.csv", [{"photo": name, "age": 3}
                                              for name in ("upright.png", "on its side.png")])
     face_align.main()
-    assert "1 faces of 2 photos, 1 rejected" in capsys.readouterr().out
+    assert "1 face of 2 photos, 1 rejected" in capsys.readouterr().out
     aligned = tmp_path / "mine_train_align.csv"
     aligned.unlink()
     stopped = Shards(aligned, f"{file_sha256(tmp_path / 'mine_train.csv')} 20 0.0")

@@ -346,6 +346,16 @@ def test_tables_as_spreadsheets_write_them_are_read(tmp_path, separator, encodin
     assert read_csv(path, ["photo"])["age"].tolist() == ["3", "4"]
 
 
+@pytest.mark.parametrize(("separator", "expected"), [
+    (";", ["-23.5", "1.234", "(4, 6)"]), ("\t", ["-23.5", "1,234", "(4, 6)"]),
+    (",", ["-23,5", "1,234", "(4, 6)"])])
+def test_commas_are_decimal_where_they_can_be_nothing_else(tmp_path, separator, expected):
+    path = tmp_path / "table.csv"
+    path.write_text("\n".join(f'a{separator}"{age}"'
+                              for age in ("age", "-23,5", "1,234", "(4, 6)")))
+    assert read_csv(path, ["age"])["age"].tolist() == expected
+
+
 @pytest.mark.parametrize(("content", "message"), [
     (b"photo;years\na.jpg;3\n", "column age missing; it has photo, years. Commas, semicolons"),
     (b"", "no header"),

@@ -173,7 +173,8 @@ def test_a_box_without_a_face_is_cut_out_as_it_is(estimator):
 
 @pytest.mark.parametrize(("boxes", "landmarks"), [
     ([(1, 2, 3)], None), ((1, 2, 30, 40), None),
-    ([(1, 2, 30, 40)], np.zeros((2, 5, 2)))])
+    ([(1, 2, 30, 40)], np.zeros((2, 5, 2))), (None, None), (7, None), ("abcd", None),
+    ({"x1": 1}, None), ([(1, 2, 30, 40)], ["eyes"])])
 def test_boxes_of_another_shape_are_refused(estimator, boxes, landmarks):
     with pytest.raises(ValueError, match="expected"):
         estimator.ages_at(HOPPER, boxes, landmarks)
@@ -228,6 +229,19 @@ def test_probability_of_being_old_enough():
     ages = (0, 10, 11, 13, 14)
     assert [face.probability_of_at_least(age) for age in ages] == pytest.approx(
         [1, 1, 0.9, 0.4, 0])
+    assert face.probability_of_at_least(np.float32(11.5)) == pytest.approx(0.7)
+    for age in ("18", None, float("nan"), [18]):
+        with pytest.raises(ValueError, match="expected an age in years, a number such as 18; got"):
+            face.probability_of_at_least(age)
+
+
+@pytest.mark.parametrize(("words", "message"), [
+    ({"device": None}, "unknown device None; choose auto, cpu"),
+    ({"device": 0}, "unknown device 0; choose auto, cpu"),
+    ({"path": 7}, "expected a model as a path, a name or an https URL, got int")])
+def test_an_estimator_of_another_kind_of_value_is_refused(words, message):
+    with pytest.raises(ValueError, match=message):
+        AgeEstimator(**{"device": "cpu"} | words)
 
 
 def test_missing_and_broken_files_raise(estimator, tmp_path):

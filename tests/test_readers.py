@@ -460,7 +460,7 @@ def test_a_table_of_ones_own_photos_becomes_lists(tmp_path, generate):
     assert lists["valid"].set_index("photo").loc["in/6.png", "age"] == 24.5
     assert lists["skipped"]["reason"].tolist() == ["file missing", "age 'old' is not a number"]
     assert "note" not in lists["train"]
-    assert "12 of 12 rows name no face (face_x1 to face_y2)" in done.stdout
+    assert "rows that name no face (face_x1 to face_y2): 12 of 12; " in done.stdout
 
     done = generate(*words)
     assert done.returncode == 2 and "utkface" in done.stderr and "--table" in done.stderr
@@ -531,10 +531,21 @@ def test_a_small_table_gets_a_valid_and_a_test_list(tmp_path, generate):
     assert done.returncode == 0, done.stderr
     counts = {split: len(pd.read_csv(tmp_path / f"mine_{split}.csv")) for split in SPLITS}
     assert min(counts.values()) >= 1 and sum(counts.values()) == 7
-    assert "empty; each got one photo" in done.stdout and "no valid list" not in done.stdout
+    assert " empty; " in done.stdout and " got one photo" in done.stdout
+    assert "no valid list" not in done.stdout
     write_text(tmp_path, "ages.csv", "photo,age,split\na.png,30,train\nb.png,40,train\n")
     done = generate(*words, "--list_dir", tmp_path / "other")
     assert done.returncode == 0 and "no valid list, which training" in done.stdout
+
+
+def test_a_single_photo_is_trained_on(tmp_path, generate):
+    write_photos(tmp_path, ["g.png"])  # which the hash puts into valid
+    write_text(tmp_path, "ages.csv", "photo,age\ng.png,30\n")
+    assert share_by_hash("g.png") == "valid"
+    done = generate("--dataset", "mine", "--data_dir", tmp_path, "--table", tmp_path / "ages.csv")
+    assert "mine: 1 train -> " in done.stdout
+    assert "few photos: all are in the train list, as they are one" in done.stdout
+    assert "empty" not in done.stdout and "(face_x1 to face_y2): 1 of 1; " in done.stdout
 
 
 def test_folders_that_are_links_are_searched_and_loops_end(tmp_path):
@@ -582,3 +593,16 @@ def test_a_table_of_a_spreadsheet_is_read(tmp_path, generate):
     done = generate(*words)
     assert done.returncode == 2 and done.stderr.count("\n") == 1
     assert "it has file|years. Commas, semicolons or tabs separate columns" in done.stderr
+
+
+@pytest.mark.parametrize("separator", [";", "\t"])
+def test_decimal_commas_of_a_spreadsheet_are_read(tmp_path, generate, separator):
+    write_photos(tmp_path, ["1,5.png", "b.png"])
+    lines = [["photo", "age", "age_std", "votes", "split"],
+             ["1,5.png", "23,5", "0,125", "23:0,5 24:0,25", "train"],
+             ["b.png", "40", "", "", "valid"]]
+    write_text(tmp_path, "ages.csv", "\n".join(map(separator.join, lines)))
+    done = generate("--dataset", "mine", "--data_dir", tmp_path, "--table", tmp_path / "ages.csv")
+    assert done.returncode == 0 and "skipped" not in done.stdout, done.stdout + done.stderr
+    [row] = pd.read_csv(tmp_path / "mine_train.csv").to_dict("records")
+    assert row == {"photo": "1,5.png", "age": 23.5, "age_std": 0.125, "votes": "23:0.5 24:0.25"}

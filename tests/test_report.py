@@ -122,6 +122,17 @@ def test_predictions_are_read_in_every_format_of_a_table(tmp_path, separator, en
     assert read.probs.tolist() == [[0.25, 0.75], [0.5, 0.5]]
 
 
+@pytest.mark.parametrize("separator", [";", "\t"])
+def test_decimal_commas_of_predictions_are_read(tmp_path, separator):
+    lines = [["photo", "age", "pred_age", "p0", "p1"], ["a.jpg", "1", "0,875", "0,125", "0,875"],
+             ["b.jpg", "0,5", "0", "1", "0"]]
+    (tmp_path / "other.csv").write_text("\n".join(map(separator.join, lines)))
+    read = read_predictions(tmp_path / "other.csv")
+    assert read.faces["age"].tolist() == [1, 0.5]
+    assert read.faces["pred_age"].tolist() == [0.875, 0]
+    assert read.probs.tolist() == [[0.125, 0.875], [1, 0]]
+
+
 @pytest.mark.parametrize("text, message", [
     ("photo,age\na.jpg,3\n", "no column pred_age"),
     ("", "not a CSV"),

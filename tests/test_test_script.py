@@ -142,6 +142,10 @@ def test_test_refuses_what_does_not_fit(folder, trained, tmp_path):
     done = script("test.py", "--data_dir", only, "--resume", trained, check=False)
     line = refusal(done)
     assert "it has train" in line and line.endswith("; or measure another split with --split")
+    done = script("test.py", "--data_dir", only, "--resume", trained, "--calibrate", check=False)
+    line = refusal(done)
+    assert "has no valid split; it has train" in line and "make a valid list, or name" in line
+    assert "measure another split" not in line
     done = script("test.py", *words, "--split", "tset", check=False)
     assert "--split: invalid choice: 'tset' (choose from " in refusal(done)
     write_dataset(only, [20], splits=("valid",))

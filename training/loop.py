@@ -17,6 +17,7 @@ from defaults import FREE_OF_CHECKPOINT, known_keys, load_cfg, override_cfg, par
 from engine import train_one_epoch
 from evaluation.predict import predict_split
 from lists import SPLITS, read_sources, splits_of, warn_of_stale_lists
+from preprocess.boxes import warn_of_other_framing
 from training.build import build_network, build_train_loader, build_trainer
 from training.folder import RunFolder
 from training.run import Run
@@ -65,6 +66,7 @@ def _prepare(job, cfg):
     if distributed.is_main():
         warn_of_stale_lists(job.sources)
         warn_of_shared_photos(faces)
+        warn_of_other_framing(pd.concat(faces.values(), ignore_index=True))
     model = build_network(cfg, job.device, resumed)  # before the crops, which may take hours
     loaders = {"train": build_train_loader(faces["train"], cfg, job.device, job.cache_dir),
                "valid": build_eval_loader(faces["valid"], cfg, job.device, job.cache_dir)}

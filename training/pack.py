@@ -26,7 +26,7 @@ from defaults import load_cfg
 from lists import OPTIONAL, PLACE, pair_folders, read_faces, splits_of
 from preprocess.boxes import find_boxes
 from preprocess.columns import BOX
-from utils.cli import HelpFormatter, add_data_flags, run_main
+from utils.cli import HelpFormatter, add_data_flags, count_text, run_main
 from utils.files import refuse_overwriting, replaced, writable_folder
 from utils.pipeline import available_cores
 
@@ -85,7 +85,8 @@ def pack_dataset(source, cfg, args):
         start += len(faces)
         size = pack(faces, pictures, cfg, folder, args.quality)
         write_list(faces.assign(photo=pictures), cfg, _packed_list(folder, source, split))
-        print(f"{source.dataset}: {len(faces):,} {split} faces, {size / 1e6:.1f} MB -> {folder}")
+        print(f"{source.dataset}: {count_text(len(faces), f'{split} face')}, {size / 1e6:.1f} MB "
+              f"-> {folder}")
 
 
 def _packed_list(folder, source, split):

@@ -109,6 +109,11 @@ class _Output:
         return None
 
 
+def count_text(n, what):
+    """A number of things in words: "1 face", "2,000 faces"."""
+    return f"{n:,} {what}{'' if n == 1 else 's'}"
+
+
 def add_data_flags(parser):
     """The flags that name the faces: --data_dir, --dataset, --list_dir, --cache_dir."""
     parser.add_argument("--data_dir", nargs="+", metavar="DIR",

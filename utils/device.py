@@ -18,13 +18,13 @@ def device_name(asked="auto"):
     Args:
         asked: auto (a GPU of CUDA if there is one), cpu, cuda, cuda:N or mps.
     Raises:
-        ValueError: another name, or there is no such device.
+        ValueError: another name, no text at all, or there is no such device.
         OSError: a GPU is asked for, but PyTorch is not installed.
     """
     if asked == "auto":
         return "cuda" if _has_torch() and _may_have_cuda() and _torch_has("cuda") else "cpu"
-    if not DEVICE.fullmatch(asked):
-        raise ValueError(f"unknown device '{asked}'; choose auto, cpu, cuda, cuda:N or mps")
+    if not isinstance(asked, str) or not DEVICE.fullmatch(asked):
+        raise ValueError(f"unknown device {asked!r}; choose auto, cpu, cuda, cuda:N or mps")
     if asked == "cpu":
         return asked
     if not _has_torch():

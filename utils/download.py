@@ -1,5 +1,6 @@
 """Where a model comes from: the repository, a file, or a verified download kept in a cache."""
 
+import os
 import re
 from pathlib import Path
 from urllib.parse import unquote, urldefrag, urlsplit
@@ -11,6 +12,8 @@ from utils.files import cache_dir
 MISC = Path(__file__).parents[1] / "misc"
 REGISTRY = MISC / "models.yaml"
 DEFAULT = "default"
+MODEL_ENDINGS = (".pth", ".onnx")
+MAX_NAMED = 3  # models of a folder in an error
 TIMEOUT_S = 30  # longest wait for the next byte from a server
 LFS_POINTER = b"version https://git-lfs.github.com/spec"
 WEB_PAGES = (b"<!doctype", b"<html", b"<?xml", b"<head")  # how they start, in lower case
@@ -27,9 +30,13 @@ def find_model(source=None, prefer_onnx=False):
         Path of a file. A file from the network has the right sha256.
     Raises:
         FileNotFoundError: there is no such file or name.
-        ValueError: a URL that is not https, or that has no sha256 or a wrong one.
-        OSError: the download fails.
+        ValueError: a URL that is not https, or that has no sha256 or a wrong one; a source of
+            another type.
+        OSError: the download fails, or the path is a folder.
     """
+    if not isinstance(source, (str, os.PathLike, type(None))):
+        raise ValueError("expected a model as a path, a name or an https URL, got "
+                         f"{type(source).__name__}")
     if source is not None and Path(source).is_file():
         return Path(source)
     if "://" in str(source):
@@ -45,6 +52,7 @@ def find_model(source=None, prefer_onnx=False):
 def _registered(name, prefer_onnx):
     models = yaml.safe_load(REGISTRY.read_text(encoding="utf-8")) or {}
     if name not in models:
+        refuse_folder(name)
         raise FileNotFoundError(f"model '{name}' not found; pass a .pth or .onnx file, an https "
                                 "URL ending in #sha256=HEX, or one of the names "
                                 f"{sorted(models)}")
@@ -89,6 +97,20 @@ def fetch(url, sha256, folder):
         reason = " ".join(str(error).split())
         raise OSError(f"cannot download '{url}': {reason}; check the address and the connection, "
                       "or fetch the file elsewhere and pass its path") from error
+
+
+def refuse_folder(path):
+    """Refuse a folder in the place of a model, and name the models in it, best.pth first.
+
+    Raises:
+        IsADirectoryError: the path is a folder.
+    """
+    if Path(path).is_dir():
+        files = sorted((file for file in Path(path).iterdir() if file.suffix in MODEL_ENDINGS),
+                       key=lambda file: (file.name != "best.pth", file.name))
+        raise IsADirectoryError(f"'{path}' is a folder; " + (
+            f"name a file in it: {', '.join(file.name for file in files[:MAX_NAMED])}" if files
+            else f"name a model's file; it holds no {' or '.join(MODEL_ENDINGS)} file"))
 
 
 def refuse_failed_download(path):

@@ -2,18 +2,23 @@
 
 import codecs
 import csv
+import re
 from pathlib import Path
 
 SEPARATORS = ",;\t"
 ENCODINGS = {codecs.BOM_UTF8: "utf-8-sig",  # by the file's first bytes; Excel writes all three
              codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
+NUMBERS = re.compile(r"[\s\d,:eE+-]*\d,\d[\s\d,:eE+-]*", re.ASCII)  # also votes, 7:0,5
+DECIMAL_COMMA = re.compile(r"(?<![\d,])\d+,\d+(?![\d,])", re.ASCII)
+THOUSANDS = re.compile(r"[1-9]\d{0,2},\d{3}", re.ASCII)  # 1,234 of English, between tabs
 
 
 def read_rows(path, required):
     """Rows of a table as dicts of text, one at a time.
 
     The first line names the columns. Commas, semicolons or tabs separate them. The text is UTF-8,
-    or UTF-16 with a byte order mark. Missing fields at the end of a row are "", fields beyond the
+    or UTF-16 with a byte order mark. Between semicolons or tabs a number may have a decimal comma,
+    which is given as a point. Missing fields at the end of a row are "", fields beyond the
     header are left out.
 
     Args:
@@ -57,6 +62,8 @@ def _read_fields(path, required):
                                  "of the two")
             yield names
             for fields in csv.reader(file, delimiter=separator, skipinitialspace=True, strict=True):
+                if separator != ",":
+                    fields = [with_decimal_points(field, separator) for field in fields]
                 if fields:  # not an empty line
                     yield [*fields, *[""] * (len(names) - len(fields))][:len(names)]
     except (UnicodeError, csv.Error) as error:
@@ -72,6 +79,18 @@ def table_format(path, required):
     encoding = _encoding(path)
     with path.open(encoding=encoding, newline="") as file:
         return encoding, _separator(file.readline(), required)
+
+
+def with_decimal_points(text, separator):
+    """A field of numbers with 23.5 in the place of 23,5; any other text as it is.
+
+    separator: of the table. Between commas no comma is a decimal one. Between tabs 1,234 may be a
+    thousand, and is left for the caller to refuse.
+    """
+    if separator == "," or not NUMBERS.fullmatch(text):
+        return text
+    return DECIMAL_COMMA.sub(lambda match: match[0] if separator == "\t" and THOUSANDS.fullmatch(
+        match[0]) else match[0].replace(",", "."), text)
 
 
 def _encoding(path):
