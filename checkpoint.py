@@ -30,7 +30,7 @@ import torch
 from utils.download import refuse_failed_download, refuse_folder
 from utils.files import replaced
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2  # 2: two temperatures
 
 
 def _is_positive(value):
