@@ -10,7 +10,7 @@ import pytest
 import torch
 from faces import write_dataset
 
-from checkpoint import load_checkpoint, save_checkpoint
+from checkpoint import FORMAT_VERSION, load_checkpoint, save_checkpoint
 from crop_cache import cached_crops
 from dataset import FaceCrops
 from defaults import load_cfg, parse_cfg
@@ -27,7 +27,7 @@ def test_a_checkpoint_survives_a_round_trip(tmp_path):
     save_checkpoint(tmp_path / "a.pth", PLAIN)
     loaded = load_checkpoint(tmp_path / "a.pth")
     torch.testing.assert_close(loaded.pop("model"), PLAIN["model"])
-    assert loaded == {"version": 1, **{k: v for k, v in PLAIN.items() if k != "model"}}
+    assert loaded == {"version": FORMAT_VERSION, **{k: v for k, v in PLAIN.items() if k != "model"}}
     torch.load(tmp_path / "a.pth", weights_only=True)
     assert [path.name for path in tmp_path.iterdir()] == ["a.pth"]
 
