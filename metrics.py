@@ -401,8 +401,11 @@ def fit_temperatures(log_probs, ages, age_bins, shares=()):
     log_probs, ages = np.asarray(log_probs, dtype=np.float64), np.asarray(ages)
     positions = _mean_positions(log_probs)
     younger, older = np.array_split(np.argsort(positions, kind="stable"), 2)
-    apart = positions[older].mean() - positions[younger].mean()
-    if apart * np.sqrt(len(ages)) < MIN_AGE_EVIDENCE:
+    evidence = 0.0
+    if len(ages) > 1:
+        apart = positions[older].mean() - positions[younger].mean()
+        evidence = apart * np.sqrt(len(ages))
+    if evidence < MIN_AGE_EVIDENCE:
         return (fit_temperature(log_probs, ages, age_bins, shares),) * 2
     logs = [np.log(fit_temperature(log_probs[half], ages[half], age_bins, shares))
             for half in (younger, older)]
