@@ -2,6 +2,7 @@ import re
 import subprocess
 import sys
 import warnings
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -158,6 +159,22 @@ def test_a_face_does_not_depend_on_its_batch(faces_found, portraits):
     alone = faces_found.align(portraits[:1])[0][0]
     among = faces_found.align([portraits[1], portraits[0], portraits[1]])[1][0]
     np.testing.assert_allclose(alone.aligned_bbox, among.aligned_bbox, atol=0.01)
+
+
+def test_photos_side_by_side_keep_their_order_and_places(portraits):
+    photos = [portraits[index % 2].resize((300 + 20 * index,) * 2) for index in range(5)]
+    wanted = [None, (150, 150, 160, 160), None, None, (1, 1, 2, 2)]
+    alone, shared = (FaceDetector(threads=threads) for threads in (1, 3))
+    for options in ({"faces": "all"}, {"locations": wanted}):
+        one_by_one = [alone.align([photo], **{
+            name: [value[index]] if name == "locations" else value
+            for name, value in options.items()})[0] for index, photo in enumerate(photos)]
+        together = shared.align(photos, **options)
+        assert [len(faces) for faces in together] == [len(faces) for faces in one_by_one]
+        assert sum(map(len, together)) > 2
+        pairs = zip(chain(*together), chain(*one_by_one), strict=True)
+        for face, expected in pairs:
+            np.testing.assert_allclose(face.aligned_bbox, expected.aligned_bbox, atol=0.01)
 
 
 def test_pytorch_networks_load_without_the_exporter():
