@@ -100,7 +100,7 @@ def refuse_runs_left_behind(folder):
     A start that is killed (SIGKILL, no memory) cannot stop its runs, which keep their folders.
 
     Args:
-        folder: of all runs, which this process holds.
+        folder: path under which all runs lie; this process holds it.
     Raises:
         ValueError: a run's folder is held; names the process.
     """
@@ -223,8 +223,8 @@ class Job:
     run: plan.Run.
     folder: Path of its files.
     commands: lists of words that are still to be started.
-    environment: of the processes.
-    commit: of the code that they run.
+    environment: {name: text} for the processes.
+    commit: of the code that they run, text of current_commit().
     """
 
     run: object

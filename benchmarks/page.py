@@ -47,7 +47,7 @@ def write_page(tables, results, path):
     Args:
         tables: {name: plan.Table}.
         results: results.Results.
-        path: of the page.
+        path: file to write.
     """
     lines = {(name, group): table_lines(table, group, results)
              for name, table in tables.items() for group in table.groups}

@@ -35,7 +35,7 @@ def drawing(description, height=HEIGHT):
     """Decorator of a function that fills axes: the result returns a figure as SVG text.
 
     Args:
-        description: of the figure, for readers who cannot see it.
+        description: text for readers who cannot see the figure.
         height: inches, or a function of the decorated function's arguments.
     """
     def wrap(fill):
