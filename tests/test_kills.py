@@ -57,7 +57,7 @@ def kill_often(start, is_sound, longest):
 
 
 def seconds_of(work):
-    """How long it takes to call work(), undisturbed: machines differ, and kills must come before."""
+    """How long an undisturbed work() takes. Kills must come earlier, and machines differ."""
     started = time.perf_counter()
     work()
     return time.perf_counter() - started
