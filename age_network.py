@@ -105,12 +105,15 @@ class OnnxAgeNetwork(AgeNetwork):
         Returns:
             (N, K) float32, what __call__ gives without TEST.TTA.
         """
-        probs, _ = self._network(np.stack(crops).transpose(0, 3, 1, 2))
+        probs, _ = self._outputs(np.stack(crops))
         return probs
 
     def _log_probs(self, pixels):
-        _, log_probs = self._network(np.ascontiguousarray(pixels.transpose(0, 3, 1, 2)))
+        _, log_probs = self._outputs(pixels)
         return log_probs
+
+    def _outputs(self, pixels):
+        return self._network(np.ascontiguousarray(pixels.transpose(0, 3, 1, 2)))
 
     def _check_shapes(self):
         """Refuse a network that does not compute what its metadata say."""

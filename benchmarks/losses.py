@@ -224,7 +224,7 @@ class Job:
     folder: Path of its files.
     commands: lists of words that are still to be started.
     environment: {name: text} for the processes.
-    commit: of the code that they run, text of current_commit().
+    commit: hash of the code that they run, from current_commit().
     """
 
     run: object

@@ -31,7 +31,7 @@ CALIBRATED_SHARES = (0.8, 0.9)  # central intervals that the temperature is fitt
 class SplitPredictions:
     """What one model predicts for the faces of one split.
 
-    path: of the checkpoint.
+    path: the checkpoint's file.
     checkpoint: its content.
     cfg: its config, with the overrides of the command line.
     data: FaceDataset of the N faces.

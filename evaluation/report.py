@@ -53,7 +53,7 @@ def write_report(evaluation, out_dir, provenance=None, photo_of=None,
         provenance: {title: text, number, list or dict} that says how the predictions were made.
         photo_of: function (row of the described model's table) -> (S, S, 3) uint8 RGB face, or
             None.
-        title: of the page.
+        title: text at the top of the page.
     Returns:
         dict, the content of metrics.json.
     """

@@ -71,8 +71,8 @@ class Variants(NamedTuple):
 
     tta: Predictions with test-time augmentation, or None.
     uncalibrated: Predictions before calibration; None if the model is not calibrated.
-    temperature: of the model's calibration, one number or two (see metrics.face_temperatures),
-        or None.
+    temperature: one number or two (see metrics.face_temperatures) by which the model is
+        calibrated; None if it is not.
     """
 
     tta: Predictions | None = None
@@ -110,7 +110,7 @@ def evaluate_all(models, variants=None, rejected=None, samples=1000, seed=0):
         rejected: {data set: photos without a face, or text if unknown}, or None; see
             audit.not_processed.
         samples: number of bootstrap samples.
-        seed: of the bootstrap; the same seed pairs two models on the same faces.
+        seed: number that starts the bootstrap; the same one pairs two models on the same faces.
     Returns:
         Evaluation.
     """

@@ -248,12 +248,17 @@ def run(*words):
     return subprocess.CompletedProcess("losses", process.returncode, *printed)
 
 
+def write_one_row(place, epochs):
+    """Faces, the words of a table with one row, and the folder of its only run."""
+    data = write_folds(place / "data", ("train", "train", "valid", "test"))
+    (place / "rows.yaml").write_text(ONE_ROW)
+    return (data, [*TINY, "TRAIN.EPOCHS", str(epochs)],
+            place / "runs" / "losses-drawn-ce-fold0-seed0-lr0.01")
+
+
 def test_the_script_is_interrupted_goes_on_and_rebuilds_its_page(tmp_path):
-    data = write_folds(tmp_path / "data", ("train", "train", "valid", "test"))
-    (tmp_path / "rows.yaml").write_text(ONE_ROW)
-    words = [*TINY, "TRAIN.EPOCHS", "40"]
+    data, words, ce = write_one_row(tmp_path, epochs=40)
     process = start(data, tmp_path, *words)
-    ce = tmp_path / "runs" / "losses-drawn-ce-fold0-seed0-lr0.01"
     out = interrupt_after(process, ce, 1, lambda process: process.send_signal(signal.SIGTERM))
     assert process.returncode == 130, out
     assert "interrupted: 0 runs finished, 1 saved" in out
@@ -303,11 +308,8 @@ def test_the_script_is_interrupted_goes_on_and_rebuilds_its_page(tmp_path):
 
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="no SIGKILL on this system")
 def test_runs_of_a_start_that_was_killed_are_named(tmp_path):
-    data = write_folds(tmp_path / "data", ("train", "train", "valid", "test"))
-    (tmp_path / "rows.yaml").write_text(ONE_ROW)
-    words = [*TINY, "TRAIN.EPOCHS", "100000"]
+    data, words, ce = write_one_row(tmp_path, epochs=100_000)
     process = start(data, tmp_path, *words)
-    ce = tmp_path / "runs" / "losses-drawn-ce-fold0-seed0-lr0.01"
     interrupt_after(process, ce, 1, subprocess.Popen.kill)
     owner = (ce / ".lock.owner").read_text(encoding="utf-8")
     left = int(re.match(r"process (\d+) on ", owner)[1])
