@@ -59,7 +59,7 @@ _C.LOSS.MEAN_WEIGHT = 0.2  # lambda 1 of mean_variance
 _C.LOSS.VARIANCE_WEIGHT = 0.05  # lambda 2 of mean_variance
 _C.LOSS.INTERVAL_WEIGHT = 1.0  # weight of a face whose age is known as an interval
 _C.LOSS.RARE_AGE_POWER = 0.0  # weight of an age = frequency ** -this; 0.5: square root
-_C.LOSS.TEACHER = ""  # predictions for the training faces to learn from: CSV, folder or glob
+_C.LOSS.TEACHER = ""  # models, or tables of predictions, to learn from: file, folder or glob
 _C.LOSS.TEACHER_WEIGHT = 0.5  # share of the loss that compares with the teacher
 
 _C.TRAIN = CfgNode()

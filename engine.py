@@ -154,6 +154,7 @@ class Trainer:
         batch_faces: faces of a step, over all processes.
         amp: bf16 | fp16 | off.
         clip_norm: maximum norm of the gradient; 0 turns clipping off.
+        teachers: function (B, 3, S, S) uint8 pixels -> (B, K) probabilities to learn from, or None.
         ema: AveragedModel, or None.
     """
 
@@ -166,6 +167,7 @@ class Trainer:
     batch_faces: int
     amp: str = "off"
     clip_norm: float = 0.0
+    teachers: Callable | None = None
     ema: AveragedModel | None = None
     scaler: torch.amp.GradScaler = field(init=False)
 
@@ -181,6 +183,8 @@ class Trainer:
         batch = to_device(batch, self.device)
         with autocast(self.device, self.amp):
             logits = self.model(batch["pixels"])
+            if self.teachers is not None:
+                batch["teacher"] = self.teachers(batch["pixels"])
         parts = self.criterion(logits, batch)
         self.optimizer.zero_grad(set_to_none=True)
         # DDP averages the gradients of the processes; the loss is the mean over all their faces.

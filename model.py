@@ -13,6 +13,7 @@ from contextlib import suppress
 from functools import partial
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional
@@ -93,6 +94,34 @@ class OrdinalHead(nn.Linear):
         """(B, C) -> (B, K - 1) logits of P(age > bin), or (B, K) log-probabilities of the ages."""
         older = super().forward(features)
         return older if self.training else ordinal_log_probs(older.float())
+
+
+class PixelsToProbs(nn.Module):
+    """A trained network as a function: pixels -> probabilities, calibrated.
+
+    The formula is the one of metrics.face_temperatures. An .onnx file computes this, and a teacher.
+
+    Args:
+        model: AgeModel in eval mode.
+        temperature: of the calibration, one number or two.
+        bin_count: number of age bins K.
+    """
+
+    def __init__(self, model, temperature, bin_count):
+        super().__init__()
+        self.model = model
+        self.first, self.last = np.broadcast_to(np.log(temperature), 2).tolist()
+        self.register_buffer("positions", torch.linspace(0, 1, bin_count))
+
+    def forward(self, pixels):
+        """(N, 3, S, S) uint8 RGB -> calibrated probabilities and uncalibrated log-probabilities.
+
+        Both are (N, K) float32.
+        """
+        log_probs = self.model(pixels).float().log_softmax(dim=1)
+        position = (log_probs.exp() * self.positions).sum(dim=1, keepdim=True)  # (N, 1), 0..1
+        temperature = (self.first + (self.last - self.first) * position).exp()
+        return (log_probs / temperature).softmax(dim=1), log_probs
 
 
 def build_model(cfg):

@@ -11,6 +11,8 @@ import pytest
 import torch
 
 from defaults import load_cfg
+from engine import Trainer
+from losses import build_criterion, kl_divergence
 from model import build_model
 from training import build, optim
 from utils import precision
@@ -143,6 +145,33 @@ def test_half_precision_on_a_cpu_spares_depthwise_convolutions():
         torch.testing.assert_close(out.float(), exact, rtol=0.02, atol=0.02)
         out.float().square().sum().backward()
         assert layer.weight.grad.dtype == torch.float32 and layer.weight.grad.abs().min() > 0
+
+
+# ---- Teachers
+
+
+def test_a_model_teaches_by_the_very_pixels_of_the_batch():
+    cfg = load_cfg(opts=["MODEL.ARCH", "tinyage", "MODEL.IMG_SIZE", "32", "MODEL.PRETRAINED",
+                         "none", "LOSS.TEACHER_WEIGHT", "1", "LOSS.NAME", "kl"])
+    model, bins = build_model(cfg), torch.arange(101)
+    pixels = torch.randint(256, (2, 3, 32, 32), dtype=torch.uint8)
+    ages = torch.tensor([20.0, 70.0])
+    batch = {"pixels": pixels, "age": ages, "age_min": ages, "age_max": ages,
+             "age_std": torch.full((2,), math.nan)}
+    probs = torch.rand(2, 101).softmax(dim=1)
+    seen = []
+
+    def teach(pixels):
+        seen.append(pixels)
+        return probs
+
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    trainer = Trainer(model.eval(), build_criterion(cfg, bins), bins, optimizer,
+                      torch.optim.lr_scheduler.ConstantLR(optimizer), CPU, 2, teachers=teach)
+    parts, _ = trainer.step(batch)
+    assert torch.equal(*seen, pixels)
+    torch.testing.assert_close(parts["loss"], kl_divergence(
+        probs, model(pixels).detach().log_softmax(dim=1)))
 
 
 # ---- Memory

@@ -14,6 +14,7 @@ from faces import TINY, write_dataset, write_list
 from scripts import AGES, ROOT, read_log, refusal, script, train, weights
 
 from age_network import OnnxAgeNetwork, TorchAgeNetwork
+from checkpoint import load_checkpoint, save_checkpoint
 from defaults import ARCHS, parse_cfg
 from training.onnx_release import export_onnx, sample_crops
 from training.release import release_checkpoint
@@ -145,6 +146,35 @@ def test_a_network_learns_from_what_others_predict(folder, trained, tmp_path):
                   tmp_path / "refused", *TINY, "LOSS.TEACHER", tmp_path / "nameless.csv",
                   check=False)
     assert "no column dataset, and 'drawn_0.png' is in two" in refusal(done)
+
+
+def test_a_network_learns_from_models_that_see_what_it_sees(folder, trained, tmp_path):
+    teachers = tmp_path / "teachers"
+    teachers.mkdir()
+    checkpoint = load_checkpoint(trained)
+    for age in (60, 90):
+        checkpoint["model"]["head.weight"].zero_()
+        checkpoint["model"]["head.bias"].fill_(-10.0)[age] = 10.0
+        save_checkpoint(teachers / f"{age}.pth", checkpoint)
+    told = train(folder, tmp_path / "run", *TINY, "TRAIN.LR", "0.01", "TRAIN.BATCH_SIZE", "8",
+                 "TRAIN.EPOCHS", "50", "LOSS.TEACHER", teachers, "LOSS.TEACHER_WEIGHT", "1").stdout
+    assert f"teachers: {teachers / '60.pth'}, {teachers / '90.pth'}" in told
+    log = read_log(tmp_path / "run")
+    assert "teacher" in log[-1]["train"] and "teacher" not in log[-1]["valid"]
+    predicted = tmp_path / "predicted.csv"
+    script("test.py", "--data_dir", folder, "--cache_dir", tmp_path / "cache", "--resume",
+           tmp_path / "run" / "last.pth", "--output", predicted)
+    assert (pd.read_csv(predicted)[["p60", "p90"]] > 0.25).all(axis=None)
+
+    def refused(*opts):
+        return refusal(train(folder, tmp_path / "refused", *TINY, *opts, check=False))
+
+    assert "60.pth' has MODEL.IMG_SIZE 32, not 64; let it write a table" in refused(
+        "LOSS.TEACHER", teachers / "60.pth", "MODEL.IMG_SIZE", "64")
+    assert "'none.pth' not found" in refused("LOSS.TEACHER", "none.pth")
+    shutil.copy(predicted, teachers / "table.csv")
+    assert f"names tables ({teachers / 'table.csv'}) and models" in refused(
+        "LOSS.TEACHER", teachers)
 
 
 def test_each_split_is_used_for_what_it_is_for(tmp_path, recwarn):

@@ -13,7 +13,7 @@ from engine import Trainer
 from losses import build_criterion, rare_age_weights, target_builder
 from model import build_model, restore_model
 from training.optim import averaged_model, build_optimizer, build_scheduler
-from training.teachers import find_teachers, teacher_distributions
+from training.teachers import ModelTeachers, find_teachers, teacher_distributions
 from utils import distributed
 from utils.precision import arranged, autocast, keep_freed_memory
 
@@ -22,8 +22,9 @@ TRIAL_STEPS = 3  # timed training steps each way when TRAIN.AMP is auto on a CPU
 
 def build_train_loader(faces, cfg, device, cache_dir=None):
     """Loader of this process's share of a table of faces, shuffled and augmented."""
-    teacher = teacher_distributions(find_teachers(cfg.LOSS.TEACHER), faces, age_bins(cfg)) \
-        if cfg.LOSS.TEACHER else None  # before the crops are cut, which takes minutes
+    tables, _ = find_teachers(cfg.LOSS.TEACHER)
+    teacher = teacher_distributions(tables, faces, age_bins(cfg)) if tables else None
+    # The crops are cut after the tables are read: it takes minutes.
     data = FaceDataset(faces, cfg, train=True, cache_dir=cache_dir)
     if teacher is not None:
         data.labels["teacher"] = teacher
@@ -40,7 +41,13 @@ def build_network(cfg, device, resumed=None):
         return build_model(cfg).to(device)
 
 
-def build_trainer(cfg, device, model, loader, resumed=None):
+def build_teachers(cfg, device):
+    """The models of LOSS.TEACHER on the device; None if there are none."""
+    _, models = find_teachers(cfg.LOSS.TEACHER)
+    return ModelTeachers(models, cfg).to(device) if models else None
+
+
+def build_trainer(cfg, device, model, loader, teachers=None, resumed=None):
     """The network with its loss, optimiser and schedule.
 
     Args:
@@ -48,6 +55,7 @@ def build_trainer(cfg, device, model, loader, resumed=None):
         device: torch.device of this process.
         model: AgeModel, from build_network().
         loader: of the training data, over ShuffledBatches.
+        teachers: from build_teachers(), or None.
         resumed: checkpoint to continue, or None.
     Returns:
         engine.Trainer.
@@ -79,6 +87,7 @@ def build_trainer(cfg, device, model, loader, resumed=None):
         batch_faces=loader.batch_sampler.batch_size,
         amp=amp,
         clip_norm=cfg.TRAIN.CLIP_NORM,
+        teachers=arranged(teachers, amp) if teachers else None,
         ema=averaged_model(model, cfg.TRAIN.EMA_DECAY) if cfg.TRAIN.EMA_DECAY > 0 else None)
     if resumed is not None:
         progress = resumed["progress"] or {"steps": 0}

@@ -18,7 +18,7 @@ from engine import train_one_epoch
 from evaluation.predict import predict_split
 from lists import SPLITS, read_sources, splits_of, warn_of_stale_lists
 from preprocess.boxes import warn_of_other_framing
-from training.build import build_network, build_train_loader, build_trainer
+from training.build import build_network, build_teachers, build_train_loader, build_trainer
 from training.folder import RunFolder
 from training.run import Run
 from utils import distributed
@@ -68,9 +68,10 @@ def _prepare(job, cfg):
         warn_of_shared_photos(faces)
         warn_of_other_framing(pd.concat(faces.values(), ignore_index=True))
     model = build_network(cfg, job.device, resumed)  # before the crops, which may take hours
+    teachers = build_teachers(cfg, job.device)
     loaders = {"train": build_train_loader(faces["train"], cfg, job.device, job.cache_dir),
                "valid": build_eval_loader(faces["valid"], cfg, job.device, job.cache_dir)}
-    trainer = build_trainer(cfg, job.device, model, loaders["train"], resumed)
+    trainer = build_trainer(cfg, job.device, model, loaders["train"], teachers, resumed)
     run = Run(job, cfg, trainer, loaders)
     if resumed is not None:
         run.restore(resumed)

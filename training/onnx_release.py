@@ -8,6 +8,7 @@ from PIL import Image, ImageEnhance, ImageOps
 
 import metrics
 from age_network import OnnxAgeNetwork, TorchAgeNetwork
+from model import PixelsToProbs
 from preprocess.detector import FaceDetector, cut_face
 from preprocess.face import load_photo
 from utils.files import file_sha256, replaced
@@ -16,32 +17,6 @@ from utils.onnx_export import write_onnx
 
 MAX_AGE_DIFFERENCE = 0.1  # years, between PyTorch and the file; a larger one is not written
 SAMPLES = Path(__file__).parents[1] / "misc" / "samples"
-
-
-class PixelsToProbs(torch.nn.Module):
-    """What the file computes: pixels -> probabilities, calibrated by metrics.face_temperatures.
-
-    Args:
-        model: AgeModel in eval mode.
-        temperature: of the calibration, one number or two.
-        bin_count: number of age bins K.
-    """
-
-    def __init__(self, model, temperature, bin_count):
-        super().__init__()
-        self.model = model
-        self.first, self.last = np.broadcast_to(np.log(temperature), 2).tolist()
-        self.register_buffer("positions", torch.linspace(0, 1, bin_count))
-
-    def forward(self, pixels):
-        """(N, 3, S, S) uint8 RGB -> calibrated probabilities and uncalibrated log-probabilities.
-
-        Both are (N, K) float32.
-        """
-        log_probs = self.model(pixels).float().log_softmax(dim=1)
-        position = (log_probs.exp() * self.positions).sum(dim=1, keepdim=True)  # (N, 1), 0..1
-        temperature = (self.first + (self.last - self.first) * position).exp()
-        return (log_probs / temperature).softmax(dim=1), log_probs
 
 
 def export_onnx(source, target, opts=(), half=True, licence="not stated"):

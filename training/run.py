@@ -142,7 +142,8 @@ class Run:
             if loader.dataset.note:
                 print(f"{split}: {loader.dataset.note}")
         if cfg.LOSS.TEACHER:
-            print(f"teachers: {', '.join(find_teachers(cfg.LOSS.TEACHER))}")
+            tables, models = find_teachers(cfg.LOSS.TEACHER)
+            print(f"teachers: {', '.join(tables or models)}")
         parameters = sum(p.numel() for p in self.trainer.evaluated_model().parameters())
         print(f"{cfg.MODEL.ARCH}, {parameters / 1e6:.2f} M parameters, on "
               f"{self.trainer.device} x {distributed.world_size()}, precision "

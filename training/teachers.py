@@ -1,5 +1,8 @@
 """Knowledge distillation: what other models predict for the training faces.
 
+LOSS.TEACHER names either tables of predictions, written once, or models. Models predict what the
+student sees, each face as it was augmented for it.
+
     python -m training.teachers OUT --data_dir DIR --dataset NAME
 
 writes OUT/half_1.csv and OUT/half_2.csv, the two halves of the training photos, for DATA.EXCLUDE.
@@ -14,25 +17,86 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import nn
 
-from defaults import load_cfg
+from checkpoint import load_checkpoint
+from defaults import age_bins, load_cfg
 from evaluation.predictions import face_keys, read_predictions
 from lists import pair_folders, read_sources
+from model import PixelsToProbs, restore_model
 from utils.cli import HelpFormatter, add_data_flags, run_main
 from utils.files import replaced, writable_folder
 
+TABLE, MODEL = ".csv", ".pth"
 MIN_MASS = 1e-3  # of a teacher's distribution within the student's age bins
 
 
 def find_teachers(pattern):
-    """Paths of the tables that LOSS.TEACHER names: one file, or those of a folder or a glob."""
+    """Paths of the teachers that LOSS.TEACHER names: one file, or those of a folder or a glob.
+
+    Args:
+        pattern: the value of the key; empty for none.
+    Returns:
+        (tables, models): two lists, of which at least one is empty.
+    Raises:
+        ValueError: tables and models together.
+    """
+    if not pattern:
+        return [], []
     if Path(pattern).is_dir():
-        return sorted(map(str, Path(pattern).glob("*.csv"))) or [pattern]
-    return sorted(glob.glob(pattern)) or [pattern]  # noqa: PTH207 (an absolute pattern)
+        paths = sorted(str(path) for ending in (TABLE, MODEL)
+                       for path in Path(pattern).glob(f"*{ending}"))
+    else:
+        paths = sorted(glob.glob(pattern))  # noqa: PTH207 (an absolute pattern)
+    models = [path for path in paths or [pattern] if path.endswith(MODEL)]
+    tables = [path for path in paths or [pattern] if not path.endswith(MODEL)]
+    if tables and models:
+        raise ValueError(f"LOSS.TEACHER '{pattern}' names tables ({tables[0]}) and models "
+                         f"({models[0]}); name either, such as '{Path(pattern).parent / '*.pth'}'")
+    return tables, models
+
+
+class ModelTeachers(nn.Module):
+    """The mean of what trained networks predict for the pixels that the student sees.
+
+    A table holds one prediction for each face. Here the student is told what its teachers think
+    of every change of the face, which teaches more in long trainings (Beyer et al., "Knowledge
+    distillation: A good teacher is patient and consistent", CVPR 2022).
+
+    Args:
+        paths: of checkpoints.
+        cfg: the student's config.
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: a file is no checkpoint, or its network takes other faces or tells other ages.
+    """
+
+    def __init__(self, paths, cfg):
+        super().__init__()
+        self.networks = nn.ModuleList(_teacher_network(path, cfg) for path in paths)
+        self.requires_grad_(False)
+
+    @torch.no_grad()
+    def forward(self, pixels):
+        """(B, 3, S, S) uint8 RGB -> (B, K) calibrated probabilities."""
+        return torch.stack([network(pixels)[0] for network in self.networks]).mean(dim=0)
+
+
+def _teacher_network(path, cfg):
+    """The calibrated network of a checkpoint, if it can teach the network of a config."""
+    checkpoint = load_checkpoint(path)
+    model, own = restore_model(checkpoint)
+    for section, key in (("MODEL", "IMG_SIZE"), ("DATA", "MARGIN"), ("DATA", "AGE_MIN"),
+                         ("DATA", "AGE_MAX")):
+        if own[section][key] != cfg[section][key]:
+            raise ValueError(f"LOSS.TEACHER '{path}' has {section}.{key} {own[section][key]}, not "
+                             f"{cfg[section][key]}; let it write a table for this training with "
+                             "test.py --split train --output")
+    return PixelsToProbs(model, checkpoint.get("temperature") or 1.0, len(age_bins(own))).eval()
 
 
 def teacher_distributions(paths, faces, bins):
-    """The mean of what other models predict for the training faces.
+    """The mean of what other models predicted for the training faces.
 
     Args:
         paths: of tables written by `test.py --split train --output`, from find_teachers().
