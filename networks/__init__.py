@@ -1,0 +1,1 @@
+"""Networks that are built here, and first weights that have learned faces."""
