@@ -11,7 +11,8 @@ from preprocess.columns import ALIGNED, COLUMNS
 
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
 # Of pip, TensorBoard, Slurm, GNU parallel and torchrun.
-FOREIGN_FLAGS = {"--index-url", "--logdir", "--array", "--wrap", "--wd", "--local_addr"}
+FOREIGN_FLAGS = {"--index-url", "--no-deps", "--logdir", "--array", "--wrap", "--wd",
+                 "--local_addr"}
 OF_OTHERS = {"ImportError: libGL.so.1: cannot open shared object file"}
 TORCHRUN = re.compile(r"torchrun .*?(?=train\.py|-m |$)")  # torchrun and its own flags
 

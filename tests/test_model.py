@@ -294,6 +294,7 @@ def test_unknown_architecture_without_near_ones_says_where_they_are_listed():
     ("inceptionv3", 74, 75), ("nasnetamobile", 126, 127), ("tinyage", 31, 32),
     ("timm/vit_tiny_patch16_224", 8, 16),
     pytest.param("vgg11", 31, 32, marks=pytest.mark.slow),
+    pytest.param("inception_resnet_v1", 74, 75, marks=pytest.mark.slow),
     pytest.param("bninception", 299, 319, marks=pytest.mark.slow)])
 def test_size_error_names_the_smallest_that_works(arch, size, works):
     with pytest.raises(ValueError, match=rf"MODEL.IMG_SIZE {size} .*'{arch}'.* {works}$"):
