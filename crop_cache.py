@@ -17,6 +17,10 @@ from lists import listed
 from preprocess.face import crop_fingerprint
 from utils.files import cache_dir, named_full_disk, size_text, writable_folder, write_to_disk
 
+# Faces that a loader process sends at once. One by one, at most 1,200 of them reach the main
+# process in a second, however many cores cut them.
+SENT_TOGETHER = 16
+
 
 def default_cache_dir():
     """Folder `crops` in the user's cache folder, see utils.files.cache_dir."""
@@ -103,20 +107,21 @@ def _cut_crops(crops, path, shape, workers):
         raise OSError(f"the crops need {size_text(needed)}, '{path.parent}' has "
                       f"{size_text(free)} free; name another folder with --cache_dir, or set "
                       "DATA.CACHE False")
-    loader = torch.utils.data.DataLoader(_CropOrError(crops), batch_size=None, num_workers=workers,
-                                         sampler=range(done, len(crops)),
-                                         generator=torch.Generator())  # not the run's own
+    loader = torch.utils.data.DataLoader(
+        _CropOrError(crops), batch_size=SENT_TOGETHER, collate_fn=_joined, num_workers=workers,
+        sampler=range(done, len(crops)), generator=torch.Generator())  # not the run's own
     problems = []
     with named_full_disk(partial), \
             open(partial, "r+b" if done else "wb") as file:  # noqa: PTH123
         file.seek(done * face_bytes)
         file.truncate()
-        for pixels, problem in tqdm(loader, desc="cutting faces", total=len(crops), initial=done,
-                                    unit="face", leave=False):
-            if problem:
-                problems.append(problem)
-            elif not problems:
+        bar = tqdm(desc="cutting faces", total=len(crops), initial=done, unit="face", leave=False)
+        for faces, pixels, found in loader:
+            problems += found
+            if not problems:
                 file.write(pixels.numpy().data)
+            bar.update(faces)
+        bar.close()
     if problems:
         partial.unlink()  # a list without the bad photos, or with repaired ones, has another key
     refuse_photos(problems, len(crops))
@@ -135,6 +140,13 @@ class _CropOrError(torch.utils.data.Dataset):
             return torch.from_numpy(self.crops[index].copy()), ""
         except ValueError as error:
             return torch.empty(0, dtype=torch.uint8), str(error)
+
+
+def _joined(pairs):
+    """(number of pairs, their crops in one tensor, their error texts) of _CropOrError's pairs."""
+    problems = [problem for _, problem in pairs if problem]
+    crops = [crop for crop, problem in pairs if not problem]
+    return len(pairs), torch.stack(crops) if crops else torch.empty(0), problems
 
 
 def refuse_photos(problems, count):
