@@ -134,7 +134,7 @@ YAML_ERRORS = (yaml.YAMLError, ValueError, RecursionError)
 # May differ from the checkpoint's: they do not affect the network.
 FREE_OF_CHECKPOINT = ("DATA.CACHE", "DATA.EXCLUDE")
 
-ARCHS = (  # names of pretrainedmodels, and those of model.OWN_ARCHS
+ARCHS = (  # names of pretrainedmodels, and those of networks.own_archs
     "alexnet", "bninception", "cafferesnet101", "densenet121", "densenet161", "densenet169",
     "densenet201", "dpn107", "dpn131", "dpn68", "dpn68b", "dpn92", "dpn98", "fbresnet152",
     "inception_resnet_v1", "inceptionresnetv2", "inceptionv3", "inceptionv4", "mobilenetv1",

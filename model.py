@@ -1,17 +1,15 @@
 """The network: a backbone, its own input normalisation, and a linear head over the age bins.
 
 Every architecture has the same parts: features, global average pooling, dropout, one linear layer.
-First come the network and the functions that build one, then the backbones, by library.
+First come the network and the functions that build one, then the backbones from libraries. What
+neither library has is in networks/.
 pretrainedmodels and timm take seconds to import: only the functions that need them do it.
 """
 
 import copy
 import difflib
 import warnings
-from collections.abc import Callable
 from contextlib import suppress
-from functools import partial
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -21,8 +19,7 @@ from torch.nn import functional
 from checkpoint import load_checkpoint
 from defaults import ARCHS, age_bins, parse_cfg
 from losses import ORDINAL, ordinal_log_probs
-from networks.face_weights import CASIA_MEAN, CASIA_STD, MEAN_BGR, STD_BGR
-from networks.inception_resnet_v1 import InceptionResnetV1
+from networks.own_archs import OWN_ARCHS
 from pretrained import TIMM_PREFIX, find_source, import_pretrainedmodels, load_pretrained
 from utils.download import find_model
 
@@ -301,65 +298,6 @@ def _backbone(arch, size, drop_path=0.0):
 def _has_stochastic_depth(backbone):
     from timm.layers import DropPath
     return any(isinstance(part, DropPath) and part.drop_prob for part in backbone.modules())
-
-
-class ThinVGG(nn.Sequential):
-    """ThinAgeNet and TinyAgeNet of DLDL-v2: VGG16's convolutions with fewer channels.
-
-    Gao et al., "Age Estimation Using Expectation of Label Distribution Learning", IJCAI 2018.
-    Batch norm follows each convolution. Hybrid pooling replaces the fully connected layers:
-    VGG16's last max pooling, then a global average. The authors pretrain on MS-Celeb-1M; here it
-    starts from random weights, drawn as theirs.
-
-    Args:
-        width: share of VGG16's channels.
-    """
-
-    def __init__(self, width):
-        layers, channels = [], 3
-        for block_channels, convolutions in ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3)):
-            for _ in range(convolutions):
-                convolution = nn.Conv2d(channels, int(block_channels * width), 3, padding=1,
-                                        bias=False)
-                nn.init.kaiming_normal_(convolution.weight, mode="fan_out", nonlinearity="relu")
-                channels = convolution.out_channels
-                layers += [convolution, nn.BatchNorm2d(channels), nn.ReLU(inplace=True)]
-            layers.append(nn.MaxPool2d(2))
-        super().__init__(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten())
-
-
-class OwnArch(NamedTuple):
-    """An architecture that is built here.
-
-    build: function () -> backbone with random weights.
-    mean, std, bgr: its input, see AgeModel.
-    """
-
-    build: Callable
-    mean: list
-    std: list
-    bgr: bool = False
-
-
-def mobilenet_v1():
-    """MobileNetV1 of timm, padded as in TensorFlow; for the weights `vggface2` of face_weights.
-
-    Howard et al., "MobileNets: Efficient Convolutional Neural Networks for Mobile Vision
-    Applications", arXiv 1704.04861.
-    """
-    import timm
-    return timm.create_model("mobilenetv1_100", num_classes=0, pad_type="same")
-
-
-# Of face photos; the authors of DLDL-v2 use them for both networks.
-FACE_MEAN = [255 * value for value in (0.5958, 0.4637, 0.4065)]
-FACE_STD = [255 * value for value in (0.2693, 0.2409, 0.2352)]
-OWN_ARCHS = {
-    "thinage": OwnArch(partial(ThinVGG, width=1 / 2), FACE_MEAN, FACE_STD),
-    "tinyage": OwnArch(partial(ThinVGG, width=1 / 4), FACE_MEAN, FACE_STD),
-    "inception_resnet_v1": OwnArch(InceptionResnetV1, CASIA_MEAN, CASIA_STD),
-    "mobilenetv1": OwnArch(mobilenet_v1, MEAN_BGR, STD_BGR, bgr=True),
-}
 
 
 # The library applies a ReLU between the features of these and the pooling.

@@ -24,7 +24,8 @@ from torch import nn
 
 from checkpoint import load_checkpoint, save_checkpoint
 from defaults import ARCHS, load_cfg
-from model import OWN_ARCHS, build_model, input_normalisation, restore_model
+from model import build_model, input_normalisation, restore_model
+from networks.own_archs import OWN_ARCHS
 from pretrained import SOURCES, TIMM_TWINS, TORCHVISION_TWINS, copy_weights
 from utils.download import find_model
 
