@@ -105,7 +105,7 @@ def verify(args):
                             for start in starts])
     ages = metrics.DECODES[network.cfg.TEST.DECODE](probs, network.age_bins)
     scores = metrics.point_scores(data.labels, ages, network.age_bins[-1])
-    print(f"{len(data)} {args.split} faces through ONNX Runtime")
+    print(f"{cli.count_text(len(data), f'{args.split} face')} through ONNX Runtime")
     if "interval_accuracy" in scores:
         print(f"in the right interval: {scores['interval_accuracy']:.2f} %")
     if "mae" in scores:

@@ -14,6 +14,7 @@ from utils.cli import (
     HelpFormatter,
     add_data_flags,
     add_device_flag,
+    count_text,
     parse_with_overrides,
     run_main,
 )
@@ -156,7 +157,8 @@ def measure(args, models):
                         for k, path in enumerate(seeds)]
     first = next(iter(tested.values()))[0]
     for source, path in zip(sources, lists, strict=True):
-        print(f"{source.dataset} ({path}): {count_faces(first.data.faces, source)} {split} faces")
+        count = count_faces(first.data.faces, source)
+        print(f"{source.dataset} ({path}): {count_text(count, f'{split} face')}")
     if first.data.note:
         print(first.data.note)
     if args.calibrate:
@@ -175,7 +177,7 @@ def measure(args, models):
 
 def print_scores(scores, count):
     """One metric a line, the MAE last (without exact ages the distance to the interval)."""
-    print(f"{count} faces")
+    print(count_text(count, "face"))
     if "interval_accuracy" in scores:
         print(f"in the right interval: {scores['interval_accuracy']:.2f} %")
         print(f"distance to the interval: {scores['interval_distance']:.3f} years")
@@ -202,7 +204,7 @@ def calibrated(predicted):
         warnings.warn(f"the calibration is fitted to {fitted.count} faces only; with fewer than "
                       f"{MIN_CALIBRATION_FACES} it is mostly chance", stacklevel=2)
     text = temperature_text(fitted.temperature, predicted.age_bins)
-    print(f"temperature {text}, fitted on {fitted.count} faces")
+    print(f"temperature {text}, fitted on {count_text(fitted.count, 'face')}")
     for share, (before, after) in fitted.coverage.items():
         print(f"the central {share:.0%} interval covers {before:.1f} % before, {after:.1f} % "
               "after, on faces not fitted")
