@@ -112,16 +112,16 @@ def _cut_crops(crops, path, shape, workers):
         sampler=range(done, len(crops)), generator=torch.Generator())  # not the run's own
     problems = []
     with named_full_disk(partial), \
-            open(partial, "r+b" if done else "wb") as file:  # noqa: PTH123
+            partial.open("r+b" if done else "wb") as file, \
+            tqdm(desc="cutting faces", total=len(crops), initial=done, unit="face",
+                 leave=False) as bar:
         file.seek(done * face_bytes)
         file.truncate()
-        bar = tqdm(desc="cutting faces", total=len(crops), initial=done, unit="face", leave=False)
         for faces, pixels, found in loader:
             problems += found
             if not problems:
                 file.write(pixels.numpy().data)
             bar.update(faces)
-        bar.close()
     if problems:
         partial.unlink()  # a list without the bad photos, or with repaired ones, has another key
     refuse_photos(problems, len(crops))

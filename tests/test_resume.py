@@ -53,6 +53,23 @@ def test_two_epochs_equal_one_stopped_and_resumed_to_the_bit(folder, tmp_path, m
     assert mine["best"] == theirs["best"]
 
 
+def test_a_student_of_a_model_goes_on_to_the_bit(folder, trained, tmp_path, monkeypatch):
+    words = [*STEADY, "TRAIN.EPOCHS", "2", "LOSS.TEACHER", trained, "LOSS.NAME", "or_cnn"]
+    train(folder, tmp_path / "whole", *words)
+
+    @contextmanager
+    def stop_within_the_second_epoch():
+        asked = itertools.count(1)
+        yield lambda: next(asked) >= 4
+
+    with monkeypatch.context() as patched:
+        patched.setattr(loop, "stop_on_interrupt", stop_within_the_second_epoch)
+        train(folder, tmp_path / "parts", *words, check=False)
+    train(folder, tmp_path / "parts", "--resume", tmp_path / "parts" / "last.pth")
+    mine, theirs = (weights(tmp_path / run / "last.pth") for run in ("whole", "parts"))
+    torch.testing.assert_close(mine["ema"], theirs["ema"], rtol=0, atol=0)
+
+
 def test_a_run_that_is_killed_while_it_validates_loses_no_epoch(folder, tmp_path, monkeypatch):
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     train(folder, whole, *STEADY, "TRAIN.EPOCHS", "2")

@@ -15,9 +15,11 @@ from scripts import AGES, ROOT, read_log, refusal, script, train, weights
 
 from age_network import OnnxAgeNetwork, TorchAgeNetwork
 from checkpoint import load_checkpoint, save_checkpoint
+from dataset import to_pixels
 from defaults import ARCHS, parse_cfg
 from training.onnx_release import export_onnx, sample_crops
 from training.release import release_checkpoint
+from training.teachers import ModelTeachers, find_teachers
 
 
 def test_eight_faces_are_learnt_by_heart(folder, tmp_path):
@@ -169,12 +171,36 @@ def test_a_network_learns_from_models_that_see_what_it_sees(folder, trained, tmp
     def refused(*opts):
         return refusal(train(folder, tmp_path / "refused", *TINY, *opts, check=False))
 
-    assert "60.pth' has MODEL.IMG_SIZE 32, not 64; let it write a table" in refused(
-        "LOSS.TEACHER", teachers / "60.pth", "MODEL.IMG_SIZE", "64")
-    assert "'none.pth' not found" in refused("LOSS.TEACHER", "none.pth")
+    model = teachers / "60.pth"
+    for key, value in (("MODEL.IMG_SIZE", "64"), ("DATA.MARGIN", "0.1"), ("DATA.AGE_MAX", "90")):
+        assert re.search(rf"60.pth' has {key} \S+, not {value}; let it write a table", refused(
+            "LOSS.TEACHER", model, key, value))
+    assert "60.pth' tells the ages 0 to 100, not 0 to 110; choose another teacher" in refused(
+        "LOSS.TEACHER", model, "DATA.AGE_MAX", "110")
+    assert "LOSS.TEACHER: checkpoint 'none.pth' not found" in refused("LOSS.TEACHER", "none.pth")
+    assert "'.' is a folder without tables (.csv) and models" in refused("LOSS.TEACHER", ".")
+    best = tmp_path / "run" / "best.pth"
+    message = refusal(train(folder, best.parent, *TINY, "LOSS.TEACHER", best.parent, check=False))
+    assert f"LOSS.TEACHER '{best}' lies in the folder of this run" in message
     shutil.copy(predicted, teachers / "table.csv")
-    assert f"names tables ({teachers / 'table.csv'}) and models" in refused(
-        "LOSS.TEACHER", teachers)
+    assert f"names tables ({teachers / 'table.csv'}) and models ({model}); name either, such as " \
+        f"'{teachers / '*.pth'}'" in refused("LOSS.TEACHER", teachers / "*")
+    assert find_teachers(str(teachers)) == ([str(teachers / "table.csv")], [])
+
+
+def test_model_teachers_give_the_mean_of_their_calibrated_distributions(trained, tmp_path):
+    paths = []
+    for number, temperature in enumerate(([0.5, 3.0], 2.0)):
+        checkpoint = load_checkpoint(trained)
+        checkpoint["model"]["head.bias"] += torch.randn(101, generator=torch.manual_seed(number))
+        paths.append(tmp_path / f"{number}.pth")
+        save_checkpoint(paths[-1], checkpoint | {"temperature": temperature})
+    crops = sample_crops(0.0, 32)[:8]
+    expected = np.mean([TorchAgeNetwork(path)(crops) for path in paths], axis=0)
+    teachers = ModelTeachers(list(map(str, paths)), parse_cfg(checkpoint["cfg"]))
+    found = teachers(to_pixels(np.stack(crops)))
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    assert not found.requires_grad
 
 
 def test_each_split_is_used_for_what_it_is_for(tmp_path, recwarn):

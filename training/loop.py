@@ -6,6 +6,7 @@ import random
 import warnings
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -21,7 +22,9 @@ from preprocess.boxes import warn_of_other_framing
 from training.build import build_network, build_teachers, build_train_loader, build_trainer
 from training.folder import RunFolder
 from training.run import Run
+from training.teachers import find_teachers
 from utils import distributed
+from utils.files import file_sha256
 from utils.pipeline import stop_on_interrupt
 
 PROTOCOL_SCORES = {"interval_accuracy": "in the right interval, %",
@@ -68,7 +71,8 @@ def _prepare(job, cfg):
         warn_of_shared_photos(faces)
         warn_of_other_framing(pd.concat(faces.values(), ignore_index=True))
     model = build_network(cfg, job.device, resumed)  # before the crops, which may take hours
-    teachers = build_teachers(cfg, job.device)
+    _check_teachers(job, cfg)
+    teachers = distributed.call_in_all(partial(build_teachers, cfg, job.device))
     loaders = {"train": build_train_loader(faces["train"], cfg, job.device, job.cache_dir),
                "valid": build_eval_loader(faces["valid"], cfg, job.device, job.cache_dir)}
     trainer = build_trainer(cfg, job.device, model, loaders["train"], teachers, resumed)
@@ -190,12 +194,25 @@ def _check_same_run(job, cfg, before):
                              "another folder with --checkpoint, or move that run away")
 
 
+def _check_teachers(job, cfg):
+    """Refuse teachers that this run would move away, and those that the processes do not share."""
+    tables, models = distributed.call_in_all(partial(find_teachers, cfg.LOSS.TEACHER))
+    for path in models:
+        if Path(path).resolve().parent == job.folder.resolve():
+            raise ValueError(f"LOSS.TEACHER '{path}' lies in the folder of this run, which moves "
+                             "the files of the run before; name another folder with --checkpoint")
+    if distributed.world_size() > 1:  # a missing file is reported where it is read
+        distributed.require_same("the files of LOSS.TEACHER", [
+            file_sha256(path) for path in tables + models if Path(path).is_file()])
+
+
 def _read_list(job, cfg, split, protocol):
     """The table of one split; every process reads the list, and all lists must be the same."""
     faces = distributed.call_in_all(partial(read_sources, job.sources, split, cfg, protocol))
     # Without the folder, which may have another name on another machine.
     rows = pd.util.hash_pandas_object(faces.drop(columns="root"), index=False)
-    distributed.require_same(split, hashlib.sha256(rows.to_numpy().tobytes()).hexdigest())
+    digest = hashlib.sha256(rows.to_numpy().tobytes()).hexdigest()
+    distributed.require_same(f"the {split} list", digest)
     return faces
 
 

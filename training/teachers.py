@@ -13,6 +13,7 @@ predictions for it are worth learning from.
 import argparse
 import glob
 import zlib
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,7 @@ import torch
 from torch import nn
 
 from checkpoint import load_checkpoint
-from defaults import age_bins, load_cfg
+from defaults import age_bins, load_cfg, value_of
 from evaluation.predictions import face_keys, read_predictions
 from lists import pair_folders, read_sources
 from model import PixelsToProbs, restore_model
@@ -34,26 +35,43 @@ MIN_MASS = 1e-3  # of a teacher's distribution within the student's age bins
 def find_teachers(pattern):
     """Paths of the teachers that LOSS.TEACHER names: one file, or those of a folder or a glob.
 
+    Of a folder the tables are taken, or its models if it has no tables; of a run's folder best.pth.
+
     Args:
         pattern: the value of the key; empty for none.
     Returns:
         (tables, models): two lists, of which at least one is empty.
     Raises:
-        ValueError: tables and models together.
+        ValueError: a folder without teachers, a glob of tables and models together.
     """
     if not pattern:
         return [], []
-    if Path(pattern).is_dir():
-        paths = sorted(str(path) for ending in (TABLE, MODEL)
-                       for path in Path(pattern).glob(f"*{ending}"))
-    else:
-        paths = sorted(glob.glob(pattern))  # noqa: PTH207 (an absolute pattern)
-    models = [path for path in paths or [pattern] if path.endswith(MODEL)]
-    tables = [path for path in paths or [pattern] if not path.endswith(MODEL)]
+    folder = Path(pattern)
+    if folder.is_dir():
+        tables, models = (sorted(map(str, folder.glob(f"*{ending}"))) for ending in (TABLE, MODEL))
+        if not tables and not models:
+            raise ValueError(f"LOSS.TEACHER '{pattern}' is a folder without tables ({TABLE}) and "
+                             f"models ({MODEL})")
+        best = str(folder / "best.pth")
+        return tables, [] if tables else [best] if best in models else models
+    paths = sorted(glob.glob(pattern)) or [pattern]  # noqa: PTH207 (an absolute pattern)
+    models = [path for path in paths if path.endswith(MODEL)]
+    tables = [path for path in paths if not path.endswith(MODEL)]
     if tables and models:
         raise ValueError(f"LOSS.TEACHER '{pattern}' names tables ({tables[0]}) and models "
-                         f"({models[0]}); name either, such as '{Path(pattern).parent / '*.pth'}'")
+                         f"({models[0]}); name either, such as "
+                         f"'{Path(models[0]).parent / f'*{MODEL}'}'")
     return tables, models
+
+
+@contextmanager
+def _errors_name_the_key():
+    try:
+        yield
+    except (FileNotFoundError, ValueError) as error:
+        if str(error).startswith("LOSS.TEACHER"):
+            raise
+        raise type(error)(f"LOSS.TEACHER: {error}") from error
 
 
 class ModelTeachers(nn.Module):
@@ -73,7 +91,8 @@ class ModelTeachers(nn.Module):
 
     def __init__(self, paths, cfg):
         super().__init__()
-        self.networks = nn.ModuleList(_teacher_network(path, cfg) for path in paths)
+        with _errors_name_the_key():
+            self.networks = nn.ModuleList(_teacher_network(path, cfg) for path in paths)
         self.requires_grad_(False)
 
     @torch.no_grad()
@@ -86,11 +105,15 @@ def _teacher_network(path, cfg):
     """The calibrated network of a checkpoint, if it can teach the network of a config."""
     checkpoint = load_checkpoint(path)
     model, own = restore_model(checkpoint)
-    for section, key in (("MODEL", "IMG_SIZE"), ("DATA", "MARGIN"), ("DATA", "AGE_MIN"),
-                         ("DATA", "AGE_MAX")):
-        if own[section][key] != cfg[section][key]:
-            raise ValueError(f"LOSS.TEACHER '{path}' has {section}.{key} {own[section][key]}, not "
-                             f"{cfg[section][key]}; let it write a table for this training with "
+    bins, wanted = age_bins(own), age_bins(cfg)
+    if not bins[0] <= wanted[0] <= wanted[-1] <= bins[-1]:
+        raise ValueError(f"LOSS.TEACHER '{path}' tells the ages {bins[0]} to {bins[-1]}, not "
+                         f"{wanted[0]} to {wanted[-1]}; choose another teacher, or set "
+                         "DATA.AGE_MIN and DATA.AGE_MAX")
+    for key in ("MODEL.IMG_SIZE", "DATA.MARGIN", "DATA.AGE_MIN", "DATA.AGE_MAX"):
+        if value_of(own, key) != value_of(cfg, key):
+            raise ValueError(f"LOSS.TEACHER '{path}' has {key} {value_of(own, key)}, not "
+                             f"{value_of(cfg, key)}; let it write a table for this training with "
                              "test.py --split train --output")
     return PixelsToProbs(model, checkpoint.get("temperature") or 1.0, len(age_bins(own))).eval()
 
@@ -109,7 +132,8 @@ def teacher_distributions(paths, faces, bins):
         ValueError: a table cannot be read, has no distributions over these bins, lacks faces, or
             lacks the data sets' names although two have a photo of the same name.
     """
-    return sum(_distributions_of(path, faces, bins) for path in paths) / len(paths)
+    with _errors_name_the_key():
+        return sum(_distributions_of(path, faces, bins) for path in paths) / len(paths)
 
 
 def _distributions_of(path, faces, bins):

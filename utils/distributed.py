@@ -171,14 +171,14 @@ def _outcome(function):
         return None, error
 
 
-def require_same(name, digest):
-    """Refuse to go on if the processes do not have the same list.
+def require_same(what, digest):
+    """Refuse to go on if the processes do not have the same files.
 
     Args:
-        name: of the list, for the message.
-        digest: hash of the list that this process has read.
+        what: words for these files in the message.
+        digest: hash of what this process has read, or a list of hashes.
     Raises:
-        ValueError: in every process, names the first process with another list.
+        ValueError: in every process, names the first process with others.
     """
     if not dist.is_initialized():
         return
@@ -186,8 +186,8 @@ def require_same(name, digest):
     dist.all_gather_object(digests, digest)
     for number, other in enumerate(digests):
         if other != digests[0]:
-            raise ValueError(f"the {name} list of process {number} is not that of process 0: copy "
-                             "the same lists to every machine")
+            raise ValueError(f"{what} of process {number} and of process 0 differ: copy the same "
+                             "files to every machine")
 
 
 @contextmanager
