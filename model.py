@@ -95,7 +95,7 @@ class PixelsToProbs(nn.Module):
 
     Args:
         model: AgeModel in eval mode.
-        temperature: of the calibration, one number or two.
+        temperature: T of the calibration, one number or two.
         bin_count: number of age bins K.
     """
 

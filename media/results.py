@@ -38,7 +38,7 @@ def result_rows(origin, faces, fields, status=OK):
         origin: dict of the fields before `face`: file; for a clip also frame and time_s.
         faces: list of (number, Face).
         fields: names of the columns.
-        status: of the image; OK becomes NO_FACE if there are no faces.
+        status: what became of the image; OK becomes NO_FACE if there are no faces.
     Returns:
         list of dicts with the fields, rounded, and `probs`, a list or None.
     """
@@ -143,7 +143,7 @@ class PhotoResults:
 
         Args:
             name: str, its name in the tables.
-            path: of the photo.
+            path: where the photo lies.
             faces: list of Face.
             status: see result_rows().
         """

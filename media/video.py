@@ -170,7 +170,7 @@ class ClipWriter:
     """Writes frames as an MP4 clip; a context manager, which finishes the file.
 
     Args:
-        path: of the clip, replaced if it exists.
+        path: where the clip is written; an earlier file is replaced.
         size: (width, height) of every frame.
         fps: frames a second.
     """

