@@ -315,9 +315,10 @@ class Face:
 
     x1, y1, x2, y2: box in pixels of the upright photo, x2 and y2 exclusive; may overhang it.
     confidence: the detector's, 0..1.
-    roll_deg: of the line between the eyes, positive when the image-right eye is lower.
+    roll_deg: degrees between the line of the eyes and the horizontal, positive when the
+        image-right eye is lower.
     age: the distribution's mean or, with TEST.DECODE median, its median, years.
-    median, std: of the distribution, years.
+    median, std: years, of the distribution.
     low, high: its central 80% interval, years.
     probs: (K,) float32, the distribution over the age bins.
     first_age: years, the age of probs[0]; the bins are one year apart.
@@ -368,7 +369,7 @@ def face_from_probs(bbox, confidence, roll_deg, probs, age_bins, decode="mean"):
         confidence, roll_deg: see Face.
         probs: (K,), sums to 1.
         age_bins: (K,) years.
-        decode: of metrics.DECODES, how the age is made of the distribution.
+        decode: a key of metrics.DECODES: how the age is made of the distribution.
     """
     rows = np.asarray(probs, np.float32)[None]
     low, high = metrics.central_interval(rows, age_bins, INTERVAL_SHARE)

@@ -64,7 +64,7 @@ def load_pretrained(source, backbone, arch, size):
 
     Args:
         source: a name that find_source() knows.
-        backbone: of model.build_model(); changed in place.
+        backbone: the module that gives features, see model.AgeModel; changed in place.
         arch: its MODEL.ARCH.
         size: its MODEL.IMG_SIZE, pixels.
     Raises:

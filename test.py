@@ -219,7 +219,7 @@ def report_models(tested, args, sources, split):
 
     Args:
         tested: {name: [SplitPredictions, ...]}.
-        args: of parse_args.
+        args: the parsed command line.
         sources: list of Source, from lists.pair_folders().
         split: train, valid or test.
     """

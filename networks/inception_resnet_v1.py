@@ -65,7 +65,7 @@ class Residual(nn.Module):
     """What enters, plus `scale` times what the branches make of it; then a ReLU.
 
     Args:
-        channels: of the input and the output.
+        channels: how many the input has, and the output.
         width: channels of all branches together.
         branches: modules, (B, channels, H, W) -> (B, part of width, H, W).
     """

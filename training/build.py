@@ -54,7 +54,7 @@ def build_trainer(cfg, device, model, loader, teachers=None, resumed=None):
         cfg: the config.
         device: torch.device of this process.
         model: AgeModel, from build_network().
-        loader: of the training data, over ShuffledBatches.
+        loader: DataLoader over ShuffledBatches of the training faces.
         teachers: from build_teachers(), or None.
         resumed: checkpoint to continue, or None.
     Returns:
@@ -105,7 +105,7 @@ def choose_amp(amp, deterministic, device, model, criterion, batch, teachers=Non
     Args:
         amp: auto | bf16 | fp16 | off.
         deterministic: True if the choice must not depend on a clock; a CPU then gets off.
-        device, model, criterion: of the run; model and random state do not change.
+        device, model, criterion: what the run uses; model and random state do not change.
         batch: a training batch.
         teachers: ModelTeachers, or None.
     Returns:

@@ -20,7 +20,7 @@ class RunFolder:
     earlier-N/  the files of a run that used this folder before
 
     Args:
-        path: of the folder.
+        path: where the folder lies.
     """
 
     def __init__(self, path):
