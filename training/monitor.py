@@ -21,9 +21,9 @@ class Monitor:
     """Writes one run's progress, in the main process.
 
     Args:
-        folder: of the run; log.jsonl is appended there.
+        folder: the run's; log.jsonl is appended there.
         tensorboard: log folder of TensorBoard, or None.
-        name: of the run, a sub-folder of the log folder.
+        name: the run's, and of its sub-folder of the log folder.
         first_epoch: the epoch that the run starts with; records of it and of later epochs, from
             an earlier part of the run, are dropped.
     """

@@ -42,13 +42,13 @@ def lr_factor(step, steps_per_epoch, schedule, epochs, warmup_epochs, decay_step
     Both schedules begin with a linear warm-up.
 
     Args:
-        step: of the run, from 0.
+        step: number of the step in the run, from 0.
         steps_per_epoch: batches of an epoch.
         schedule: step: times decay_rate every decay_step epochs; cosine: half a cosine from the
             end of the warm-up to 0 at the last step.
-        epochs: of the run.
+        epochs: how many the run has.
         warmup_epochs: need not be whole.
-        decay_step, decay_rate: of the step schedule.
+        decay_step, decay_rate: epochs between two decays of the step schedule, and their factor.
     """
     epoch = step / steps_per_epoch
     warmup = min(1.0, (step + 1) / max(warmup_epochs * steps_per_epoch, 1))

@@ -72,8 +72,8 @@ class Run:
     best: {"metric", "value", "epoch"} of the best epoch, or {}.
     best_ca: {"ca3", "ca5", "ca7": percent}, the best of each so far.
     metrics: {name: value} of the last validation.
-    name: of the run, also in TensorBoard.
-    commit: of the code that is running.
+    name: the run's, also in TensorBoard.
+    commit: hash of the commit that is running.
     monitor: Monitor, in the main process.
     """
 

@@ -82,7 +82,7 @@ class ModelTeachers(nn.Module):
     distillation: A good teacher is patient and consistent", CVPR 2022).
 
     Args:
-        paths: of checkpoints.
+        paths: list of checkpoint files.
         cfg: the student's config.
     Raises:
         FileNotFoundError: no such file.
@@ -122,7 +122,7 @@ def teacher_distributions(paths, faces, bins):
     """The mean of what other models predicted for the training faces.
 
     Args:
-        paths: of tables written by `test.py --split train --output`, from find_teachers().
+        paths: list of tables written by `test.py --split train --output`, from find_teachers().
         faces: table from lists.read_faces().
         bins: (K,) whole years.
     Returns:

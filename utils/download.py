@@ -25,7 +25,7 @@ def find_model(source=None, prefer_onnx=False):
     Args:
         source: None for the model in misc/, a path, a name from misc/models.yaml, or an https
             URL that ends in #sha256=HEX.
-        prefer_onnx: of a name, take the .onnx file if it has one.
+        prefer_onnx: take the .onnx file of a name, if it has one.
     Returns:
         Path of a file. A file from the network has the right sha256.
     Raises:

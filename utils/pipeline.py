@@ -35,7 +35,7 @@ def batches(items, pixels_of, max_pixels, max_count=None):
     Args:
         items: iterable; read one item further than the current batch.
         pixels_of: function (item) -> number of pixels.
-        max_pixels: of a batch of several items.
+        max_pixels: most pixels that a batch of several items may have.
         max_count: items of a batch; None for no limit.
     Yields:
         lists of items.
