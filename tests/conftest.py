@@ -23,6 +23,17 @@ def pytest_configure(config):
 
 
 @pytest.fixture
+def take_for_real(monkeypatch):
+    """Function (source, path) -> path: the file's checksum is now that of the source's package."""
+    def take(source, path):
+        from networks.face_weights import PACKAGES
+        from utils.files import file_sha256
+        monkeypatch.setitem(PACKAGES, source, PACKAGES[source]._replace(sha256=file_sha256(path)))
+        return path
+    return take
+
+
+@pytest.fixture
 def rng():
     return np.random.default_rng(7)
 

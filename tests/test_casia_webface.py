@@ -17,7 +17,7 @@ from networks import face_weights
 from networks.inception_resnet_v1 import FEATURES, InceptionResnetV1
 from training import layer_statistics
 from training.layer_statistics import write_statistics
-from utils.files import cache_dir, file_sha256
+from utils.files import cache_dir
 
 REAL = face_weights.PACKAGES["casia_webface"]
 CACHED = cache_dir() / f"{REAL.sha256[:12]}-{REAL.url.rsplit('/', 1)[1]}"
@@ -164,11 +164,9 @@ def drawn_package(tmp_path_factory):
 
 
 @pytest.fixture
-def package(drawn_package, monkeypatch):
-    """Path of a package with random weights, whose checksum is taken for the real one's."""
-    monkeypatch.setitem(face_weights.PACKAGES, "casia_webface",
-                        REAL._replace(sha256=file_sha256(drawn_package)))
-    return drawn_package
+def package(drawn_package, take_for_real):
+    """Path of a package with random weights."""
+    return take_for_real("casia_webface", drawn_package)
 
 
 def by_opencv(package, pixels):

@@ -19,7 +19,7 @@ from model import build_model, restore_model
 from networks import face_weights
 from training import layer_statistics
 from training.layer_statistics import write_statistics
-from utils.files import cache_dir, file_sha256
+from utils.files import cache_dir
 
 REAL = face_weights.PACKAGES["vggface2"]
 BLOCKS = [(32, 64, 1), (64, 128, 2), (128, 128, 1), (128, 256, 2), (256, 256, 1), (256, 512, 2),
@@ -75,11 +75,9 @@ def drawn_package(tensors, tmp_path_factory):
 
 
 @pytest.fixture
-def package(drawn_package, monkeypatch):
-    """Path of a package with random weights, whose checksum is taken for the real one's."""
-    monkeypatch.setitem(face_weights.PACKAGES, "vggface2",
-                        REAL._replace(sha256=file_sha256(drawn_package)))
-    return drawn_package
+def package(drawn_package, take_for_real):
+    """Path of a package with random weights."""
+    return take_for_real("vggface2", drawn_package)
 
 
 def as_tensorflow(tensors, pixels):

@@ -84,8 +84,8 @@ def table_format(path, required):
 def with_decimal_points(text, separator):
     """A field of numbers with 23.5 in the place of 23,5; any other text as it is.
 
-    separator: what stands between two cells. Between commas no comma is a decimal one. Between tabs 1,234 may be a
-    thousand, and is left for the caller to refuse.
+    separator: what stands between two cells. Between commas no comma is a decimal one. Between tabs
+    1,234 may be a thousand, and is left for the caller to refuse.
     """
     if separator == "," or not NUMBERS.fullmatch(text):
         return text
