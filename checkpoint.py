@@ -9,6 +9,7 @@ Keys of a checkpoint:
     epochs_done, best {metric, value, epoch}, metrics {name: value of the last validation}
                      how long it was trained, and how good it is
     datasets [name]  what it was trained on
+    age_share        (K,) share of each age among the training faces; absent before it was kept
     temperature      [T at the first age, T at the last] of the calibration, or one number for
                      both; absent before `test.py --calibrate`
     run_name, protocol, best_ca, device, amp, faces (hash of the training list)
@@ -43,6 +44,7 @@ CHECKS = {  # of a value; None if the key is missing
     "model": lambda value: isinstance(value, dict) and all(
         isinstance(name, str) and isinstance(tensor, torch.Tensor)
         for name, tensor in value.items()),
+    "age_share": lambda value: value is None or isinstance(value, torch.Tensor),
     "temperature": lambda value: value is None or _is_positive(value) or (
         isinstance(value, (list, tuple)) and len(value) == 2 and all(map(_is_positive, value))),
 }

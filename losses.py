@@ -262,20 +262,33 @@ def build_criterion(cfg, age_bins, age_weights=None):
     return criterion
 
 
-def rare_age_weights(target_dist, power):
+def age_share(cfg, labels, age_bins):
+    """The share that each age has among faces: the mean of their target distributions.
+
+    Args:
+        cfg: the config; the keys of target_builder.
+        labels: dict of (N,) tensors, see dataset.FaceDataset.
+        age_bins: (K,) years.
+    Returns:
+        (K,) float32, sums to 1.
+    """
+    return target_builder(cfg)(labels, age_bins).target_dist.mean(dim=0)
+
+
+def rare_age_weights(share, power, floor):
     """Weight of a face of each age: its smoothed frequency to the power -`power`.
 
     Label distribution smoothing (Yang et al., "Delving into Deep Imbalanced Regression", ICML
     2021); the power 0.5 is their square-root weighting.
 
     Args:
-        target_dist: (N, K) target distributions of the training faces, rows sum to 1.
+        share: (K,) of the training faces, from age_share().
         power: LOSS.RARE_AGE_POWER.
+        floor: share below which an age weighs no more, in (0, 1].
     Returns:
         (K,) float32; its mean over the training faces is 1.
     """
-    share = target_dist.mean(dim=0)  # (K,)
-    weights = share.clamp(min=1 / len(target_dist)) ** -power
+    weights = share.clamp(min=floor) ** -power
     return weights / (share @ weights)
 
 

@@ -246,3 +246,38 @@ def test_a_release_leaves_a_folder_alone_that_another_process_writes_to(tmp_path
         assert not (tmp_path / "out" / "b.pth").exists()
     release_checkpoint([tmp_path / "a.pth"], tmp_path / "out" / "b.pth")
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["b.pth"]
+
+
+def write_trained(path, power=0.4, loss="kl", **keys):
+    """A checkpoint of a head over three ages, the last one nine times rarer than the first."""
+    save_checkpoint(path, {
+        **PLAIN, "cfg": f"LOSS:\n  NAME: {loss}\n  RARE_AGE_POWER: {power}\n", "temperature": 0.7,
+        "age_share": torch.tensor([0.9, 0.3, 0.1]) / 1.3,
+        "model": {"head.bias": torch.tensor([1.0, 2.0, 3.0])}, **keys})
+    return path
+
+
+def test_a_release_takes_back_what_rare_ages_weighed_too_much(tmp_path):
+    source = write_trained(tmp_path / "a.pth")
+    release_checkpoint([source], tmp_path / "b.pth", rare_age_power=0.1)
+    released = load_checkpoint(tmp_path / "b.pth")
+    moved = (released["model"]["head.bias"] - torch.tensor([1.0, 2.0, 3.0])).double()
+    taken_as = torch.tensor([0.9, 0.3, 0.15 * 0.9])  # the last one is not taken as rarer than that
+    torch.testing.assert_close(moved - moved[0], 0.3 * (taken_as / 0.9).log().double(),
+                               rtol=0, atol=1e-6)
+    assert parse_cfg(released["cfg"]).LOSS.RARE_AGE_POWER == 0.1
+    assert not {"best", "epochs_done", "temperature"} & released.keys()  # of the other bias
+    release_checkpoint([tmp_path / "b.pth"], tmp_path / "c.pth", rare_age_power=0.1)
+    again = load_checkpoint(tmp_path / "c.pth")["model"]["head.bias"]
+    torch.testing.assert_close(again, released["model"]["head.bias"], rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("power, keys, message", [
+    (0.5, {}, r"must be from 0 to 0\.4, with which '.*a\.pth' was trained .*; got 0\.5"),
+    (-0.1, {}, r"must be from 0 to 0\.4, .*; got -0\.1"),
+    (0.1, {"age_share": None}, r"'.*a\.pth' does not say which ages it was trained on"),
+    (0.1, {"loss": "or_cnn"}, r"'.*a\.pth' has binary outputs \(LOSS\.NAME or_cnn\)")])
+def test_a_power_that_does_not_suit_a_model_is_refused(tmp_path, power, keys, message):
+    with pytest.raises(ValueError, match=f"^--rare_age_power.*{message}"):
+        release_checkpoint([write_trained(tmp_path / "a.pth", **keys)], tmp_path / "b.pth", power)
+    assert not (tmp_path / "b.pth").exists()

@@ -10,7 +10,7 @@ from batches import ShuffledBatches, build_loader, to_device
 from dataset import FaceDataset
 from defaults import age_bins, parse_cfg
 from engine import Trainer
-from losses import build_criterion, rare_age_weights, target_builder
+from losses import age_share, build_criterion, rare_age_weights
 from model import build_model, restore_model
 from training.optim import averaged_model, build_optimizer, build_scheduler
 from training.teachers import ModelTeachers, find_teachers, teacher_distributions
@@ -64,8 +64,8 @@ def build_trainer(cfg, device, model, loader, teachers=None, resumed=None):
     bins = torch.tensor(age_bins(cfg), device=device)
     data, age_weights = loader.dataset, None
     if cfg.LOSS.RARE_AGE_POWER > 0:
-        target = target_builder(cfg)(data.labels, bins.cpu())
-        age_weights = rare_age_weights(target.target_dist, cfg.LOSS.RARE_AGE_POWER)
+        age_weights = rare_age_weights(age_share(cfg, data.labels, bins.cpu()),
+                                       cfg.LOSS.RARE_AGE_POWER, 1 / len(data))
     criterion = build_criterion(cfg, bins, age_weights)
     batch = data.batch(next(iter(loader.batch_sampler)))
     if resumed is not None and resumed.get("device", device.type) == device.type and \

@@ -2,6 +2,7 @@
 
     python -m training.release RUN/best.pth misc/model.pth              # one run
     python -m training.release RUN_1/best.pth RUN_2/best.pth mean.pth   # mean of the weights
+    python -m training.release RUN/best.pth model.pth --rare_age_power 0.1  # rare ages weigh less
 """
 
 import argparse
@@ -11,15 +12,19 @@ import torch
 
 from checkpoint import load_checkpoint, save_checkpoint
 from defaults import age_bins, override_cfg, parse_cfg
+from losses import ORDINAL, rare_age_weights
 from utils.cli import HelpFormatter, run_main
 from utils.files import file_sha256
 from utils.locks import only_writer
 from utils.precision import MIN_HALVED
 
-RELEASED = ("cfg", "commit", "epochs_done", "best", "metrics", "datasets", "temperature")
+RELEASED = ("cfg", "commit", "epochs_done", "best", "metrics", "datasets", "age_share",
+            "temperature")
+OF_ONE_RUN = ("epochs_done", "best", "metrics", "temperature")  # does not hold for changed weights
+MIN_SHARE = 0.15  # of the commonest age's share: how rare an age is taken to be, at most
 
 
-def release_checkpoint(sources, target):
+def release_checkpoint(sources, target, rare_age_power=None):
     """Write the part of a checkpoint that using it needs: half-precision weights, no optimiser.
 
     The mean of several runs that started from the same weights is often better than each of them
@@ -28,11 +33,13 @@ def release_checkpoint(sources, target):
     Args:
         sources: checkpoints of training runs, one or more.
         target: file to write.
+        rare_age_power: LOSS.RARE_AGE_POWER that the model is to have after all, see
+            weigh_rare_ages_less; None: as trained.
     Returns:
         sha256 of the target, 64 hexadecimal digits.
     Raises:
-        ValueError: the checkpoints are not of the same network, or another process writes to the
-            folder of the target.
+        ValueError: the checkpoints are not of the same network, rare_age_power does not suit them,
+            or another process writes to the folder of the target.
     """
     checkpoints = [load_checkpoint(source) for source in sources]
     first = checkpoints[0]
@@ -40,14 +47,53 @@ def release_checkpoint(sources, target):
         if _network(other) != _network(first):
             raise ValueError(f"'{source}' is of another network than '{sources[0]}'; the mean is "
                              "of runs of one architecture, input and range of ages")
-    keys = RELEASED if len(checkpoints) == 1 else ("cfg", "commit", "datasets")
-    kept = {key: first[key] for key in keys if key in first}
-    kept["model"] = {name: _halved(_mean([one["model"][name] for one in checkpoints]))
+    kept = {key: first[key] for key in RELEASED if key in first}
+    kept["model"] = {name: _mean([one["model"][name] for one in checkpoints])
                      for name in first["model"]}
-    kept["cfg"] = _without_folders(parse_cfg(first["cfg"])).dump()
+    if rare_age_power is not None:
+        weigh_rare_ages_less(kept, rare_age_power, sources[0])
+    if rare_age_power is not None or len(checkpoints) > 1:
+        kept = {key: value for key, value in kept.items() if key not in OF_ONE_RUN}
+    kept["model"] = {name: _halved(values) for name, values in kept["model"].items()}
+    kept["cfg"] = _without_folders(parse_cfg(kept["cfg"])).dump()
     with only_writer(Path(target).parent, "write to another folder"):
         save_checkpoint(target, kept)
         return file_sha256(target)
+
+
+def weigh_rare_ages_less(checkpoint, power, path):
+    """Give a trained network the probabilities of a training with a lower LOSS.RARE_AGE_POWER.
+
+    A loss that is weighted by age teaches the probabilities times these weights. Here they are
+    divided by the weights that are too much: post-hoc logit adjustment (Menon et al., "Long-tail
+    learning via logit adjustment", ICLR 2021), as a change of the last layer's bias. Ages rarer
+    than MIN_SHARE are taken as that rare: few faces tell how rare the oldest are.
+
+    Args:
+        checkpoint: dict; its `model` and `cfg` are changed.
+        power: LOSS.RARE_AGE_POWER from now on, from 0 to that of the training.
+        path: file of the checkpoint, for messages.
+    Raises:
+        ValueError: the power is higher than the training's or negative, the checkpoint does not
+            have the shares of ages, or the network has binary outputs.
+    """
+    cfg = parse_cfg(checkpoint["cfg"])
+    trained = cfg.LOSS.RARE_AGE_POWER
+    if not 0 <= power <= trained:
+        raise ValueError(f"--rare_age_power must be from 0 to {trained:g}, with which '{path}' was "
+                         f"trained (LOSS.RARE_AGE_POWER); got {power:g}")
+    if cfg.LOSS.NAME in ORDINAL:
+        raise ValueError(f"--rare_age_power: '{path}' has binary outputs (LOSS.NAME "
+                         f"{cfg.LOSS.NAME}); train again with another LOSS.RARE_AGE_POWER")
+    if checkpoint.get("age_share") is None:
+        raise ValueError(f"--rare_age_power: '{path}' does not say which ages it was trained on; "
+                         "train.py writes that since this flag exists")
+    share = checkpoint["age_share"]
+    weights = rare_age_weights(share, trained - power, MIN_SHARE * share.max().item())
+    checkpoint["model"] = checkpoint["model"] | {
+        "head.bias": checkpoint["model"]["head.bias"] - weights.log()}
+    checkpoint["cfg"] = override_cfg(cfg, ["LOSS.RARE_AGE_POWER", str(power)],
+                                     "LOSS.RARE_AGE_POWER").dump()
 
 
 def _without_folders(cfg):
@@ -91,8 +137,12 @@ def main():
                         "run; several that started from the same one give the mean of their "
                         "weights")
     parser.add_argument("target", help="file to write")
+    parser.add_argument("--rare_age_power", type=float, metavar="POWER",
+                        help="lower LOSS.RARE_AGE_POWER after the training: common ages gain, rare "
+                        "ones lose; calibrate again")
     args = parser.parse_args()
-    print(f"{args.target}: sha256 {release_checkpoint(args.sources, args.target)}")
+    digest = release_checkpoint(args.sources, args.target, args.rare_age_power)
+    print(f"{args.target}: sha256 {digest}")
     return 0
 
 

@@ -5,13 +5,16 @@ import shlex
 import time
 from dataclasses import dataclass, field, replace
 from datetime import datetime
+from functools import cached_property
 from pathlib import Path
+
+import torch
 
 import metrics
 from defaults import age_bins
 from engine import EpochProgress, Trainer, predict
 from lists import count_faces, list_file
-from losses import target_builder
+from losses import age_share, target_builder
 from training.folder import RunFolder
 from training.monitor import Monitor
 from training.teachers import find_teachers
@@ -124,6 +127,12 @@ class Run:
         faces = self.loaders["train"].dataset.faces
         names = "\n".join(faces["dataset"] + "/" + faces["photo"])
         return hashlib.sha256(names.encode("utf-8", "surrogatepass")).hexdigest()
+
+    @cached_property
+    def age_share(self):
+        """(K,) share of each age in the training list, see losses.age_share."""
+        return age_share(self.cfg, self.loaders["train"].dataset.labels,
+                         torch.tensor(age_bins(self.cfg)))
 
     def start(self):
         """Print what is trained on what, write the config, open TensorBoard."""
@@ -269,7 +278,7 @@ class Run:
             "device": self.trainer.device.type,
             "best": self.best, "best_ca": self.best_ca, "metrics": self.metrics,
             "datasets": [source.dataset for source in self.job.sources],
-            "protocol": self.job.protocol,
+            "protocol": self.job.protocol, "age_share": self.age_share,
             "faces": self.faces_digest(), **self.trainer.state_dict()}
         self.saved_at = time.monotonic()
         if not distributed.is_main():
