@@ -47,6 +47,8 @@ def test_eight_faces_are_learnt_by_heart(folder, tmp_path):
     assert best == pytest.approx(mae, abs=0.02)
     kept = list((tmp_path / "run").glob("epoch*.pth"))
     assert any(f"_{best:.4f}.pth" in path.name for path in kept)
+    share = weights(tmp_path / "run" / "best.pth")["age_share"].numpy()
+    assert share @ np.arange(101) == pytest.approx(table["age"].mean(), abs=0.1)
 
 
 def test_tensorboard_shows_curves_and_pictures(folder, tmp_path):
