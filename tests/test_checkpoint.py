@@ -249,11 +249,11 @@ def test_a_release_leaves_a_folder_alone_that_another_process_writes_to(tmp_path
 
 
 def write_trained(path, power=0.4, loss="kl", **keys):
-    """A checkpoint of a head over three ages, the last one nine times rarer than the first."""
+    """A checkpoint of a head over four ages, the last one nine times rarer than the second."""
     save_checkpoint(path, {
         **PLAIN, "cfg": f"LOSS:\n  NAME: {loss}\n  RARE_AGE_POWER: {power}\n", "temperature": 0.7,
-        "age_share": torch.tensor([0.9, 0.3, 0.1]) / 1.3,
-        "model": {"head.bias": torch.tensor([1.0, 2.0, 3.0])}, **keys})
+        "age_share": torch.tensor([0.2, 0.9, 0.3, 0.1]) / 1.5,
+        "model": {"head.bias": torch.arange(4.0)}, **keys})
     return path
 
 
@@ -261,10 +261,9 @@ def test_a_release_takes_back_what_rare_ages_weighed_too_much(tmp_path):
     source = write_trained(tmp_path / "a.pth")
     release_checkpoint([source], tmp_path / "b.pth", rare_age_power=0.1)
     released = load_checkpoint(tmp_path / "b.pth")
-    moved = (released["model"]["head.bias"] - torch.tensor([1.0, 2.0, 3.0])).double()
-    taken_as = torch.tensor([0.9, 0.3, 0.15 * 0.9])  # the last one is not taken as rarer than that
-    torch.testing.assert_close(moved - moved[0], 0.3 * (taken_as / 0.9).log().double(),
-                               rtol=0, atol=1e-6)
+    moved = released["model"]["head.bias"] - torch.arange(4.0)
+    taken_as = torch.tensor([0.9, 0.9, 0.3, 0.15 * 0.9])  # both ends are rarer
+    torch.testing.assert_close(moved, 0.3 * (taken_as / 0.9).log(), rtol=0, atol=1e-6)
     assert parse_cfg(released["cfg"]).LOSS.RARE_AGE_POWER == 0.1
     assert not {"best", "epochs_done", "temperature"} & released.keys()  # of the other bias
     release_checkpoint([tmp_path / "b.pth"], tmp_path / "c.pth", rare_age_power=0.1)

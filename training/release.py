@@ -12,7 +12,7 @@ import torch
 
 from checkpoint import load_checkpoint, save_checkpoint
 from defaults import age_bins, override_cfg, parse_cfg
-from losses import ORDINAL, rare_age_weights
+from losses import ORDINAL
 from utils.cli import HelpFormatter, run_main
 from utils.files import file_sha256
 from utils.locks import only_writer
@@ -66,8 +66,9 @@ def weigh_rare_ages_less(checkpoint, power, path):
 
     A loss that is weighted by age teaches the probabilities times these weights. Here they are
     divided by the weights that are too much: post-hoc logit adjustment (Menon et al., "Long-tail
-    learning via logit adjustment", ICLR 2021), as a change of the last layer's bias. Ages rarer
-    than MIN_SHARE are taken as that rare: few faces tell how rare the oldest are.
+    learning via logit adjustment", ICLR 2021), as a change of the last layer's bias. It begins at
+    the commonest age: younger people would be estimated older, and more minors pass for adults.
+    It ends where ages are rarer than MIN_SHARE: few faces tell how rare the oldest are.
 
     Args:
         checkpoint: dict; its `model` and `cfg` are changed.
@@ -89,9 +90,10 @@ def weigh_rare_ages_less(checkpoint, power, path):
         raise ValueError(f"--rare_age_power: '{path}' does not say which ages it was trained on; "
                          "train.py writes that since this flag exists")
     share = checkpoint["age_share"]
-    weights = rare_age_weights(share, trained - power, MIN_SHARE * share.max().item())
-    checkpoint["model"] = checkpoint["model"] | {
-        "head.bias": checkpoint["model"]["head.bias"] - weights.log()}
+    rarity = (share / share.max()).clamp(min=MIN_SHARE)  # (K,), 1 at the commonest age
+    rarity[:share.argmax()] = 1
+    bias = checkpoint["model"]["head.bias"] + (trained - power) * rarity.log()
+    checkpoint["model"] = checkpoint["model"] | {"head.bias": bias}
     checkpoint["cfg"] = override_cfg(cfg, ["LOSS.RARE_AGE_POWER", str(power)],
                                      "LOSS.RARE_AGE_POWER").dump()
 
