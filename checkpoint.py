@@ -57,12 +57,12 @@ def save_checkpoint(path, checkpoint):
 
     Args:
         path: target file; its folder exists.
-        checkpoint: dict with the keys above, without `version`.
+        checkpoint: dict with the keys above; `version` becomes this format's.
     """
     with replaced(path) as temporary, temporary.open("wb") as file:
         try:
             # Into an open file: if torch gets a name, it writes the name into the file as well.
-            torch.save({"version": FORMAT_VERSION, **checkpoint}, file)
+            torch.save({**checkpoint, "version": FORMAT_VERSION}, file)
         except RuntimeError as error:  # torch's word for a write that failed
             if isinstance(error.__context__, OSError):
                 raise error.__context__ from None

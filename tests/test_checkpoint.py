@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import math
 import os
 import pickle
 import zipfile
@@ -248,35 +249,47 @@ def test_a_release_leaves_a_folder_alone_that_another_process_writes_to(tmp_path
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["b.pth"]
 
 
-def write_trained(path, power=0.4, loss="kl", **keys):
+def write_trained(path, loss="kl", **keys):
     """A checkpoint of a head over four ages, the last one nine times rarer than the second."""
     save_checkpoint(path, {
-        **PLAIN, "cfg": f"LOSS:\n  NAME: {loss}\n  RARE_AGE_POWER: {power}\n", "temperature": 0.7,
+        **PLAIN, "cfg": f"LOSS:\n  NAME: {loss}\n", "temperature": 0.7,
         "age_share": torch.tensor([0.2, 0.9, 0.3, 0.1]) / 1.5,
         "model": {"head.bias": torch.arange(4.0)}, **keys})
     return path
 
 
-def test_a_release_takes_back_what_rare_ages_weighed_too_much(tmp_path):
+def test_a_release_favours_the_ages_that_were_common(tmp_path):
     source = write_trained(tmp_path / "a.pth")
-    release_checkpoint([source], tmp_path / "b.pth", rare_age_power=0.1)
+    release_checkpoint([source], tmp_path / "b.pth", age_power=0.3)
     released = load_checkpoint(tmp_path / "b.pth")
     moved = released["model"]["head.bias"] - torch.arange(4.0)
     taken_as = torch.tensor([0.9, 0.9, 0.3, 0.15 * 0.9])  # both ends are rarer
     torch.testing.assert_close(moved, 0.3 * (taken_as / 0.9).log(), rtol=0, atol=1e-6)
-    assert parse_cfg(released["cfg"]).LOSS.RARE_AGE_POWER == 0.1
     assert not {"best", "epochs_done", "temperature"} & released.keys()  # of the other bias
-    release_checkpoint([tmp_path / "b.pth"], tmp_path / "c.pth", rare_age_power=0.1)
-    again = load_checkpoint(tmp_path / "c.pth")["model"]["head.bias"]
-    torch.testing.assert_close(again, released["model"]["head.bias"], rtol=0, atol=1e-6)
+    release_checkpoint([source], tmp_path / "c.pth")
+    kept = load_checkpoint(tmp_path / "c.pth")
+    assert torch.equal(kept["model"]["head.bias"], torch.arange(4.0)) and kept["temperature"] == 0.7
 
 
 @pytest.mark.parametrize("power, keys, message", [
-    (0.5, {}, r"must be from 0 to 0\.4, with which '.*a\.pth' was trained .*; got 0\.5"),
-    (-0.1, {}, r"must be from 0 to 0\.4, .*; got -0\.1"),
-    (0.1, {"age_share": None}, r"'.*a\.pth' does not say which ages it was trained on"),
-    (0.1, {"loss": "or_cnn"}, r"'.*a\.pth' has binary outputs \(LOSS\.NAME or_cnn\)")])
+    (math.nan, {}, r" must be a finite number, got nan"),
+    (0.1, {"age_share": None}, r": '.*a\.pth' does not say which ages .*--resume"),
+    (0.1, {"loss": "or_cnn"}, r": '.*a\.pth' has binary outputs \(LOSS\.NAME or_cnn\)")])
 def test_a_power_that_does_not_suit_a_model_is_refused(tmp_path, power, keys, message):
-    with pytest.raises(ValueError, match=f"^--rare_age_power.*{message}"):
+    with pytest.raises(ValueError, match=f"^--age_power{message}"):
         release_checkpoint([write_trained(tmp_path / "a.pth", **keys)], tmp_path / "b.pth", power)
     assert not (tmp_path / "b.pth").exists()
+
+
+def test_a_forgotten_target_does_not_cost_a_training(tmp_path):
+    for name in ("a", "b"):
+        save_checkpoint(tmp_path / f"{name}.pth", {**PLAIN, "optimizer": {}})
+    before = (tmp_path / "b.pth").read_bytes()
+    with pytest.raises(ValueError, match=r"b\.pth' is of a training run .*; name the file"):
+        release_checkpoint([tmp_path / "a.pth"], tmp_path / "b.pth")
+    assert (tmp_path / "b.pth").read_bytes() == before
+
+
+def test_a_checkpoint_written_again_has_this_version(tmp_path):
+    save_checkpoint(tmp_path / "a.pth", {**PLAIN, "version": 1})
+    assert load_checkpoint(tmp_path / "a.pth")["version"] == FORMAT_VERSION

@@ -2,10 +2,11 @@
 
     python -m training.release RUN/best.pth misc/model.pth              # one run
     python -m training.release RUN_1/best.pth RUN_2/best.pth mean.pth   # mean of the weights
-    python -m training.release RUN/best.pth model.pth --rare_age_power 0.1  # rare ages weigh less
+    python -m training.release RUN/best.pth model.pth --age_power 0.3  # favour common ages
 """
 
 import argparse
+import math
 from pathlib import Path
 
 import torch
@@ -24,7 +25,7 @@ OF_ONE_RUN = ("epochs_done", "best", "metrics", "temperature")  # does not hold 
 MIN_SHARE = 0.15  # of the commonest age's share: how rare an age is taken to be, at most
 
 
-def release_checkpoint(sources, target, rare_age_power=None):
+def release_checkpoint(sources, target, age_power=0.0):
     """Write the part of a checkpoint that using it needs: half-precision weights, no optimiser.
 
     The mean of several runs that started from the same weights is often better than each of them
@@ -33,13 +34,12 @@ def release_checkpoint(sources, target, rare_age_power=None):
     Args:
         sources: checkpoints of training runs, one or more.
         target: file to write.
-        rare_age_power: LOSS.RARE_AGE_POWER that the model is to have after all, see
-            weigh_rare_ages_less; None: as trained.
+        age_power: how much common ages are favoured, see weigh_ages_by_share.
     Returns:
         sha256 of the target, 64 hexadecimal digits.
     Raises:
-        ValueError: the checkpoints are not of the same network, rare_age_power does not suit them,
-            or another process writes to the folder of the target.
+        ValueError: the checkpoints are not of the same network, age_power does not suit them, the
+            target is of a training run, or another process writes to its folder.
     """
     checkpoints = [load_checkpoint(source) for source in sources]
     first = checkpoints[0]
@@ -50,52 +50,58 @@ def release_checkpoint(sources, target, rare_age_power=None):
     kept = {key: first[key] for key in RELEASED if key in first}
     kept["model"] = {name: _mean([one["model"][name] for one in checkpoints])
                      for name in first["model"]}
-    if rare_age_power is not None:
-        weigh_rare_ages_less(kept, rare_age_power, sources[0])
-    if rare_age_power is not None or len(checkpoints) > 1:
+    shares = [one.get("age_share") for one in checkpoints]
+    kept["age_share"] = None if any(share is None for share in shares) else _mean(shares)
+    if age_power:
+        weigh_ages_by_share(kept, age_power, sources[0])
+    if age_power or len(checkpoints) > 1:
         kept = {key: value for key, value in kept.items() if key not in OF_ONE_RUN}
     kept["model"] = {name: _halved(values) for name, values in kept["model"].items()}
     kept["cfg"] = _without_folders(parse_cfg(kept["cfg"])).dump()
     with only_writer(Path(target).parent, "write to another folder"):
+        _refuse_training_run(target)
         save_checkpoint(target, kept)
         return file_sha256(target)
 
 
-def weigh_rare_ages_less(checkpoint, power, path):
-    """Give a trained network the probabilities of a training with a lower LOSS.RARE_AGE_POWER.
+def weigh_ages_by_share(checkpoint, power, path):
+    """Multiply the probabilities of a trained network by the ages' share in its training ** power.
 
-    A loss that is weighted by age teaches the probabilities times these weights. Here they are
-    divided by the weights that are too much: post-hoc logit adjustment (Menon et al., "Long-tail
-    learning via logit adjustment", ICLR 2021), as a change of the last layer's bias. It begins at
-    the commonest age: younger people would be estimated older, and more minors pass for adults.
-    It ends where ages are rarer than MIN_SHARE: few faces tell how rare the oldest are.
+    The logit adjustment of Menon et al. ("Long-tail learning via logit adjustment", ICLR 2021) the
+    other way round, as a change of the last layer's bias: LOSS.RARE_AGE_POWER in the training moves
+    estimates towards rare ages, and this moves some of them back. It begins at the commonest age:
+    below it people would be estimated older, and more minors pass for adults. It ends where ages
+    are rarer than MIN_SHARE: few faces tell how rare the oldest are.
 
     Args:
-        checkpoint: dict; its `model` and `cfg` are changed.
-        power: LOSS.RARE_AGE_POWER from now on, from 0 to that of the training.
+        checkpoint: dict; its `model` is replaced.
+        power: finite; below 0 it favours the rare ages.
         path: file of the checkpoint, for messages.
     Raises:
-        ValueError: the power is higher than the training's or negative, the checkpoint does not
-            have the shares of ages, or the network has binary outputs.
+        ValueError: the power is not finite, the checkpoint does not have the shares of ages, or
+            the network has binary outputs.
     """
     cfg = parse_cfg(checkpoint["cfg"])
-    trained = cfg.LOSS.RARE_AGE_POWER
-    if not 0 <= power <= trained:
-        raise ValueError(f"--rare_age_power must be from 0 to {trained:g}, with which '{path}' was "
-                         f"trained (LOSS.RARE_AGE_POWER); got {power:g}")
+    if not math.isfinite(power):
+        raise ValueError(f"--age_power must be a finite number, got {power}")
     if cfg.LOSS.NAME in ORDINAL:
-        raise ValueError(f"--rare_age_power: '{path}' has binary outputs (LOSS.NAME "
-                         f"{cfg.LOSS.NAME}); train again with another LOSS.RARE_AGE_POWER")
+        raise ValueError(f"--age_power: '{path}' has binary outputs (LOSS.NAME {cfg.LOSS.NAME}); "
+                         "train again with another LOSS.RARE_AGE_POWER")
     if checkpoint.get("age_share") is None:
-        raise ValueError(f"--rare_age_power: '{path}' does not say which ages it was trained on; "
-                         "train.py writes that since this flag exists")
+        raise ValueError(f"--age_power: '{path}' does not say which ages it was trained on, since "
+                         "an earlier version wrote it; train another epoch (train.py --resume)")
     share = checkpoint["age_share"]
     rarity = (share / share.max()).clamp(min=MIN_SHARE)  # (K,), 1 at the commonest age
     rarity[:share.argmax()] = 1
-    bias = checkpoint["model"]["head.bias"] + (trained - power) * rarity.log()
+    bias = checkpoint["model"]["head.bias"] + power * rarity.log()
     checkpoint["model"] = checkpoint["model"] | {"head.bias": bias}
-    checkpoint["cfg"] = override_cfg(cfg, ["LOSS.RARE_AGE_POWER", str(power)],
-                                     "LOSS.RARE_AGE_POWER").dump()
+
+
+def _refuse_training_run(target):
+    """Refuse to write over what a training needs to go on: two names may lack the third."""
+    if Path(target).is_file() and "optimizer" in load_checkpoint(target):
+        raise ValueError(f"'{target}' is of a training run and would be overwritten; name the file "
+                         "to write after the sources")
 
 
 def _without_folders(cfg):
@@ -139,11 +145,12 @@ def main():
                         "run; several that started from the same one give the mean of their "
                         "weights")
     parser.add_argument("target", help="file to write")
-    parser.add_argument("--rare_age_power", type=float, metavar="POWER",
-                        help="lower LOSS.RARE_AGE_POWER after the training: common ages gain, rare "
-                        "ones lose; calibrate again")
+    parser.add_argument("--age_power", type=float, default=0.0, metavar="POWER",
+                        help="multiply the probabilities of the ages above the commonest one by "
+                        "their share in the training to this power: common ages gain, rare ones "
+                        "lose; calibrate again")
     args = parser.parse_args()
-    digest = release_checkpoint(args.sources, args.target, args.rare_age_power)
+    digest = release_checkpoint(args.sources, args.target, args.age_power)
     print(f"{args.target}: sha256 {digest}")
     return 0
 
