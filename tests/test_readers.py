@@ -413,6 +413,27 @@ def test_train_on_test_moves_the_test_photos_and_refuses_a_list_of_them(tmp_path
         assert sorted(written["photo"]) == sorted(expected)
 
 
+@pytest.mark.parametrize("ending", ["", "_align"])
+def test_the_list_of_an_earlier_run_does_not_stay_for_a_split_without_rows(tmp_path, generate,
+                                                                           ending):
+    photos = [f"{number}.png" for number in range(5)]
+    write_photos(tmp_path, photos)
+    table = pd.DataFrame({"photo": photos, "age": 30})
+    arguments = ["--dataset", "my", "--data_dir", tmp_path, "--table", tmp_path / "ages.csv"]
+    table.to_csv(tmp_path / "ages.csv", index=False)
+    assert generate(*arguments).returncode == 0
+    old, before = tmp_path / "my_test.csv", (tmp_path / "my_train.csv").read_text()
+    old = old.rename(tmp_path / f"my_test{ending}.csv")
+    table.assign(split=["train"] * 4 + ["valid"]).to_csv(tmp_path / "ages.csv", index=False)
+    refused = generate(*arguments)
+    assert refused.returncode == 2 and "no photo goes to test" in refused.stderr
+    assert f"'{old}'" in refused.stderr and "--list_dir" in refused.stderr
+    assert (tmp_path / "my_train.csv").read_text() == before  # nothing is half done
+    old.unlink()
+    assert generate(*arguments).returncode == 0
+    assert len(pd.read_csv(tmp_path / "my_train.csv")) == 4
+
+
 def test_train_on_test_refuses_photos_that_validate(tmp_path, generate):
     for part, name in (("train", "1.jpg"), ("test", "2.jpg")):
         write_text(tmp_path, f"list/{part}_name.txt", f"{name}\n")
