@@ -467,7 +467,7 @@ def test_a_table_of_ones_own_photos_becomes_lists(tmp_path, generate):
     splits = ["train"] * 6 + ["valid", "test", "", "", "", ""]
     table = pd.DataFrame({"photo": [*photos, "gone.png", "old.png"], "age": [*range(12), 3, "old"],
                           "age_min": "", "age_max": "", "note": "x",
-                          "subject": ["", *"bbbbbbbccccc", ""], "split": [*splits, "", ""]})
+                          "subject": ["", *"bbbbbdeccccc", ""], "split": [*splits, "", ""]})
     table.loc[6, ["age", "age_min", "age_max"]] = "", "20", "29"
     table.to_csv(tmp_path / "ages.csv", index=False)
     words = ["--dataset", "my-photos", "--data_dir", tmp_path]
@@ -498,6 +498,32 @@ def test_a_table_of_ones_own_photos_becomes_lists(tmp_path, generate):
     table.assign(split="dev").to_csv(tmp_path / "ages.csv", index=False)
     done = generate(*words, "--table", tmp_path / "ages.csv")
     assert done.returncode == 2 and "split 'dev' of 'in/0.png' is not one of train" in done.stderr
+
+
+def test_all_photos_of_a_person_in_a_table_go_to_one_split(tmp_path, generate):
+    persons = ["a", "anna", "g", "i", "5", "31"]  # by hash in train, valid and test
+    rows = [(f"{person} {number}.png", "30", person + " " * number, "")
+            for person in persons for number in range(2)]
+    rows += [("two.png", "30", "", ""), ("two.png", "9", "", "test")]  # two faces of a photo
+    rows[1:2] = [(*rows[1][:3], "test")]
+    rows[4:5] = [(*rows[4][:3], "train")]
+    write_photos(tmp_path, [row[0] for row in rows])
+    table = pd.DataFrame(rows, columns=["photo", "age", "subject", "split"])
+    table.to_csv(tmp_path / "ages.csv", index=False)
+    words = ["--dataset", "my", "--data_dir", tmp_path, "--table", tmp_path / "ages.csv"]
+    assert generate(*words).returncode == 0
+    splits = {}
+    for split in SPLITS:
+        written = pd.read_csv(tmp_path / f"my_{split}.csv", dtype=str)
+        for key in written["subject"].fillna(written["photo"]):
+            splits.setdefault(key, set()).add(split)
+    assert splits == {"a": {"test"}, "anna": {"train"}, "g": {"train"}, "i": {"valid"},
+                      "5": {"test"}, "31": {"test"}, "two.png": {"test"}}
+    table.loc[0, "split"] = "train"
+    table.to_csv(tmp_path / "ages.csv", index=False)
+    refused = generate(*words)
+    assert refused.returncode == 2 and refused.stderr.count("\n") == 1
+    assert "the person 'a' are in train and in test" in refused.stderr
 
 
 @pytest.mark.parametrize(("row", "kept"), [
