@@ -248,7 +248,8 @@ def as_photo(image):
         image: path, bytes, open binary file, PIL.Image, or array of the shape (H, W), (H, W, 3)
             or (H, W, 4), uint8 or float in 0..1.
     Raises:
-        OSError: the file or the bytes cannot be read, or hold values of no known range.
+        OSError: the file or the bytes, also those behind a PIL.Image, cannot be read, or hold
+            values of no known range.
         ValueError: anything else.
     """
     if isinstance(image, (bytes, bytearray, memoryview)):
@@ -262,7 +263,7 @@ def as_photo(image):
             else ""
         raise ValueError("expected a path, bytes, an open file, a PIL image or an array, got "
                          f"{type(image).__name__}{hint}")
-    return geometry.to_rgb(geometry.upright(image))
+    return geometry.upright_rgb(image)
 
 
 def _as_uint8(pixels):

@@ -47,11 +47,22 @@ def load_photo(source):
     Raises:
         OSError: the file is missing, is not an image, is truncated, or has negative gray values.
     """
-    return _from_file(source, _upright_rgb)
+    return _from_file(source, upright_rgb)
 
 
-def _upright_rgb(photo):
-    photo.load()
+def upright_rgb(photo):
+    """A PIL.Image in mode RGB, EXIF orientation applied.
+
+    Raises:
+        OSError: it was opened from a file that is damaged.
+        ValueError: another error of the file, or see to_rgb.
+    """
+    try:
+        photo.load()  # first: the getexif of a PNG does it too, but hides its errors
+    except (OSError, ValueError):
+        raise
+    except Exception as error:  # SyntaxError of a PNG, RuntimeError of an AVIF file
+        raise OSError(f"cannot read image: {error}") from error
     return to_rgb(upright(photo))
 
 

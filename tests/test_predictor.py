@@ -252,6 +252,16 @@ def test_missing_and_broken_files_raise(estimator, tmp_path):
         estimator([ASTRONAUT, tmp_path / "broken.jpg"])
 
 
+@pytest.mark.parametrize("share", [0.2, 0.5])
+def test_a_damaged_file_raises_as_a_pil_image_too(estimator, share):
+    content = bytearray(ASTRONAUT.read_bytes())
+    place = round(share * len(content))
+    content[place:place + 50] = bytes(50)
+    for image in (io.BytesIO(content), Image.open(io.BytesIO(content))):
+        with pytest.raises(OSError):
+            estimator(image)
+
+
 def test_numbers_of_a_face_follow_from_its_distribution(estimator):
     [face] = estimator(HOPPER)
     assert face.probs.shape == (101,)
