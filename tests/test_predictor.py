@@ -222,6 +222,12 @@ def test_faces_on_their_side_are_found_where_asked_for(model_path, estimator, qu
                                                          upright.y2)]).resize(box.shape[1::-1]))
     assert np.abs(box - expected).mean() < 12  # the same part of the photo, within a pixel
     assert len(any_way([turned, photo])[1]) == 1
+    box = (face.x1, face.y1, face.x2, face.y2)
+    [near, nothing] = any_way.ages_at(turned, [box, (0, 0, 30, 30)])
+    assert (near.x1, near.y1, near.x2, near.y2) == box and near.confidence > 0.9
+    assert (near.roll_deg - face.roll_deg + 180) % 360 - 180 == pytest.approx(0, abs=0.5)
+    assert near.age == pytest.approx(face.age, abs=0.5)
+    assert nothing.confidence == nothing.roll_deg == 0
 
 
 def test_probability_of_being_old_enough():
