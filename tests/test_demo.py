@@ -375,7 +375,7 @@ def test_a_lone_run_does_what_shares_left(few_photos, model_path, tmp_path, proc
     monkeypatch.delenv("RANK")
     monkeypatch.delenv("WORLD_SIZE")
     assert run(model_path, *words) == 0
-    assert "3 more images were done by an earlier run" in capsys.readouterr().out
+    assert "2 more images were done by an earlier run" in capsys.readouterr().out
     assert len(read_results(tmp_path)[0]) == 5
 
 
@@ -476,6 +476,24 @@ def test_a_stopped_folder_goes_on(few_photos, model_path, tmp_path, monkeypatch,
     assert run(model_path, "--img_dir", photos, "--output_dir", tmp_path / "again") == 0
     assert read_results(tmp_path / "again")[0] == whole
     assert not list((tmp_path / "out").glob(".results*"))
+
+
+def test_a_stopped_folder_tries_again_what_failed(few_photos, model_path, tmp_path, capsys):
+    words = ["--img_dir", few_photos, "--output_dir", tmp_path]
+    work = demo.work_digest(demo.settings_text(
+        demo.build_estimator(demo.parse_args(["--resume", str(model_path), "--device", "cpu"])),
+        demo.parse_args(list(map(str, words)))), FIELDS)
+    with PhotoResults(tmp_path, work) as results:
+        results.add("0.jpg", few_photos / "0.jpg", [], "unreadable: a cause that is gone")
+        results.add("1.jpg", few_photos / "1.jpg", [], "no annotated picture: the name")
+        results.add("2.jpg", few_photos / "2.jpg", [])
+    assert run(model_path, *words) == 0
+    out = capsys.readouterr().out
+    assert "images: 4 in" in out and "unreadable: 1" in out
+    assert "1 more images were done by an earlier run" in out
+    status = [row["status"].partition(":")[0] for row in read_results(tmp_path)[0]]
+    assert status == ["ok", "ok", "no face", "ok", "unreadable"]
+    assert (tmp_path / "1.jpg").is_file()
 
 
 def test_other_settings_do_not_go_on_with_earlier_results(few_photos, model_path, tmp_path, capsys):
