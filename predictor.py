@@ -221,18 +221,9 @@ def _check_boxes(boxes, size):
     """Refuse boxes that cannot be around a face of a photo of this size."""
     if boxes.ndim != 2 or boxes.shape[1] != 4:
         raise ValueError(f"expected {BOXES}; got shape {boxes.shape}")
-    for number, (x1, y1, x2, y2) in enumerate(boxes):
-        if not np.isfinite(boxes[number]).all():
-            problem = "is not finite"
-        elif x1 >= x2 or y1 >= y2:
-            problem = "is empty: expected x1 < x2 and y1 < y2"
-        elif min(x2 - x1, y2 - y1) <= 1:
-            problem = "is no larger than a pixel: expected pixels, not shares of the photo"
-        elif x1 >= size[0] or y1 >= size[1] or x2 <= 0 or y2 <= 0:
-            problem = f"lies outside the photo of {size[0]} x {size[1]} pixels"
-        else:
-            continue
-        raise ValueError(f"box {number} ({x1:g} {y1:g} {x2:g} {y2:g}) {problem}")
+    for number, box in enumerate(boxes):
+        if problem := geometry.box_problem(box, size):
+            raise ValueError(f"box {number} ({' '.join(f'{value:g}' for value in box)}): {problem}")
 
 
 def is_one_image(images):

@@ -225,6 +225,27 @@ def as_listed(roll_deg, bbox):
             [round(float(value), BOX_DECIMALS) for value in bbox])
 
 
+def box_problem(bbox, size=None, names=("x1", "y1", "x2", "y2")):
+    """Why a box cannot be around a face, or None.
+
+    Args:
+        bbox: x1, y1, x2, y2, pixels.
+        size: (width, height) of the photo, if known.
+        names: of the four numbers.
+    """
+    x1, y1, x2, y2 = bbox
+    if not np.isfinite(bbox).all():
+        return f"{', '.join(names)} are not finite"
+    if x1 >= x2 or y1 >= y2:
+        return (f"{names[2]} is not right of {names[0]}, or {names[3]} not below {names[1]} "
+                "(expected x1 y1 x2 y2, not width and height)")
+    if min(x2 - x1, y2 - y1) <= 1:
+        return "the box is no larger than a pixel (expected pixels, not shares of the photo)"
+    if size and (x1 >= size[0] or y1 >= size[1] or x2 <= 0 or y2 <= 0):
+        return f"the box is outside the photo of {size[0]} x {size[1]} pixels"
+    return None
+
+
 def iou(bboxes, bbox):
     """Intersection over union of (..., 4) boxes with one (4,) box, xyxy: (...) in [0, 1]."""
     sides = np.minimum(bboxes[..., 2:], bbox[2:]) - np.maximum(bboxes[..., :2], bbox[:2])

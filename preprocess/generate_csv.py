@@ -18,7 +18,15 @@ from tqdm import tqdm
 
 from preprocess.columns import COLUMNS, LOCATION, SPLITS
 from preprocess.face import upright_size
-from preprocess.readers import DATASETS, MISSING, DataSet, Options, Skipped, table_reader
+from preprocess.readers import (
+    DATASETS,
+    MISSING,
+    DataSet,
+    Options,
+    Skipped,
+    location_problem,
+    table_reader,
+)
 from preprocess.splits import fill_empty_splits
 from utils.cli import HelpFormatter, run_main
 from utils.files import refuse_overwriting, replaced, writable_folder
@@ -127,6 +135,8 @@ def sort_records(records, data_dir, max_age, drop_older):
             skipped.append(Skipped(photo, "file name has a backslash"))
         elif isinstance(size, str):
             skipped.append(Skipped(photo, size))
+        elif problem := location_problem(_located(record, size), size):
+            skipped.append(Skipped(photo, problem))
         elif record["age"] < 0:
             skipped.append(Skipped(photo, "negative age"))
         elif record["age"] > max_age and drop_older:
@@ -136,7 +146,7 @@ def sort_records(records, data_dir, max_age, drop_older):
             for name in ("age", "age_min", "age_max"):
                 if record.get(name, "") != "":
                     record[name] = min(record[name], max_age)
-            rows.append(_located(record, size))
+            rows.append(record)
     return rows, skipped, clipped
 
 

@@ -22,7 +22,7 @@ import numpy as np
 
 from defaults import load_cfg
 from preprocess.columns import COLUMNS, LOCATION, SPLITS, clean_path
-from preprocess.face import IMAGE_ENDINGS
+from preprocess.face import IMAGE_ENDINGS, box_problem
 from preprocess.splits import by_hash, share_by_hash
 from utils.files import files_below
 from utils.tables import read_columns, read_rows
@@ -582,6 +582,22 @@ def number_of(text):
     except ValueError:
         return None
     return number if math.isfinite(number) else None
+
+
+def location_problem(row, size=None):
+    """What is wrong with the box of the face that a row is about, or None; it may have no box.
+
+    Args:
+        row: dict with perhaps the columns LOCATION, text or numbers.
+        size: (width, height) of the photo, if known.
+    """
+    texts = [str(row.get(name, "")).strip() for name in LOCATION]
+    if not any(texts):
+        return None
+    box = list(map(number_of, texts))
+    if None in box:
+        return f"{', '.join(LOCATION)} are not four numbers"
+    return box_problem(box, size, LOCATION)
 
 
 def _gender(text):

@@ -1,6 +1,7 @@
 """The readers of the data sets, and the lists that generate_csv writes."""
 
 import os
+import re
 import subprocess
 import sys
 import warnings
@@ -323,6 +324,20 @@ def test_location_of_a_crop_becomes_pixels(tmp_path, generate):
     lists += [pd.read_csv(path) for path in tmp_path.glob("imdb_valid.csv")]
     [row] = pd.concat(lists).to_dict("records")
     assert [row[f"face_{name}"] for name in ("x1", "y1", "x2", "y2")] == [40, 20, 140, 70]
+
+
+@pytest.mark.parametrize(("location", "reason"), [
+    ("12,9,10,20", "face_x2 is not right of face_x1.*not width and height"),
+    ("0.1,0.2,0.5,0.6", "expected pixels"), ("25,2,30,12", "outside the photo of 20 x 30"),
+    ("1,2,10,", "not four numbers")])
+def test_a_location_that_cannot_be_a_face_is_skipped(tmp_path, generate, location, reason):
+    write_photos(tmp_path, ["a.png", "b.png", "c.png"])
+    write_text(tmp_path, "ages.csv", "photo,age,face_x1,face_y1,face_x2,face_y2\n"
+                                     f"a.png,3,{location}\nb.png,4,1,2,10,20\nc.png,5,,,,\n")
+    done = generate("--dataset", "my", "--data_dir", tmp_path, "--table", tmp_path / "ages.csv")
+    assert done.returncode == 0, done.stderr
+    [row] = pd.read_csv(tmp_path / "my_skipped.csv").to_dict("records")
+    assert row["photo"] == "a.png" and re.search(reason, row["reason"])
 
 
 @pytest.mark.parametrize(("name", "photo", "age", "subject"), [
