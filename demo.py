@@ -23,7 +23,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from media.drawing import age_text, draw_corner_text, draw_faces
-from media.photos import find_images, picture_name, save_picture
+from media.photos import find_images, picture_names, save_picture
 from media.results import (
     FIELDS,
     LINES_NAME,
@@ -170,11 +170,9 @@ def list_photos(args):
         raise FileNotFoundError(f"--img_dir '{args.img_dir}' not found")
     if args.output_dir is not None and not args.tables_only:
         inputs = {(folder / name).resolve() for name in names}
-        clash = next((name for name in names
-                      if (args.output_dir / picture_name(name)).resolve() in inputs), None)
-        if clash is not None:
-            raise ValueError(f"'{folder / clash}' would be overwritten; choose another "
-                             "--output_dir")
+        pictures = {(args.output_dir / name).resolve() for name in picture_names(names).values()}
+        if clash := sorted(inputs & pictures):
+            raise ValueError(f"'{clash[0]}' would be overwritten; choose another --output_dir")
     return folder, names
 
 
@@ -204,13 +202,13 @@ def write_photos(estimator, folder, names, args, work, rank, process_count):
             if not args.tables_only:
                 picture = draw_faces(reading.photo, reading.faces, estimator.age_bins,
                                      not args.no_plot, threshold=args.threshold)
-                save_picture(picture, args.output_dir / picture_name(name))
+                save_picture(picture, args.output_dir / pictures[name])
         except ValueError as error:
             return name, reading, f"{NOT_DRAWN}: {error}"
         return name, reading, OK
 
     summary = PhotoSummary(args.threshold)
-    paths = {name.as_posix(): folder / name for name in names}
+    pictures, paths = picture_names(names), {name.as_posix(): folder / name for name in names}
     started = time.perf_counter()
     with (PhotoResults(args.output_dir, work, photo_fields(args),
                        is_shared=process_count > 1) as results,

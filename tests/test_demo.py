@@ -225,6 +225,17 @@ def test_a_picture_whose_name_cannot_be_written_stops_no_other(model_path, tmp_p
     assert all(words.startswith("no annotated picture: cannot write") for words in status.values())
 
 
+def test_two_photos_never_give_one_picture(model_path, tmp_path):
+    photos, out = tmp_path / "photos", tmp_path / "out"
+    photos.mkdir()
+    for name, size in (("P.jp2", 64), ("p.jp2.jpg", 80), ("p.jp2", 96)):
+        as_photo(HOPPER).resize((size, 100)).save(photos / name)
+    assert run(model_path, "--img_dir", photos, "--output_dir", out) == 0
+    assert visible(out) == ["P.jp2.jpg.jpg", "p.jp2.jpg", "p.jp2.jpg.jpg.jpg", "results.csv",
+                            "results.jsonl"]
+    assert [Image.open(out / name).width for name in visible(out)[:3]] == [64, 80, 96]
+
+
 @pytest.mark.parametrize("ending", ["png", "tif"])
 def test_the_colours_of_a_photo_keep_their_profile(tmp_path, ending):
     profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("XYZ")).tobytes()
