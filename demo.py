@@ -23,6 +23,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from media.drawing import age_text, draw_corner_text, draw_faces
+from media.outputs import claim_files, clip_name
 from media.photos import find_images, picture_names, save_picture
 from media.results import (
     FIELDS,
@@ -43,7 +44,13 @@ from media.video import ESC, ClipWriter, FrameRate, Frames, ScreenWindow
 from predictor import MIN_CONFIDENCE, MIN_FACE, AgeEstimator
 from preprocess.face import IMAGE_ENDINGS
 from utils import cli
-from utils.files import file_sha256, named_full_disk, remove_leftovers, writable_folder
+from utils.files import (
+    file_sha256,
+    named_full_disk,
+    refuse_overwriting,
+    remove_leftovers,
+    writable_folder,
+)
 from utils.locks import one_of_writers, only_writer
 from utils.pipeline import map_ahead
 from utils.share import process_share
@@ -63,8 +70,8 @@ def parse_args(argv=None):
     source.add_argument("--camera", type=int, default=0, help="number of the camera")
     parser.add_argument("--output_dir", type=Path,
                         help="write annotated pictures, results.csv and results.jsonl here "
-                             "instead of opening a window; earlier results are overwritten, the "
-                             "photos that are read never are")
+                             "instead of opening a window; results of an earlier run there are "
+                             "overwritten, other files never are")
     parser.add_argument("--tables_only", action="store_true",
                         help="write results.csv and results.jsonl, but no pictures")
     parser.add_argument("--recursive", action="store_true",
@@ -209,6 +216,7 @@ def write_photos(estimator, folder, names, args, work, rank, process_count):
 
     summary = PhotoSummary(args.threshold)
     pictures, paths = picture_names(names), {name.as_posix(): folder / name for name in names}
+    claim_files(args.output_dir, [] if args.tables_only else pictures.values())
     started = time.perf_counter()
     with (PhotoResults(args.output_dir, work, photo_fields(args),
                        is_shared=process_count > 1) as results,
@@ -370,12 +378,10 @@ def show_stream(stream, frames, window):
 
 def write_stream(stream, frames, args):
     """Annotated clip, results.csv and results.jsonl."""
-    path = args.output_dir / f"{frames.stem}.mp4"
-    has_results = (args.output_dir / RESULTS_NAME).exists()  # then the clip is of an earlier run
-    is_source = args.video is not None and Path(args.video).exists() and path.exists() \
-        and path.samefile(args.video)
-    if not args.tables_only and path.exists() and (not has_results or is_source):
-        raise ValueError(f"'{path}' would be overwritten; choose another --output_dir")
+    path = args.output_dir / clip_name(frames.stem)
+    if not args.tables_only and args.video is not None and "://" not in args.video:
+        refuse_overwriting([path], [args.video], "--output_dir")
+    claim_files(args.output_dir, [] if args.tables_only else [clip_name(frames.stem)], frames.name)
     started = time.perf_counter()
     with (nullcontext() if args.tables_only else ClipWriter(path, frames.size, frames.fps) as clip,
           ResultFiles(args.output_dir / RESULTS_NAME, args.output_dir / LINES_NAME,

@@ -34,6 +34,7 @@ from PIL import Image, ImageCms, features
 import demo
 import predictor
 from benchmarks.demo_speed import write_clip
+from media.outputs import RECORD_NAME
 from media.photos import find_images, save_picture
 from media.results import FIELDS, VIDEO_FIELDS, PhotoResults, with_threshold, work_digest
 from media.video import ClipWriter, Frames, address_name
@@ -253,8 +254,58 @@ def test_no_photo_is_overwritten(model_path, tmp_path, capsys):
     assert (tmp_path / "a.png").read_bytes() == ASTRONAUT.read_bytes()
     (tmp_path / "out").mkdir()
     os.link(tmp_path / "a.png", tmp_path / "out" / "a.png")
-    assert run(model_path, "--img_dir", tmp_path / "a.png", "--output_dir", tmp_path / "out") == 0
+    assert run(model_path, "--img_dir", tmp_path / "a.png", "--output_dir", tmp_path / "out") == 2
+    assert "a.png', not written by the demo, would be" in one_line_error(capsys)
     assert (tmp_path / "a.png").read_bytes() == ASTRONAUT.read_bytes()
+
+
+@pytest.mark.parametrize("name", ["0.jpg", "results.csv", "results.jsonl"])
+def test_files_of_the_user_in_the_output_folder_stay(name, few_photos, model_path, tmp_path,
+                                                     capsys):
+    words = ["--img_dir", few_photos, "--output_dir", tmp_path]
+    (tmp_path / name).write_text("photo,age\nof the user,30\n")
+    assert run(model_path, *words) == 2
+    assert f"{name}', not written by the demo, would be" in one_line_error(capsys)
+    assert (tmp_path / name).read_text().startswith("photo,age")
+    assert visible(tmp_path) == [name]
+    if name == "0.jpg":  # tables do not harm it, and do not make it a picture of ours
+        assert run(model_path, *words, "--tables_only") == 0
+        assert run(model_path, *words) == 2
+        assert "0.jpg', not written" in one_line_error(capsys)
+    (tmp_path / name).unlink()
+    for _ in range(2):  # results of an earlier run are replaced
+        assert run(model_path, *words) == 0
+    assert len(read_results(tmp_path)[0]) == 5
+
+
+def test_results_of_the_code_before_the_record_are_replaced(few_photos, model_path, tmp_path,
+                                                            monkeypatch):
+    words = ["--img_dir", few_photos, "--output_dir", tmp_path]
+    assert run(model_path, *words) == 0
+    (tmp_path / RECORD_NAME).unlink()
+    assert run(model_path, *words) == 0
+    with monkeypatch.context() as patch:  # a share that was killed: no tables
+        patch.setenv("RANK", "0")
+        patch.setenv("WORLD_SIZE", "2")
+        assert run(model_path, *words) == 0
+    for name in (RECORD_NAME, "results.csv", "results.jsonl", "1.jpg", "3.jpg"):
+        (tmp_path / name).unlink()
+    assert run(model_path, *words) == 0
+    assert len(read_results(tmp_path)[0]) == 5
+
+
+def test_a_picture_that_a_killed_run_left_is_replaced(few_photos, model_path, tmp_path,
+                                                      monkeypatch):
+    def killed(*_, **__):
+        raise KeyboardInterrupt
+
+    words = ["--img_dir", few_photos, "--output_dir", tmp_path]
+    with monkeypatch.context() as patch:
+        patch.setattr(PhotoResults, "add", killed)  # the picture is there, its line is not
+        patch.setattr(PhotoResults, "write_tables", killed)
+        assert run(model_path, *words) == 130
+    assert "0.jpg" in visible(tmp_path)
+    assert run(model_path, *words) == 0
 
 
 def test_folder_without_a_readable_image(model_path, tmp_path, capsys):
@@ -692,11 +743,36 @@ def test_a_clip_that_is_no_result_is_not_overwritten(clip_path, model_path, tmp_
     (tmp_path / "out" / "c.mp4").write_bytes(b"another clip")
     words = ["--video", tmp_path / "c.avi", "--output_dir", tmp_path / "out"]
     assert run(model_path, *words) == 2
-    assert "c.mp4' would be overwritten" in one_line_error(capsys)
+    assert "c.mp4', not written by the demo, would be overwritten" in one_line_error(capsys)
     assert (tmp_path / "out" / "c.mp4").read_bytes() == b"another clip"
+    shutil.copytree(tmp_path / "out", tmp_path / "beside")
     (tmp_path / "out" / "c.mp4").unlink()
     for _ in range(2):  # the results of an earlier run are replaced
         assert run(model_path, *words) == 0
+    (tmp_path / "out" / RECORD_NAME).unlink()  # as the code before the record left it
+    assert run(model_path, *words) == 0
+    shutil.copy(tmp_path / "out" / "results.csv", tmp_path / "beside" / "results.csv")
+    text = (tmp_path / "beside" / "results.csv").read_text().replace("c.avi", "another.avi")
+    (tmp_path / "beside" / "results.csv").write_text(text)
+    assert run(model_path, *words[:-1], tmp_path / "beside") == 2
+    assert "c.mp4', not written by the demo" in one_line_error(capsys)
+    assert (tmp_path / "beside" / "c.mp4").read_bytes() == b"another clip"
+
+
+def test_tables_of_one_source_are_not_replaced_by_those_of_another(clip_path, few_photos,
+                                                                   model_path, tmp_path, capsys):
+    other, out = tmp_path / "other.mp4", tmp_path / "out"
+    shutil.copy(clip_path, other)
+    assert run(model_path, "--video", clip_path, "--output_dir", out) == 0
+    before = read_results(out)
+    for words in (["--video", other], ["--video", other, "--tables_only"],
+                  ["--img_dir", few_photos]):
+        assert run(model_path, *words, "--output_dir", out) == 2
+        assert "the tables of 'my clip.mp4' in" in one_line_error(capsys)
+        assert read_results(out) == before and not (out / "other.mp4").exists()
+    assert run(model_path, "--img_dir", few_photos, "--output_dir", tmp_path / "photos") == 0
+    assert run(model_path, "--video", other, "--output_dir", tmp_path / "photos") == 2
+    assert "the tables of '0.jpg' in" in one_line_error(capsys)
 
 
 def test_only_the_first_tracks_of_a_stream_are_kept():
@@ -804,10 +880,10 @@ def test_two_addresses_give_two_recordings(clip_path, model_path, tmp_path, monk
     cameras = {address: Camera(clip_path, 2, lambda: (False, None))
                for address in ("rtsp://192.168.1.10/live", "rtsp://192.168.1.20:8554/live")}
     monkeypatch.setattr(cv2, "VideoCapture", cameras.__getitem__)
-    for address in cameras:
-        assert run(model_path, "--video", address, "--output_dir", tmp_path) == 0
-    assert visible(tmp_path) == ["192.168.1.10_live.mp4", "192.168.1.20_8554_live.mp4",
-                                 "results.csv", "results.jsonl"]
+    names = ["192.168.1.10_live.mp4", "192.168.1.20_8554_live.mp4"]
+    for address, name in zip(cameras, names, strict=True):
+        assert run(model_path, "--video", address, "--output_dir", tmp_path / name) == 0
+        assert visible(tmp_path / name) == [name, "results.csv", "results.jsonl"]
 
 
 class Camera:
