@@ -53,7 +53,7 @@ from utils.files import (
 )
 from utils.locks import one_of_writers, only_writer
 from utils.pipeline import map_ahead
-from utils.share import process_share
+from utils.share import process_share, share_of
 
 MAX_TABLE_ROWS = 20  # shown at the end; all of them are in results.csv
 MAX_NAME = 60  # characters of a file name in this table
@@ -215,13 +215,16 @@ def write_photos(estimator, folder, names, args, work, rank, process_count):
         return name, reading, OK
 
     summary = PhotoSummary(args.threshold)
+    mine = [name for name in names if share_of(name.as_posix(), process_count) == rank]
+    if not mine:
+        print(f"none of the {len(names)} images is in share {rank} of {process_count}")
+        return summary
     pictures, paths = picture_names(names), {name.as_posix(): folder / name for name in names}
     claim_files(args.output_dir, [] if args.tables_only else pictures.values())
     started = time.perf_counter()
     with (PhotoResults(args.output_dir, work, photo_fields(args),
                        is_shared=process_count > 1) as results,
           ThreadPoolExecutor(2) as savers):
-        mine = names[rank::process_count]
         todo = [name for name in mine
                 if not results.is_done(name.as_posix(), paths[name.as_posix()])]
         summary.earlier_count = len(mine) - len(todo)
@@ -295,8 +298,8 @@ class PhotoSummary:
         if self.earlier_count:
             print(f"{self.earlier_count} more images were done by an earlier run")
         if missing:
-            print(f"images that other processes still work on: {missing}; the tables are written "
-                  "when all are done")
+            print(f"{missing} images are not done yet (in other shares, or missing there); when no "
+                  "share runs, start the same command without RANK and WORLD_SIZE")
             return
         pictures = "" if args.tables_only else "annotated images, "
         print(f"{pictures}results.csv and results.jsonl are in {args.output_dir}/")

@@ -43,6 +43,7 @@ from preprocess import face_align, generate_csv
 from preprocess.detector import FaceDetector
 from preprocess.face import EXIF_ORIENTATION
 from utils.locks import only_writer
+from utils.share import share_of
 
 
 @pytest.fixture(scope="session")
@@ -395,7 +396,9 @@ def test_processes_share_a_folder(few_photos, model_path, tmp_path, process_numb
         assert run(model_path, "--img_dir", few_photos, "--output_dir", tmp_path / "many",
                    "--tables_only") == 0
         assert (tmp_path / "many" / "results.csv").exists() == done
-    assert "still work on: 4;" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "none of the 5 images is in share 2 of 3" in out
+    assert re.search("3 images are not done yet .* without RANK and WORLD_SIZE", out)
     rows, lines = zip(*(read_results(tmp_path / name) for name in ("one", "many")), strict=True)
     for one, many in (*zip(*rows, strict=True), *zip(*lines, strict=True)):  # up to rounding,
         assert list(one) == list(many)  # which depends on what else is in a batch
@@ -429,6 +432,17 @@ def test_copies_of_photos_and_model_count_as_the_same_work(few_photos, model_pat
     assert [row["file"] for row in read_results(out)[0]] == [f"{n}.jpg" for n in range(5)]
 
 
+def test_a_photo_more_in_one_copy_moves_no_other(few_photos, model_path, tmp_path, process_number):
+    shutil.copytree(few_photos, tmp_path / "more")
+    shutil.copy(HOPPER, tmp_path / "more" / "0 first.jpg")
+    for rank, photos in enumerate((tmp_path / "more", few_photos)):
+        process_number(rank, 2)
+        assert run(model_path, "--img_dir", photos, "--output_dir", tmp_path / "out",
+                   "--tables_only") == 0
+    assert [row["file"] for row in read_results(tmp_path / "out")[0]] == [
+        f"{number}.jpg" for number in range(5)]
+
+
 def test_a_lone_run_does_what_shares_left(few_photos, model_path, tmp_path, process_number,
                                           monkeypatch, capsys):
     words = ["--img_dir", few_photos, "--output_dir", tmp_path, "--tables_only"]
@@ -437,7 +451,7 @@ def test_a_lone_run_does_what_shares_left(few_photos, model_path, tmp_path, proc
     monkeypatch.delenv("RANK")
     monkeypatch.delenv("WORLD_SIZE")
     assert run(model_path, *words) == 0
-    assert "2 more images were done by an earlier run" in capsys.readouterr().out
+    assert "3 more images were done by an earlier run" in capsys.readouterr().out
     assert len(read_results(tmp_path)[0]) == 5
 
 
@@ -463,7 +477,7 @@ def test_a_lone_run_waits_for_shares(few_photos, model_path, tmp_path, process_n
                 codes.append(run(model_path, *words))
             codes.append(run(model_path, *words, "--min_face", "50"))
 
-    process_number(0, 1_000)
+    process_number(share_of("0.jpg", 1_000), 1_000)
     monkeypatch.setattr(PhotoResults, "add", add_while_others_start)
     assert run(model_path, *words) == 0
     assert codes == [None, 2, 2]
@@ -498,7 +512,7 @@ def test_a_share_that_others_finished_says_so(few_photos, tmp_path):
 
 def test_a_share_of_unreadable_photos_is_no_error(few_photos, model_path, tmp_path,
                                                   process_number):
-    process_number(4, 5)  # its only photo is broken
+    process_number(share_of("4.jpg", 1_000), 1_000)  # its only photo is broken
     assert run(model_path, "--img_dir", few_photos, "--output_dir", tmp_path) == 0
 
 
