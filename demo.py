@@ -342,6 +342,9 @@ def run_stream(args):
     if frames.has_broken_off:
         print(f"warning: only {frames.seconds:.1f} of {frames.duration:.1f} s of {frames.name} "
               "could be read; is the file damaged or incomplete?", file=sys.stderr)
+    if frames.has_stream_ended:
+        print(f"warning: the stream {frames.name} ended after {frames.seconds:.1f} s; start again "
+              "if it should have gone on", file=sys.stderr)
     return 0
 
 

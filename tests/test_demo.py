@@ -5,6 +5,7 @@ import ctypes
 import ctypes.util
 import functools
 import http.server
+import io
 import json
 import os
 import re
@@ -340,6 +341,7 @@ def test_folder_without_a_readable_image(model_path, tmp_path, capsys):
     (["--img_dir", "{samples}", "--output_dir", "{tmp}/o", "--device", "tpu"], "unknown device"),
     (["--video", "{tmp}/none.mp4", "--output_dir", "{tmp}/o"], "clip '.*none.mp4' not found"),
     (["--video", "{tmp}/file", "--output_dir", "{tmp}/o"], "cannot read a frame"),
+    (["--video", "/dev/null", "--output_dir", "{tmp}/o"], "not a file; a camera .* --camera N"),
     (["--camera", "77", "--output_dir", "{tmp}/o"], "no camera 77"),
 ])
 def test_bad_input_ends_in_one_line(words, message, model_path, tmp_path, capfd):
@@ -880,6 +882,34 @@ def test_a_clip_from_an_address(model_path, tmp_path):
     assert {row["file"] for row in rows} == {
         f"localhost_{server.server_port}_my_20clip.avi"} and len(rows) == 10
     assert visible(tmp_path / "out") == ["results.csv", "results.jsonl"]
+
+
+class TenPictures(http.server.BaseHTTPRequestHandler):
+    """The stream of a network camera, which breaks off."""
+
+    def do_GET(self):
+        file = io.BytesIO()
+        Image.new("RGB", (64, 48), "teal").save(file, "JPEG")
+        self.send_response(200)
+        self.send_header("Content-Type", "multipart/x-mixed-replace; boundary=frame")
+        self.end_headers()
+        for _ in range(10):
+            self.wfile.write(b"--frame\r\nContent-Type: image/jpeg\r\nContent-Length: "
+                             + b"%d\r\n\r\n%b\r\n" % (len(file.getvalue()), file.getvalue()))
+
+
+def test_a_stream_that_breaks_off_is_told(model_path, tmp_path, capfd):
+    server = http.server.ThreadingHTTPServer(("localhost", 0), TenPictures)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        assert run(model_path, "--video", f"http://localhost:{server.server_port}/live",
+                   "--output_dir", tmp_path, "--tables_only") == 0
+    finally:
+        server.shutdown()
+        server.server_close()
+    assert len(read_results(tmp_path)[0]) == 10
+    assert re.search(r"warning: the stream localhost_\d+_live ended after \d\.\d s; start again",
+                     capfd.readouterr().err)
 
 
 @pytest.mark.parametrize(("address", "name"), [
