@@ -34,7 +34,7 @@ def claim_files(folder, names, clip=None):
     written = set(json.loads(record.read_text()) if record.is_file() else _written_before(folder))
     others = [name for name in there if name not in written]
     if others:
-        more = f" and {len(others) - 1} more files" if others[1:] else ""
+        more = f" (and {len(others) - 1} more)" if others[1:] else ""
         raise ValueError(f"'{folder / others[0]}'{more}, not written by the demo, would be "
                          "overwritten; choose another --output_dir")
     columns, files = _table(folder)
