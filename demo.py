@@ -23,7 +23,8 @@ from PIL import Image
 from tqdm import tqdm
 
 from media.drawing import age_text, draw_corner_text, draw_faces
-from media.photos import find_images, picture_name, save_picture
+from media.outputs import claim_files, clip_name
+from media.photos import find_images, picture_names, save_picture
 from media.results import (
     FIELDS,
     LINES_NAME,
@@ -43,10 +44,16 @@ from media.video import ESC, ClipWriter, FrameRate, Frames, ScreenWindow
 from predictor import MIN_CONFIDENCE, MIN_FACE, AgeEstimator
 from preprocess.face import IMAGE_ENDINGS
 from utils import cli
-from utils.files import file_sha256, named_full_disk, remove_leftovers, writable_folder
+from utils.files import (
+    file_sha256,
+    named_full_disk,
+    refuse_overwriting,
+    remove_leftovers,
+    writable_folder,
+)
 from utils.locks import one_of_writers, only_writer
 from utils.pipeline import map_ahead
-from utils.share import process_share
+from utils.share import process_share, share_of
 
 MAX_TABLE_ROWS = 20  # shown at the end; all of them are in results.csv
 MAX_NAME = 60  # characters of a file name in this table
@@ -63,8 +70,8 @@ def parse_args(argv=None):
     source.add_argument("--camera", type=int, default=0, help="number of the camera")
     parser.add_argument("--output_dir", type=Path,
                         help="write annotated pictures, results.csv and results.jsonl here "
-                             "instead of opening a window; earlier results are overwritten, the "
-                             "photos that are read never are")
+                             "instead of opening a window; results of an earlier run there are "
+                             "overwritten, other files never are")
     parser.add_argument("--tables_only", action="store_true",
                         help="write results.csv and results.jsonl, but no pictures")
     parser.add_argument("--recursive", action="store_true",
@@ -170,11 +177,9 @@ def list_photos(args):
         raise FileNotFoundError(f"--img_dir '{args.img_dir}' not found")
     if args.output_dir is not None and not args.tables_only:
         inputs = {(folder / name).resolve() for name in names}
-        clash = next((name for name in names
-                      if (args.output_dir / picture_name(name)).resolve() in inputs), None)
-        if clash is not None:
-            raise ValueError(f"'{folder / clash}' would be overwritten; choose another "
-                             "--output_dir")
+        pictures = {(args.output_dir / name).resolve() for name in picture_names(names).values()}
+        if clash := sorted(inputs & pictures):
+            raise ValueError(f"'{clash[0]}' would be overwritten; choose another --output_dir")
     return folder, names
 
 
@@ -204,18 +209,22 @@ def write_photos(estimator, folder, names, args, work, rank, process_count):
             if not args.tables_only:
                 picture = draw_faces(reading.photo, reading.faces, estimator.age_bins,
                                      not args.no_plot, threshold=args.threshold)
-                save_picture(picture, args.output_dir / picture_name(name))
+                save_picture(picture, args.output_dir / pictures[name])
         except ValueError as error:
             return name, reading, f"{NOT_DRAWN}: {error}"
         return name, reading, OK
 
     summary = PhotoSummary(args.threshold)
-    paths = {name.as_posix(): folder / name for name in names}
+    mine = [name for name in names if share_of(name.as_posix(), process_count) == rank]
+    if not mine:
+        print(f"none of the {len(names)} images is in share {rank} of {process_count}")
+        return summary
+    pictures, paths = picture_names(names), {name.as_posix(): folder / name for name in names}
+    claim_files(args.output_dir, [] if args.tables_only else pictures.values())
     started = time.perf_counter()
     with (PhotoResults(args.output_dir, work, photo_fields(args),
                        is_shared=process_count > 1) as results,
           ThreadPoolExecutor(2) as savers):
-        mine = names[rank::process_count]
         todo = [name for name in mine
                 if not results.is_done(name.as_posix(), paths[name.as_posix()])]
         summary.earlier_count = len(mine) - len(todo)
@@ -289,8 +298,8 @@ class PhotoSummary:
         if self.earlier_count:
             print(f"{self.earlier_count} more images were done by an earlier run")
         if missing:
-            print(f"images that other processes still work on: {missing}; the tables are written "
-                  "when all are done")
+            print(f"{missing} images are not done yet (in other shares, or missing there); when no "
+                  "share runs, start the same command without RANK and WORLD_SIZE")
             return
         pictures = "" if args.tables_only else "annotated images, "
         print(f"{pictures}results.csv and results.jsonl are in {args.output_dir}/")
@@ -333,6 +342,9 @@ def run_stream(args):
     if frames.has_broken_off:
         print(f"warning: only {frames.seconds:.1f} of {frames.duration:.1f} s of {frames.name} "
               "could be read; is the file damaged or incomplete?", file=sys.stderr)
+    if frames.has_stream_ended:
+        print(f"warning: the stream {frames.name} ended after {frames.seconds:.1f} s; start again "
+              "if it should have gone on", file=sys.stderr)
     return 0
 
 
@@ -372,12 +384,10 @@ def show_stream(stream, frames, window):
 
 def write_stream(stream, frames, args):
     """Annotated clip, results.csv and results.jsonl."""
-    path = args.output_dir / f"{frames.stem}.mp4"
-    has_results = (args.output_dir / RESULTS_NAME).exists()  # then the clip is of an earlier run
-    is_source = args.video is not None and Path(args.video).exists() and path.exists() \
-        and path.samefile(args.video)
-    if not args.tables_only and path.exists() and (not has_results or is_source):
-        raise ValueError(f"'{path}' would be overwritten; choose another --output_dir")
+    path = args.output_dir / clip_name(frames.stem)
+    if not args.tables_only and args.video is not None and "://" not in args.video:
+        refuse_overwriting([path], [args.video], "--output_dir")
+    claim_files(args.output_dir, [] if args.tables_only else [clip_name(frames.stem)], frames.name)
     started = time.perf_counter()
     with (nullcontext() if args.tables_only else ClipWriter(path, frames.size, frames.fps) as clip,
           ResultFiles(args.output_dir / RESULTS_NAME, args.output_dir / LINES_NAME,

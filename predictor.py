@@ -221,18 +221,9 @@ def _check_boxes(boxes, size):
     """Refuse boxes that cannot be around a face of a photo of this size."""
     if boxes.ndim != 2 or boxes.shape[1] != 4:
         raise ValueError(f"expected {BOXES}; got shape {boxes.shape}")
-    for number, (x1, y1, x2, y2) in enumerate(boxes):
-        if not np.isfinite(boxes[number]).all():
-            problem = "is not finite"
-        elif x1 >= x2 or y1 >= y2:
-            problem = "is empty: expected x1 < x2 and y1 < y2"
-        elif min(x2 - x1, y2 - y1) <= 1:
-            problem = "is no larger than a pixel: expected pixels, not shares of the photo"
-        elif x1 >= size[0] or y1 >= size[1] or x2 <= 0 or y2 <= 0:
-            problem = f"lies outside the photo of {size[0]} x {size[1]} pixels"
-        else:
-            continue
-        raise ValueError(f"box {number} ({x1:g} {y1:g} {x2:g} {y2:g}) {problem}")
+    for number, box in enumerate(boxes):
+        if problem := geometry.box_problem(box, size):
+            raise ValueError(f"box {number} ({' '.join(f'{value:g}' for value in box)}): {problem}")
 
 
 def is_one_image(images):
@@ -248,7 +239,8 @@ def as_photo(image):
         image: path, bytes, open binary file, PIL.Image, or array of the shape (H, W), (H, W, 3)
             or (H, W, 4), uint8 or float in 0..1.
     Raises:
-        OSError: the file or the bytes cannot be read, or hold values of no known range.
+        OSError: the file or the bytes, also those behind a PIL.Image, cannot be read, or hold
+            values of no known range.
         ValueError: anything else.
     """
     if isinstance(image, (bytes, bytearray, memoryview)):
@@ -262,7 +254,7 @@ def as_photo(image):
             else ""
         raise ValueError("expected a path, bytes, an open file, a PIL image or an array, got "
                          f"{type(image).__name__}{hint}")
-    return geometry.to_rgb(geometry.upright(image))
+    return geometry.upright_rgb(image)
 
 
 def _as_uint8(pixels):

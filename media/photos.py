@@ -72,9 +72,25 @@ def starts_as_picture(path):
         or (start.startswith(b"BM") and start[6:10] == b"\0\0\0\0")  # BMP; "BM" may begin a word
 
 
-def picture_name(name):
-    """Name of the annotated copy of a photo: another ending if its format is for reading only."""
-    return name if name.suffix.lower() in SAVED_ENDINGS else name.with_name(f"{name.name}.jpg")
+def picture_names(names):
+    """Names of the annotated copies of photos: another ending if a format is for reading only.
+
+    Args:
+        names: list of Path. p.jp2 becomes p.jp2.jpg, or if another photo has this name,
+            p.jp2.jpg.jpg, on disks that do not tell case apart too.
+    Returns:
+        dict name -> Path.
+    """
+    pictures = {name: name for name in names if name.suffix.lower() in SAVED_ENDINGS}
+    taken = {str(name).casefold() for name in pictures}
+    for name in names:
+        if name not in pictures:
+            picture = name.with_name(f"{name.name}.jpg")
+            while str(picture).casefold() in taken:
+                picture = picture.with_name(f"{picture.name}.jpg")
+            pictures[name] = picture
+            taken.add(str(picture).casefold())
+    return pictures
 
 
 def save_picture(picture, path):

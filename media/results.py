@@ -110,7 +110,8 @@ class PhotoResults:
     Each process appends to a file of its own in a hidden folder, so any number of processes can
     work on the photos, together or one run after the other. A photo counts as done if it has a
     line there and has not changed since: its size is the same, and unless the work is shared also
-    its time. Machines that share the work may have copies of the photos, with other times.
+    its time. Machines that share the work may have copies of the photos, with other times. A photo
+    that could not be read or drawn on is tried again, as the reason may be gone.
     A context manager, which closes the file.
 
     Args:
@@ -124,7 +125,7 @@ class PhotoResults:
         self.folder, self.fields, self.is_shared = Path(folder), fields, is_shared
         self.parts = self.folder / f"{PARTS_NAME}{work}"
         self.parts.mkdir(exist_ok=True)
-        self._earlier = self._index()
+        self._earlier, _ = self._index()
         path = self.parts / f"{uuid4().hex}.jsonl"
         self._file = path.open("w", encoding="utf-8")
 
@@ -136,7 +137,7 @@ class PhotoResults:
 
     def is_done(self, name, path):
         """Whether an earlier run has the results of this photo as it is now."""
-        return self._find(self._earlier, name, path) is not None
+        return _find(self._earlier, name, path) is not None
 
     def add(self, name, path, faces, status=OK):
         """Keep the results of one photo.
@@ -165,8 +166,9 @@ class PhotoResults:
             Number of photos that are not done.
         """
         with suppress(FileNotFoundError):  # another process has just written and deleted all
-            index = self._index()
-            places = {name: self._find(index, name, path) for name, path in paths.items()}
+            done, failed = self._index()
+            places = {name: _find(done, name, path) or _find(failed, name, path)
+                      for name, path in paths.items()}
             missing = sum(place is None for place in places.values())
             if missing and only_complete:
                 return missing
@@ -182,12 +184,12 @@ class PhotoResults:
         return 0
 
     def _index(self):
-        """{(name, stamp): (file, place in it)} of all lines that are whole.
+        """{(name, stamp): (file, place in it)} of all lines that are whole: (done, failed).
 
         Raises:
             FileNotFoundError: another process has just deleted the folder.
         """
-        index = {}
+        done, failed = {}, {}
         for path in sorted(self.parts.iterdir()):
             place = 0
             with path.open("rb") as file:
@@ -197,14 +199,16 @@ class PhotoResults:
                         stamp = entry["stamp"]
                         if self.is_shared:
                             stamp = stamp.partition(" ")[0]  # the size
-                        index[entry["file"], stamp] = path, place
+                        has_failed = entry["rows"][0]["status"].startswith((UNREADABLE, NOT_DRAWN))
+                        (failed if has_failed else done)[entry["file"], stamp] = path, place
                     place += len(line)
-        return index
+        return done, failed
 
-    def _find(self, index, name, path):
-        """The place of a photo's results in the index, or None if it is not done."""
-        size, stamp = _stamps(path)
-        return index.get((name, stamp)) or index.get((name, size))  # the size alone: a share's
+
+def _find(index, name, path):
+    """The place of a photo's results in the index, or None if it is not there."""
+    size, stamp = _stamps(path)
+    return index.get((name, stamp)) or index.get((name, size))  # the size alone: a share's
 
 
 def _read_line(path, place):

@@ -38,8 +38,9 @@ class Frames:
     Attributes: `name`, `stem` (the name without a file's suffix), `size` (width, height), `fps` as
     the source states it, `count` of frames expected (0 if unknown), `is_camera`. For a clip also
     `seconds`, the time of the latest frame, `duration`, the seconds that the clip states (0 if
-    unknown), and `has_broken_off`, True if it ended clearly before that. `lost` counts frames that
-    could not be read between others.
+    unknown), and `has_broken_off`, True if it ended clearly before that. `has_stream_ended` is True
+    if an address without a stated length gave no more frames. `lost` counts frames that could not
+    be read between others.
 
     Args:
         source: path of a clip, an rtsp:// or http(s):// address, or the number of a camera. An
@@ -53,7 +54,7 @@ class Frames:
     def __init__(self, source):
         silence_opencv()
         self.fps, self.seconds, self._start, self.has_broken_off = DEFAULT_FPS, None, 0.0, False
-        self.lost, self._done = 0, 0
+        self.has_stream_ended, self.lost, self._done = False, 0, 0
         is_number, is_address = isinstance(source, int), "://" in str(source)
         self._is_address = is_address
         if is_number:
@@ -95,6 +96,7 @@ class Frames:
             frame = self._next()
         if self.is_camera and not self._is_address:
             raise OSError(f"{self.name} stopped delivering frames; is it still plugged in?")
+        self.has_stream_ended = self.is_camera
         missing = self.duration - self.seconds - 1 / self.fps
         self.has_broken_off = missing > max(SHORT_SECONDS, SHORT_SHARE * self.duration)
 
@@ -132,11 +134,14 @@ def check_clip(path):
     """Refuse what is not a file.
 
     Raises:
-        FileNotFoundError: there is no such file, or it is a folder.
+        FileNotFoundError: there is no such file, or it is a folder, a device or a pipe.
     """
     if Path(path).is_dir():
         raise FileNotFoundError(f"--video '{path}' is a folder; name a clip in it, or give a "
                                 "folder of photos with --img_dir")
+    if Path(path).exists() and not Path(path).is_file():
+        raise FileNotFoundError(f"--video '{path}' is not a file; a camera is given by its number, "
+                                "with --camera N")
     if not Path(path).is_file():
         raise FileNotFoundError(f"clip '{path}' not found")
 

@@ -87,9 +87,9 @@ class FaceDetector:
             It speeds up large photos; smaller faces are not found.
         threads: CPU threads of the networks; one for each core by default.
         min_confidence: 0..1, of the faces that align() gives.
-        any_rotation: whether align() looks for faces in each photo turned by 90, 180 and 270
-            degrees too, and takes the quarter in which they are surest. It takes three to
-            five times as long.
+        any_rotation: whether align() and align_at() look for faces in each photo turned by 90,
+            180 and 270 degrees too, and take the quarter in which they are surest. It takes three
+            to five times as long.
     """
 
     def __init__(self, device="cpu", min_face_size=20, min_face_ratio=0.0, threads=None,
@@ -210,17 +210,31 @@ class FaceDetector:
             list of AlignedFace in the order of the boxes, with these boxes; confidence 0.0 for a
             face that is not found there.
         """
-        count = len(boxes)
-        confidences = np.zeros(count, np.float32)
-        if landmarks is None:
-            landmarks = np.zeros((count, 5, 2))
-            landmarks[:, 1, 0] = 1  # level eyes, if there is no face to tell
-            nearby = self._find_near([(photo, box, 0) for box in boxes])
-            for index, (faces, box) in enumerate(zip(nearby, boxes, strict=True)):
-                best = _closest(faces.bboxes, box, MIN_SAME_FACE_IOU)
-                if best is not None:
-                    landmarks[index] = faces.landmarks[best]
-                    confidences[index] = faces.confidences[best]
+        if landmarks is not None:
+            return self._second_pass_at(photo, boxes, np.zeros(len(boxes), np.float32), landmarks)
+        quarters = QUARTERS if self.any_rotation else [0]
+        tried = [self._align_at_turned(photo, boxes, quarter) for quarter in quarters]
+        surest = [max(found, key=_first_sureness) for found in zip(*tried, strict=True)]
+        return [replace(face, bbox=np.asarray(box, float))
+                for face, box in zip(surest, boxes, strict=True)]
+
+    def _align_at_turned(self, photo, boxes, quarter):
+        """Like align_at(), in the photo turned by a quarter; the faces in the photo's pixels."""
+        turned = photo.transpose(QUARTERS[quarter]) if quarter else photo
+        boxes = [turned_back(box, turned.size, -quarter) for box in boxes] if quarter else boxes
+        landmarks = np.zeros((len(boxes), 5, 2))
+        landmarks[:, 1, 0] = 1  # level eyes, if there is no face to tell
+        confidences = np.zeros(len(boxes), np.float32)
+        nearby = self._find_near([(turned, box, 0) for box in boxes])
+        for index, (faces, box) in enumerate(zip(nearby, boxes, strict=True)):
+            best = _closest(faces.bboxes, box, MIN_SAME_FACE_IOU)
+            if best is not None:
+                landmarks[index] = faces.landmarks[best]
+                confidences[index] = faces.confidences[best]
+        aligned = self._second_pass_at(turned, boxes, confidences, landmarks)
+        return [_turned_back(face, photo.size, quarter) if quarter else face for face in aligned]
+
+    def _second_pass_at(self, photo, boxes, confidences, landmarks):
         [aligned] = self._second_pass([photo], [Detections(np.asarray(boxes, float), confidences,
                                                            landmarks)])
         return aligned
@@ -348,8 +362,11 @@ def _sureness(faces):
     The first pass tells: a face upside down is found in a quarter of photos, as if it were
     upright, and the second pass is then as sure as of upright ones.
     """
-    confidences = [min(face.first_confidence, 1 - 1e-6) for face in faces]  # float32: next is noise
-    return sum(math.log(value / (1 - value)) for value in confidences)
+    return sum(math.log(value / (1 - value)) for value in map(_first_sureness, faces))
+
+
+def _first_sureness(face):
+    return min(face.first_confidence, 1 - 1e-6)  # float32: the next value is noise
 
 
 def _turned_back(face, size, quarter):

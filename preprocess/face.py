@@ -47,11 +47,22 @@ def load_photo(source):
     Raises:
         OSError: the file is missing, is not an image, is truncated, or has negative gray values.
     """
-    return _from_file(source, _upright_rgb)
+    return _from_file(source, upright_rgb)
 
 
-def _upright_rgb(photo):
-    photo.load()
+def upright_rgb(photo):
+    """A PIL.Image in mode RGB, EXIF orientation applied.
+
+    Raises:
+        OSError: it was opened from a file that is damaged.
+        ValueError: another error of the file, or see to_rgb.
+    """
+    try:
+        photo.load()  # first: the getexif of a PNG does it too, but hides its errors
+    except (OSError, ValueError):
+        raise
+    except Exception as error:  # SyntaxError of a PNG, RuntimeError of an AVIF file
+        raise OSError(f"cannot read image: {error}") from error
     return to_rgb(upright(photo))
 
 
@@ -212,6 +223,27 @@ def as_listed(roll_deg, bbox):
     """Angle and (4,) box, rounded as in an aligned list, so that training reads the same."""
     return (round(float(roll_deg), ROLL_DECIMALS),
             [round(float(value), BOX_DECIMALS) for value in bbox])
+
+
+def box_problem(bbox, size=None, names=("x1", "y1", "x2", "y2")):
+    """Why a box cannot be around a face, or None.
+
+    Args:
+        bbox: x1, y1, x2, y2, pixels.
+        size: (width, height) of the photo, if known.
+        names: of the four numbers.
+    """
+    x1, y1, x2, y2 = bbox
+    if not np.isfinite(bbox).all():
+        return f"{', '.join(names)} are not finite"
+    if x1 >= x2 or y1 >= y2:
+        return (f"{names[2]} is not right of {names[0]}, or {names[3]} not below {names[1]} "
+                "(expected x1 y1 x2 y2, not width and height)")
+    if min(x2 - x1, y2 - y1) <= 1:
+        return "the box is no larger than a pixel (expected pixels, not shares of the photo)"
+    if size and (x1 >= size[0] or y1 >= size[1] or x2 <= 0 or y2 <= 0):
+        return f"the box is outside the photo of {size[0]} x {size[1]} pixels"
+    return None
 
 
 def iou(bboxes, bbox):

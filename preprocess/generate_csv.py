@@ -18,7 +18,15 @@ from tqdm import tqdm
 
 from preprocess.columns import COLUMNS, LOCATION, SPLITS
 from preprocess.face import upright_size
-from preprocess.readers import DATASETS, MISSING, DataSet, Options, Skipped, table_reader
+from preprocess.readers import (
+    DATASETS,
+    MISSING,
+    DataSet,
+    Options,
+    Skipped,
+    location_problem,
+    table_reader,
+)
 from preprocess.splits import fill_empty_splits
 from utils.cli import HelpFormatter, run_main
 from utils.files import refuse_overwriting, replaced, writable_folder
@@ -75,7 +83,8 @@ def main():
                          f"skipped, most often because: {reasons[0][0] if reasons else 'none'}")
     filled = fill_empty_splits(rows)
     if args.train_on_test:
-        train_on_test(rows, list_dir, args.dataset)
+        train_on_test(rows, args.dataset)
+    refuse_earlier_lists(rows, list_dir, args.dataset)
     write_lists(rows, list_dir, args.dataset)
     protocols = dataset.protocols(rows, data_dir)
     for name, splits in protocols.items():
@@ -126,6 +135,8 @@ def sort_records(records, data_dir, max_age, drop_older):
             skipped.append(Skipped(photo, "file name has a backslash"))
         elif isinstance(size, str):
             skipped.append(Skipped(photo, size))
+        elif problem := location_problem(_located(record, size), size):
+            skipped.append(Skipped(photo, problem))
         elif record["age"] < 0:
             skipped.append(Skipped(photo, "negative age"))
         elif record["age"] > max_age and drop_older:
@@ -135,7 +146,7 @@ def sort_records(records, data_dir, max_age, drop_older):
             for name in ("age", "age_min", "age_max"):
                 if record.get(name, "") != "":
                     record[name] = min(record[name], max_age)
-            rows.append(_located(record, size))
+            rows.append(record)
     return rows, skipped, clipped
 
 
@@ -163,12 +174,12 @@ def _located(row, size):
     return row
 
 
-def train_on_test(rows, list_dir, name):
+def train_on_test(rows, name):
     """Move the test photos to the training list.
 
     Raises:
-        ValueError: a test photo is also in another list (MegaAge), or a list of test photos
-            exists: the model would be measured on photos that it was trained on.
+        ValueError: a test photo is also in another list (MegaAge): the model would be measured
+            on photos that it was trained on.
     """
     elsewhere = {row["photo"] for row in rows if row["split"] != "test"}
     for row in rows:
@@ -177,10 +188,24 @@ def train_on_test(rows, list_dir, name):
                 raise ValueError(f"--train_on_test: '{row['photo']}' of {name} is also in the "
                                  "train or valid list; leave --train_on_test out")
             row["split"] = "train"
-    for path in (list_dir / f"{name}_test.csv", list_dir / f"{name}_test_align.csv"):
-        if path.exists():
-            raise ValueError(f"--train_on_test: '{path}' lists photos that would be trained on; "
-                             "move it away, or choose another --list_dir")
+
+
+def refuse_earlier_lists(rows, list_dir, name):
+    """Refuse to leave the list of an earlier run beside the new ones, for a split without rows.
+
+    Its photos may be in another list now, so that a model would be measured on photos that it was
+    trained on. It is not deleted, as somebody may have written it by hand.
+
+    Raises:
+        ValueError: names the lists, also those that face_align made of them.
+    """
+    used = {row["split"] for row in rows}
+    for split in (split for split in SPLITS if split not in used):
+        left = [f"'{path}'" for path in (list_dir / f"{name}_{split}.csv",
+                                         list_dir / f"{name}_{split}_align.csv") if path.exists()]
+        if left:
+            raise ValueError(f"no photo goes to {split}, but {' and '.join(left)} would stay; "
+                             "delete what an earlier run left, or choose another --list_dir")
 
 
 def write_lists(rows, list_dir, name):

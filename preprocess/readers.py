@@ -22,7 +22,7 @@ import numpy as np
 
 from defaults import load_cfg
 from preprocess.columns import COLUMNS, LOCATION, SPLITS, clean_path
-from preprocess.face import IMAGE_ENDINGS
+from preprocess.face import IMAGE_ENDINGS, box_problem
 from preprocess.splits import by_hash, share_by_hash
 from utils.files import files_below
 from utils.tables import read_columns, read_rows
@@ -472,25 +472,49 @@ def table_reader(path):
     Args:
         path: table with the columns photo and age, and any other of COLUMNS. An empty age beside
             age_min and age_max is their middle. A column split (train, valid or test) is
-            optional; if it is absent or empty, the hash of the person chooses, or the hash of
-            the photo's path.
+            optional. Where it is empty, the other rows of the same person tell, or if they are
+            empty too, the hash of the person. Without a person it is the photo that counts.
     Returns:
         function for DataSet.read.
+    Raises (that function):
+        ValueError: a split has another name, or one person is given two.
     """
     def read(data_dir, options):
+        given = _given_splits(path)
         for record in read_rows(path, ["photo", "age"]):
-            photo, split = clean_path(record["photo"]), record.get("split", "").strip()
-            if split and split not in SPLITS:
-                raise ValueError(f"{path}: split '{split}' of '{photo}' is not one of "
-                                 f"{', '.join(SPLITS)}")
+            photo, subject = clean_path(record["photo"]), _subject_of(record)
             ages = _ages_of(record)
             if isinstance(ages, str):
                 yield Skipped(photo, ages)
                 continue
-            chosen = {"split": split} if split else by_hash(record.get("subject") or photo)
+            key = subject or photo
+            split = record.get("split", "").strip() or given.get(key)
+            chosen = {"split": split} if split else by_hash(key)
             yield {name: record[name] for name in COLUMNS if name in record} | ages | {
-                "photo": photo, **chosen}
+                "photo": photo, "subject": subject, **chosen}
     return read
+
+
+def _given_splits(path):
+    """{person, or photo without one: split} of the rows of a table that name a split."""
+    given = {}
+    for record in read_rows(path, ["photo", "age"]):
+        photo, subject = clean_path(record["photo"]), _subject_of(record)
+        split = record.get("split", "").strip()
+        if not split:
+            continue
+        if split not in SPLITS:
+            raise ValueError(f"{path}: split '{split}' of '{photo}' is not one of "
+                             f"{', '.join(SPLITS)}")
+        known = given.setdefault(subject or photo, split)
+        if subject and known != split:
+            raise ValueError(f"{path}: the photos of the person '{subject}' are in {known} and in "
+                             f"{split}; put all of them in one split")
+    return given
+
+
+def _subject_of(record):
+    return record.get("subject", "").strip()
 
 
 def _ages_of(record):
@@ -558,6 +582,22 @@ def number_of(text):
     except ValueError:
         return None
     return number if math.isfinite(number) else None
+
+
+def location_problem(row, size=None):
+    """What is wrong with the box of the face that a row is about, or None; it may have no box.
+
+    Args:
+        row: dict with perhaps the columns LOCATION, text or numbers.
+        size: (width, height) of the photo, if known.
+    """
+    texts = [str(row.get(name, "")).strip() for name in LOCATION]
+    if not any(texts):
+        return None
+    box = list(map(number_of, texts))
+    if None in box:
+        return f"{', '.join(LOCATION)} are not four numbers"
+    return box_problem(box, size, LOCATION)
 
 
 def _gender(text):

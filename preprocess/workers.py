@@ -22,7 +22,7 @@ import numpy as np
 from preprocess.columns import LOCATION
 from preprocess.detector import FaceDetector, detection_batches
 from preprocess.face import BOX_DECIMALS, ROLL_DECIMALS, as_listed, load_photo
-from preprocess.readers import MISSING, UNREADABLE, number_of
+from preprocess.readers import MISSING, UNREADABLE, location_problem, number_of
 
 
 @contextlib.contextmanager
@@ -113,9 +113,8 @@ def row_problem(row):
     """A result that says why a row cannot be used, or None."""
     if not row["photo"]:
         return ["no photo"]
-    location = _location_texts(row)
-    if any(location) and None in map(number_of, location):
-        return [f"{', '.join(LOCATION)} are not four numbers"]
+    if problem := location_problem(row):
+        return [problem]
     if not row["age"].strip() and row.get("age_min") and row.get("age_max"):
         return None
     if number_of(row["age"]) is None:
@@ -125,9 +124,5 @@ def row_problem(row):
 
 def row_location(row):
     """(4,) xyxy pixels of the face that the row is about, or None if the list does not say it."""
-    location = _location_texts(row)
+    location = [row.get(name, "").strip() for name in LOCATION]
     return np.array(location, float) if any(location) else None
-
-
-def _location_texts(row):
-    return [row.get(name, "").strip() for name in LOCATION]

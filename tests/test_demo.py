@@ -5,6 +5,7 @@ import ctypes
 import ctypes.util
 import functools
 import http.server
+import io
 import json
 import os
 import re
@@ -34,6 +35,7 @@ from PIL import Image, ImageCms, features
 import demo
 import predictor
 from benchmarks.demo_speed import write_clip
+from media.outputs import RECORD_NAME
 from media.photos import find_images, save_picture
 from media.results import FIELDS, VIDEO_FIELDS, PhotoResults, with_threshold, work_digest
 from media.video import ClipWriter, Frames, address_name
@@ -42,6 +44,7 @@ from preprocess import face_align, generate_csv
 from preprocess.detector import FaceDetector
 from preprocess.face import EXIF_ORIENTATION
 from utils.locks import only_writer
+from utils.share import share_of
 
 
 @pytest.fixture(scope="session")
@@ -225,6 +228,17 @@ def test_a_picture_whose_name_cannot_be_written_stops_no_other(model_path, tmp_p
     assert all(words.startswith("no annotated picture: cannot write") for words in status.values())
 
 
+def test_two_photos_never_give_one_picture(model_path, tmp_path):
+    photos, out = tmp_path / "photos", tmp_path / "out"
+    photos.mkdir()
+    for name, size in (("P.jp2", 64), ("p.jp2.jpg", 80), ("p.jp2", 96)):
+        as_photo(HOPPER).resize((size, 100)).save(photos / name)
+    assert run(model_path, "--img_dir", photos, "--output_dir", out) == 0
+    assert visible(out) == ["P.jp2.jpg.jpg", "p.jp2.jpg", "p.jp2.jpg.jpg.jpg", "results.csv",
+                            "results.jsonl"]
+    assert [Image.open(out / name).width for name in visible(out)[:3]] == [64, 80, 96]
+
+
 @pytest.mark.parametrize("ending", ["png", "tif"])
 def test_the_colours_of_a_photo_keep_their_profile(tmp_path, ending):
     profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("XYZ")).tobytes()
@@ -242,8 +256,58 @@ def test_no_photo_is_overwritten(model_path, tmp_path, capsys):
     assert (tmp_path / "a.png").read_bytes() == ASTRONAUT.read_bytes()
     (tmp_path / "out").mkdir()
     os.link(tmp_path / "a.png", tmp_path / "out" / "a.png")
-    assert run(model_path, "--img_dir", tmp_path / "a.png", "--output_dir", tmp_path / "out") == 0
+    assert run(model_path, "--img_dir", tmp_path / "a.png", "--output_dir", tmp_path / "out") == 2
+    assert "a.png', not written by the demo, would be" in one_line_error(capsys)
     assert (tmp_path / "a.png").read_bytes() == ASTRONAUT.read_bytes()
+
+
+@pytest.mark.parametrize("name", ["0.jpg", "results.csv", "results.jsonl"])
+def test_files_of_the_user_in_the_output_folder_stay(name, few_photos, model_path, tmp_path,
+                                                     capsys):
+    words = ["--img_dir", few_photos, "--output_dir", tmp_path]
+    (tmp_path / name).write_text("photo,age\nof the user,30\n")
+    assert run(model_path, *words) == 2
+    assert f"{name}', not written by the demo, would be" in one_line_error(capsys)
+    assert (tmp_path / name).read_text().startswith("photo,age")
+    assert visible(tmp_path) == [name]
+    if name == "0.jpg":  # tables do not harm it, and do not make it a picture of ours
+        assert run(model_path, *words, "--tables_only") == 0
+        assert run(model_path, *words) == 2
+        assert "0.jpg', not written" in one_line_error(capsys)
+    (tmp_path / name).unlink()
+    for _ in range(2):  # results of an earlier run are replaced
+        assert run(model_path, *words) == 0
+    assert len(read_results(tmp_path)[0]) == 5
+
+
+def test_results_of_the_code_before_the_record_are_replaced(few_photos, model_path, tmp_path,
+                                                            monkeypatch):
+    words = ["--img_dir", few_photos, "--output_dir", tmp_path]
+    assert run(model_path, *words) == 0
+    (tmp_path / RECORD_NAME).unlink()
+    assert run(model_path, *words) == 0
+    with monkeypatch.context() as patch:  # a share that was killed: no tables
+        patch.setenv("RANK", "0")
+        patch.setenv("WORLD_SIZE", "2")
+        assert run(model_path, *words) == 0
+    for name in (RECORD_NAME, "results.csv", "results.jsonl", "1.jpg", "3.jpg"):
+        (tmp_path / name).unlink()
+    assert run(model_path, *words) == 0
+    assert len(read_results(tmp_path)[0]) == 5
+
+
+def test_a_picture_that_a_killed_run_left_is_replaced(few_photos, model_path, tmp_path,
+                                                      monkeypatch):
+    def killed(*_, **__):
+        raise KeyboardInterrupt
+
+    words = ["--img_dir", few_photos, "--output_dir", tmp_path]
+    with monkeypatch.context() as patch:
+        patch.setattr(PhotoResults, "add", killed)  # the picture is there, its line is not
+        patch.setattr(PhotoResults, "write_tables", killed)
+        assert run(model_path, *words) == 130
+    assert "0.jpg" in visible(tmp_path)
+    assert run(model_path, *words) == 0
 
 
 def test_folder_without_a_readable_image(model_path, tmp_path, capsys):
@@ -277,6 +341,7 @@ def test_folder_without_a_readable_image(model_path, tmp_path, capsys):
     (["--img_dir", "{samples}", "--output_dir", "{tmp}/o", "--device", "tpu"], "unknown device"),
     (["--video", "{tmp}/none.mp4", "--output_dir", "{tmp}/o"], "clip '.*none.mp4' not found"),
     (["--video", "{tmp}/file", "--output_dir", "{tmp}/o"], "cannot read a frame"),
+    (["--video", "/dev/null", "--output_dir", "{tmp}/o"], "not a file; a camera .* --camera N"),
     (["--camera", "77", "--output_dir", "{tmp}/o"], "no camera 77"),
 ])
 def test_bad_input_ends_in_one_line(words, message, model_path, tmp_path, capfd):
@@ -333,7 +398,9 @@ def test_processes_share_a_folder(few_photos, model_path, tmp_path, process_numb
         assert run(model_path, "--img_dir", few_photos, "--output_dir", tmp_path / "many",
                    "--tables_only") == 0
         assert (tmp_path / "many" / "results.csv").exists() == done
-    assert "still work on: 4;" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "none of the 5 images is in share 2 of 3" in out
+    assert re.search("3 images are not done yet .* without RANK and WORLD_SIZE", out)
     rows, lines = zip(*(read_results(tmp_path / name) for name in ("one", "many")), strict=True)
     for one, many in (*zip(*rows, strict=True), *zip(*lines, strict=True)):  # up to rounding,
         assert list(one) == list(many)  # which depends on what else is in a batch
@@ -365,6 +432,17 @@ def test_copies_of_photos_and_model_count_as_the_same_work(few_photos, model_pat
     process_number(2, 3)
     assert run_on("a") == 0
     assert [row["file"] for row in read_results(out)[0]] == [f"{n}.jpg" for n in range(5)]
+
+
+def test_a_photo_more_in_one_copy_moves_no_other(few_photos, model_path, tmp_path, process_number):
+    shutil.copytree(few_photos, tmp_path / "more")
+    shutil.copy(HOPPER, tmp_path / "more" / "0 first.jpg")
+    for rank, photos in enumerate((tmp_path / "more", few_photos)):
+        process_number(rank, 2)
+        assert run(model_path, "--img_dir", photos, "--output_dir", tmp_path / "out",
+                   "--tables_only") == 0
+    assert [row["file"] for row in read_results(tmp_path / "out")[0]] == [
+        f"{number}.jpg" for number in range(5)]
 
 
 def test_a_lone_run_does_what_shares_left(few_photos, model_path, tmp_path, process_number,
@@ -401,7 +479,7 @@ def test_a_lone_run_waits_for_shares(few_photos, model_path, tmp_path, process_n
                 codes.append(run(model_path, *words))
             codes.append(run(model_path, *words, "--min_face", "50"))
 
-    process_number(0, 1_000)
+    process_number(share_of("0.jpg", 1_000), 1_000)
     monkeypatch.setattr(PhotoResults, "add", add_while_others_start)
     assert run(model_path, *words) == 0
     assert codes == [None, 2, 2]
@@ -436,7 +514,7 @@ def test_a_share_that_others_finished_says_so(few_photos, tmp_path):
 
 def test_a_share_of_unreadable_photos_is_no_error(few_photos, model_path, tmp_path,
                                                   process_number):
-    process_number(4, 5)  # its only photo is broken
+    process_number(share_of("4.jpg", 1_000), 1_000)  # its only photo is broken
     assert run(model_path, "--img_dir", few_photos, "--output_dir", tmp_path) == 0
 
 
@@ -476,6 +554,24 @@ def test_a_stopped_folder_goes_on(few_photos, model_path, tmp_path, monkeypatch,
     assert run(model_path, "--img_dir", photos, "--output_dir", tmp_path / "again") == 0
     assert read_results(tmp_path / "again")[0] == whole
     assert not list((tmp_path / "out").glob(".results*"))
+
+
+def test_a_stopped_folder_tries_again_what_failed(few_photos, model_path, tmp_path, capsys):
+    words = ["--img_dir", few_photos, "--output_dir", tmp_path]
+    work = demo.work_digest(demo.settings_text(
+        demo.build_estimator(demo.parse_args(["--resume", str(model_path), "--device", "cpu"])),
+        demo.parse_args(list(map(str, words)))), FIELDS)
+    with PhotoResults(tmp_path, work) as results:
+        results.add("0.jpg", few_photos / "0.jpg", [], "unreadable: a cause that is gone")
+        results.add("1.jpg", few_photos / "1.jpg", [], "no annotated picture: the name")
+        results.add("2.jpg", few_photos / "2.jpg", [])
+    assert run(model_path, *words) == 0
+    out = capsys.readouterr().out
+    assert "images: 4 in" in out and "unreadable: 1" in out
+    assert "1 more images were done by an earlier run" in out
+    status = [row["status"].partition(":")[0] for row in read_results(tmp_path)[0]]
+    assert status == ["ok", "ok", "no face", "ok", "unreadable"]
+    assert (tmp_path / "1.jpg").is_file()
 
 
 def test_other_settings_do_not_go_on_with_earlier_results(few_photos, model_path, tmp_path, capsys):
@@ -663,11 +759,36 @@ def test_a_clip_that_is_no_result_is_not_overwritten(clip_path, model_path, tmp_
     (tmp_path / "out" / "c.mp4").write_bytes(b"another clip")
     words = ["--video", tmp_path / "c.avi", "--output_dir", tmp_path / "out"]
     assert run(model_path, *words) == 2
-    assert "c.mp4' would be overwritten" in one_line_error(capsys)
+    assert "c.mp4', not written by the demo, would be overwritten" in one_line_error(capsys)
     assert (tmp_path / "out" / "c.mp4").read_bytes() == b"another clip"
+    shutil.copytree(tmp_path / "out", tmp_path / "beside")
     (tmp_path / "out" / "c.mp4").unlink()
     for _ in range(2):  # the results of an earlier run are replaced
         assert run(model_path, *words) == 0
+    (tmp_path / "out" / RECORD_NAME).unlink()  # as the code before the record left it
+    assert run(model_path, *words) == 0
+    shutil.copy(tmp_path / "out" / "results.csv", tmp_path / "beside" / "results.csv")
+    text = (tmp_path / "beside" / "results.csv").read_text().replace("c.avi", "another.avi")
+    (tmp_path / "beside" / "results.csv").write_text(text)
+    assert run(model_path, *words[:-1], tmp_path / "beside") == 2
+    assert "c.mp4', not written by the demo" in one_line_error(capsys)
+    assert (tmp_path / "beside" / "c.mp4").read_bytes() == b"another clip"
+
+
+def test_tables_of_one_source_are_not_replaced_by_those_of_another(clip_path, few_photos,
+                                                                   model_path, tmp_path, capsys):
+    other, out = tmp_path / "other.mp4", tmp_path / "out"
+    shutil.copy(clip_path, other)
+    assert run(model_path, "--video", clip_path, "--output_dir", out) == 0
+    before = read_results(out)
+    for words in (["--video", other], ["--video", other, "--tables_only"],
+                  ["--img_dir", few_photos]):
+        assert run(model_path, *words, "--output_dir", out) == 2
+        assert "the tables of 'my clip.mp4' in" in one_line_error(capsys)
+        assert read_results(out) == before and not (out / "other.mp4").exists()
+    assert run(model_path, "--img_dir", few_photos, "--output_dir", tmp_path / "photos") == 0
+    assert run(model_path, "--video", other, "--output_dir", tmp_path / "photos") == 2
+    assert "the tables of '0.jpg' in" in one_line_error(capsys)
 
 
 def test_only_the_first_tracks_of_a_stream_are_kept():
@@ -763,6 +884,34 @@ def test_a_clip_from_an_address(model_path, tmp_path):
     assert visible(tmp_path / "out") == ["results.csv", "results.jsonl"]
 
 
+class TenPictures(http.server.BaseHTTPRequestHandler):
+    """The stream of a network camera, which breaks off."""
+
+    def do_GET(self):
+        file = io.BytesIO()
+        Image.new("RGB", (64, 48), "teal").save(file, "JPEG")
+        self.send_response(200)
+        self.send_header("Content-Type", "multipart/x-mixed-replace; boundary=frame")
+        self.end_headers()
+        for _ in range(10):
+            self.wfile.write(b"--frame\r\nContent-Type: image/jpeg\r\nContent-Length: "
+                             + b"%d\r\n\r\n%b\r\n" % (len(file.getvalue()), file.getvalue()))
+
+
+def test_a_stream_that_breaks_off_is_told(model_path, tmp_path, capfd):
+    server = http.server.ThreadingHTTPServer(("localhost", 0), TenPictures)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        assert run(model_path, "--video", f"http://localhost:{server.server_port}/live",
+                   "--output_dir", tmp_path, "--tables_only") == 0
+    finally:
+        server.shutdown()
+        server.server_close()
+    assert len(read_results(tmp_path)[0]) == 10
+    assert re.search(r"warning: the stream localhost_\d+_live ended after \d\.\d s; start again",
+                     capfd.readouterr().err)
+
+
 @pytest.mark.parametrize(("address", "name"), [
     ("rtsp://192.168.1.10/live", "192.168.1.10_live"),
     ("rtsp://me:secret@192.168.1.20:8554/live", "192.168.1.20_8554_live"),
@@ -775,10 +924,10 @@ def test_two_addresses_give_two_recordings(clip_path, model_path, tmp_path, monk
     cameras = {address: Camera(clip_path, 2, lambda: (False, None))
                for address in ("rtsp://192.168.1.10/live", "rtsp://192.168.1.20:8554/live")}
     monkeypatch.setattr(cv2, "VideoCapture", cameras.__getitem__)
-    for address in cameras:
-        assert run(model_path, "--video", address, "--output_dir", tmp_path) == 0
-    assert visible(tmp_path) == ["192.168.1.10_live.mp4", "192.168.1.20_8554_live.mp4",
-                                 "results.csv", "results.jsonl"]
+    names = ["192.168.1.10_live.mp4", "192.168.1.20_8554_live.mp4"]
+    for address, name in zip(cameras, names, strict=True):
+        assert run(model_path, "--video", address, "--output_dir", tmp_path / name) == 0
+        assert visible(tmp_path / name) == [name, "results.csv", "results.jsonl"]
 
 
 class Camera:

@@ -177,6 +177,15 @@ def test_a_location_that_is_not_four_numbers_rejects_its_row(photos, detector, c
     assert align_rows(detector, photos, [row | nowhere]) == align_rows(detector, photos, [row])
 
 
+def test_a_location_of_width_and_height_rejects_its_row(photos, detector):
+    row = {"photo": "upright.png", "age": "3", "face_x1": "90", "face_y1": "60"}
+    [[reason]] = align_rows(detector, photos, [row | {"face_x2": "70", "face_y2": "90"}])
+    assert reason == ("face_x2 is not right of face_x1, or face_y2 not below face_y1 "
+                      "(expected x1 y1 x2 y2, not width and height)")
+    [[reason]] = align_rows(detector, photos, [row | {"face_x2": "90.7", "face_y2": "60.9"}])
+    assert "expected pixels" in reason
+
+
 def test_processes_share_the_work_and_merge_in_order(photos, detector, tmp_path, work):
     (tmp_path / "alone").mkdir()
     for folder in (tmp_path, tmp_path / "alone"):

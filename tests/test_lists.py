@@ -337,13 +337,21 @@ def test_a_file_that_is_no_list_is_refused(tmp_path, content):
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
 def test_tables_as_spreadsheets_write_them_are_read(tmp_path, separator, encoding):
     lines = [["photo", " age", "note"], ["Zoë, 1.jpg" if separator != "," else '"Zoë, 1.jpg"', "3"],
-             [], ["b.jpg", "4", "of two", "beyond the header"]]
+             [], ["b.jpg", "4", "of two", "", ""]]
     path = tmp_path / "table.csv"
     path.write_text("\r\n".join(map(separator.join, lines)), encoding=encoding)
     assert list(read_rows(path, ["age", "photo"])) == [
         {"photo": "Zoë, 1.jpg", "age": "3", "note": ""},
         {"photo": "b.jpg", "age": "4", "note": "of two"}]
     assert read_csv(path, ["photo"])["age"].tolist() == ["3", "4"]
+
+
+@pytest.mark.parametrize(("text", "line"), [
+    ("photo,age,gender\na.jpg,35,5,f\n", 2), ("photo\tage\n\n\"a\n.jpg\"\t35\nb.jpg\t3\t5\n", 5)])
+def test_a_row_with_more_fields_than_columns_is_named(tmp_path, text, line):
+    (tmp_path / "table.csv").write_text(text)
+    with pytest.raises(ValueError, match=rf"table.csv: line {line} has \d fields for \d columns"):
+        read_csv(tmp_path / "table.csv", ["photo", "age"])
 
 
 @pytest.mark.parametrize(("separator", "expected"), [

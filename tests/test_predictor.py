@@ -181,12 +181,13 @@ def test_boxes_of_another_shape_are_refused(estimator, boxes, landmarks):
 
 
 @pytest.mark.parametrize(("box", "problem"), [
-    ((30, 2, 3, 40), "is empty"), ((1, 2, 1, 40), "is empty"), ((1, 2, 30, np.nan), "not finite"),
+    ((30, 2, 3, 40), "x2 is not right of x1"), ((1, 2, 1, 40), "not width and height"),
+    ((1, 2, 30, np.nan), "not finite"),
     ((1, 2, np.inf, 40), "not finite"), ((9000, 2, 9090, 90), "outside the photo of 512 x 600"),
     ((1, -90, 80, -5), "outside the photo of 512 x 600"),
     ((0.1, 0.2, 0.4, 0.5), "expected pixels"), ((1.5, 2, 2.5, 40), "expected pixels")])
 def test_a_box_that_cannot_be_a_face_is_named(estimator, box, problem):
-    with pytest.raises(ValueError, match=rf"^box 1 \({box[0]:g} .*\) .*{problem}"):
+    with pytest.raises(ValueError, match=rf"^box 1 \({box[0]:g} .*\): .*{problem}"):
         estimator.ages_at(HOPPER, [(10, 10, 60, 70), box])
 
 
@@ -222,6 +223,12 @@ def test_faces_on_their_side_are_found_where_asked_for(model_path, estimator, qu
                                                          upright.y2)]).resize(box.shape[1::-1]))
     assert np.abs(box - expected).mean() < 12  # the same part of the photo, within a pixel
     assert len(any_way([turned, photo])[1]) == 1
+    box = (face.x1, face.y1, face.x2, face.y2)
+    [near, nothing] = any_way.ages_at(turned, [box, (0, 0, 30, 30)])
+    assert (near.x1, near.y1, near.x2, near.y2) == box and near.confidence > 0.9
+    assert (near.roll_deg - face.roll_deg + 180) % 360 - 180 == pytest.approx(0, abs=0.5)
+    assert near.age == pytest.approx(face.age, abs=0.5)
+    assert nothing.confidence == nothing.roll_deg == 0
 
 
 def test_probability_of_being_old_enough():
@@ -250,6 +257,16 @@ def test_missing_and_broken_files_raise(estimator, tmp_path):
     (tmp_path / "broken.jpg").write_bytes(ASTRONAUT.read_bytes()[:5000])
     with pytest.raises(OSError, match=r"."):
         estimator([ASTRONAUT, tmp_path / "broken.jpg"])
+
+
+@pytest.mark.parametrize("share", [0.2, 0.5])
+def test_a_damaged_file_raises_as_a_pil_image_too(estimator, share):
+    content = bytearray(ASTRONAUT.read_bytes())
+    place = round(share * len(content))
+    content[place:place + 50] = bytes(50)
+    for image in (io.BytesIO(content), Image.open(io.BytesIO(content))):
+        with pytest.raises(OSError):
+            estimator(image)
 
 
 def test_numbers_of_a_face_follow_from_its_distribution(estimator):

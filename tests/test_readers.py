@@ -1,6 +1,7 @@
 """The readers of the data sets, and the lists that generate_csv writes."""
 
 import os
+import re
 import subprocess
 import sys
 import warnings
@@ -325,6 +326,20 @@ def test_location_of_a_crop_becomes_pixels(tmp_path, generate):
     assert [row[f"face_{name}"] for name in ("x1", "y1", "x2", "y2")] == [40, 20, 140, 70]
 
 
+@pytest.mark.parametrize(("location", "reason"), [
+    ("12,9,10,20", "face_x2 is not right of face_x1.*not width and height"),
+    ("0.1,0.2,0.5,0.6", "expected pixels"), ("25,2,30,12", "outside the photo of 20 x 30"),
+    ("1,2,10,", "not four numbers")])
+def test_a_location_that_cannot_be_a_face_is_skipped(tmp_path, generate, location, reason):
+    write_photos(tmp_path, ["a.png", "b.png", "c.png"])
+    write_text(tmp_path, "ages.csv", "photo,age,face_x1,face_y1,face_x2,face_y2\n"
+                                     f"a.png,3,{location}\nb.png,4,1,2,10,20\nc.png,5,,,,\n")
+    done = generate("--dataset", "my", "--data_dir", tmp_path, "--table", tmp_path / "ages.csv")
+    assert done.returncode == 0, done.stderr
+    [row] = pd.read_csv(tmp_path / "my_skipped.csv").to_dict("records")
+    assert row["photo"] == "a.png" and re.search(reason, row["reason"])
+
+
 @pytest.mark.parametrize(("name", "photo", "age", "subject"), [
     ("fgnet", "images/001A02.JPG", 2, "001"), ("fgnet", "images/082a18b.jpg", 18, "082"),
     ("agedb", "3_Maria_Callas_35_f.jpg", 35, "Maria_Callas"),
@@ -413,6 +428,27 @@ def test_train_on_test_moves_the_test_photos_and_refuses_a_list_of_them(tmp_path
         assert sorted(written["photo"]) == sorted(expected)
 
 
+@pytest.mark.parametrize("ending", ["", "_align"])
+def test_the_list_of_an_earlier_run_does_not_stay_for_a_split_without_rows(tmp_path, generate,
+                                                                           ending):
+    photos = [f"{number}.png" for number in range(5)]
+    write_photos(tmp_path, photos)
+    table = pd.DataFrame({"photo": photos, "age": 30})
+    arguments = ["--dataset", "my", "--data_dir", tmp_path, "--table", tmp_path / "ages.csv"]
+    table.to_csv(tmp_path / "ages.csv", index=False)
+    assert generate(*arguments).returncode == 0
+    old, before = tmp_path / "my_test.csv", (tmp_path / "my_train.csv").read_text()
+    old = old.rename(tmp_path / f"my_test{ending}.csv")
+    table.assign(split=["train"] * 4 + ["valid"]).to_csv(tmp_path / "ages.csv", index=False)
+    refused = generate(*arguments)
+    assert refused.returncode == 2 and "no photo goes to test" in refused.stderr
+    assert f"'{old}'" in refused.stderr and "--list_dir" in refused.stderr
+    assert (tmp_path / "my_train.csv").read_text() == before  # nothing is half done
+    old.unlink()
+    assert generate(*arguments).returncode == 0
+    assert len(pd.read_csv(tmp_path / "my_train.csv")) == 4
+
+
 def test_train_on_test_refuses_photos_that_validate(tmp_path, generate):
     for part, name in (("train", "1.jpg"), ("test", "2.jpg")):
         write_text(tmp_path, f"list/{part}_name.txt", f"{name}\n")
@@ -446,7 +482,7 @@ def test_a_table_of_ones_own_photos_becomes_lists(tmp_path, generate):
     splits = ["train"] * 6 + ["valid", "test", "", "", "", ""]
     table = pd.DataFrame({"photo": [*photos, "gone.png", "old.png"], "age": [*range(12), 3, "old"],
                           "age_min": "", "age_max": "", "note": "x",
-                          "subject": ["", *"bbbbbbbccccc", ""], "split": [*splits, "", ""]})
+                          "subject": ["", *"bbbbbdeccccc", ""], "split": [*splits, "", ""]})
     table.loc[6, ["age", "age_min", "age_max"]] = "", "20", "29"
     table.to_csv(tmp_path / "ages.csv", index=False)
     words = ["--dataset", "my-photos", "--data_dir", tmp_path]
@@ -477,6 +513,32 @@ def test_a_table_of_ones_own_photos_becomes_lists(tmp_path, generate):
     table.assign(split="dev").to_csv(tmp_path / "ages.csv", index=False)
     done = generate(*words, "--table", tmp_path / "ages.csv")
     assert done.returncode == 2 and "split 'dev' of 'in/0.png' is not one of train" in done.stderr
+
+
+def test_all_photos_of_a_person_in_a_table_go_to_one_split(tmp_path, generate):
+    persons = ["a", "anna", "g", "i", "5", "31"]  # by hash in train, valid and test
+    rows = [(f"{person} {number}.png", "30", person + " " * number, "")
+            for person in persons for number in range(2)]
+    rows += [("two.png", "30", "", ""), ("two.png", "9", "", "test")]  # two faces of a photo
+    rows[1:2] = [(*rows[1][:3], "test")]
+    rows[4:5] = [(*rows[4][:3], "train")]
+    write_photos(tmp_path, [row[0] for row in rows])
+    table = pd.DataFrame(rows, columns=["photo", "age", "subject", "split"])
+    table.to_csv(tmp_path / "ages.csv", index=False)
+    words = ["--dataset", "my", "--data_dir", tmp_path, "--table", tmp_path / "ages.csv"]
+    assert generate(*words).returncode == 0
+    splits = {}
+    for split in SPLITS:
+        written = pd.read_csv(tmp_path / f"my_{split}.csv", dtype=str)
+        for key in written["subject"].fillna(written["photo"]):
+            splits.setdefault(key, set()).add(split)
+    assert splits == {"a": {"test"}, "anna": {"train"}, "g": {"train"}, "i": {"valid"},
+                      "5": {"test"}, "31": {"test"}, "two.png": {"test"}}
+    table.loc[0, "split"] = "train"
+    table.to_csv(tmp_path / "ages.csv", index=False)
+    refused = generate(*words)
+    assert refused.returncode == 2 and refused.stderr.count("\n") == 1
+    assert "the person 'a' are in train and in test" in refused.stderr
 
 
 @pytest.mark.parametrize(("row", "kept"), [

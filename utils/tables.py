@@ -18,16 +18,16 @@ def read_rows(path, required):
 
     The first line names the columns. Commas, semicolons or tabs separate them. The text is UTF-8,
     or UTF-16 with a byte order mark. Between semicolons or tabs a number may have a decimal comma,
-    which is given as a point. Missing fields at the end of a row are "", fields beyond the
-    header are left out.
+    which is given as a point. Missing fields at the end of a row are "", empty fields beyond
+    the header are left out.
 
     Args:
         path: path of the file.
         required: names of columns that must be there.
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: a required column is missing, two columns have one name, a quote is not closed,
-            or the file is not text.
+        ValueError: a required column is missing, two columns have one name, a row has more fields
+            than there are columns, a quote is not closed, or the file is not text.
     """
     lines = _read_fields(path, required)
     names = next(lines)
@@ -61,7 +61,12 @@ def _read_fields(path, required):
                 raise ValueError(f"{path}: column {', '.join(repeated)} is there twice; rename one "
                                  "of the two")
             yield names
-            for fields in csv.reader(file, delimiter=separator, skipinitialspace=True, strict=True):
+            reader = csv.reader(file, delimiter=separator, skipinitialspace=True, strict=True)
+            for fields in reader:
+                if required and any(fields[len(names):]):
+                    raise ValueError(f"{path}: line {reader.line_num + 1} has {len(fields)} fields "
+                                     f"for {len(names)} columns; put a field that holds "
+                                     f"{separator!r} in quotes")
                 if separator != ",":
                     fields = [with_decimal_points(field, separator) for field in fields]
                 if fields:  # not an empty line
