@@ -298,8 +298,8 @@ class PhotoSummary:
         if self.earlier_count:
             print(f"{self.earlier_count} more images were done by an earlier run")
         if missing:
-            print(f"{missing} images are not done yet (in other shares, or missing there); when no "
-                  "share runs, start the same command without RANK and WORLD_SIZE")
+            print(f"not done yet: {cli.count_text(missing, 'image')}, in other shares or missing "
+                  "there; when no share runs, start the same command without RANK and WORLD_SIZE")
             return
         pictures = "" if args.tables_only else "annotated images, "
         print(f"{pictures}results.csv and results.jsonl are in {args.output_dir}/")

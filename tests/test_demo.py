@@ -400,7 +400,7 @@ def test_processes_share_a_folder(few_photos, model_path, tmp_path, process_numb
         assert (tmp_path / "many" / "results.csv").exists() == done
     out = capsys.readouterr().out
     assert "none of the 5 images is in share 2 of 3" in out
-    assert re.search("3 images are not done yet .* without RANK and WORLD_SIZE", out)
+    assert re.search("not done yet: 3 images, .* without RANK and WORLD_SIZE", out)
     rows, lines = zip(*(read_results(tmp_path / name) for name in ("one", "many")), strict=True)
     for one, many in (*zip(*rows, strict=True), *zip(*lines, strict=True)):  # up to rounding,
         assert list(one) == list(many)  # which depends on what else is in a batch
