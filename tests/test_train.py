@@ -17,6 +17,7 @@ from age_network import OnnxAgeNetwork, TorchAgeNetwork
 from checkpoint import load_checkpoint, save_checkpoint
 from dataset import to_pixels
 from defaults import ARCHS, parse_cfg
+from losses import gaussian_target
 from training.onnx_release import export_onnx, sample_crops
 from training.release import release_checkpoint
 from training.teachers import ModelTeachers, find_teachers
@@ -150,6 +151,20 @@ def test_a_network_learns_from_what_others_predict(folder, trained, tmp_path):
                   tmp_path / "refused", *TINY, "LOSS.TEACHER", tmp_path / "nameless.csv",
                   check=False)
     assert "no column dataset, and 'drawn_0.png' is in two" in refusal(done)
+
+
+def test_binary_outputs_learn_from_a_teacher(folder, tmp_path):
+    ages = torch.tensor(AGES, dtype=torch.float32)
+    table = pd.DataFrame(gaussian_target(ages, torch.arange(101), 3.0).numpy(),
+                         columns=[f"p{age}" for age in range(101)])
+    table.insert(0, "photo", [f"drawn_{number}.png" for number in range(len(AGES))])
+    table.insert(1, "age", AGES)
+    table.insert(2, "pred_age", AGES)
+    table.to_csv(tmp_path / "teacher.csv", index=False)
+    train(folder, tmp_path / "run", *TINY, "AUG.STRENGTH", "0", "TRAIN.LR", "0.01",
+          "TRAIN.BATCH_SIZE", "8", "TRAIN.EPOCHS", "60", "LOSS.NAME", "or_cnn",
+          "LOSS.TEACHER", tmp_path / "teacher.csv")
+    assert min(record["valid"]["mae"] for record in read_log(tmp_path / "run")) < 2
 
 
 def test_a_network_learns_from_models_that_see_what_it_sees(folder, trained, tmp_path):
