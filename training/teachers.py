@@ -23,7 +23,7 @@ from torch import nn
 from checkpoint import load_checkpoint
 from defaults import age_bins, load_cfg, value_of
 from evaluation.predictions import face_keys, read_predictions
-from lists import pair_folders, read_sources
+from lists import pair_folders, read_sources, shortest_name
 from model import PixelsToProbs, restore_model
 from utils.cli import HelpFormatter, add_data_flags, run_main
 from utils.files import replaced, writable_folder
@@ -162,8 +162,12 @@ def _distributions_of(path, faces, bins):
 
 
 def halve(photos):
-    """(N,) bool, whether each photo is in the first half: decided by a checksum of its name."""
-    return np.array([zlib.crc32(photo.encode("utf-8", "surrogatepass")) % 2 == 0
+    """(N,) bool, whether each photo is in the first half: decided by a checksum of its name.
+
+    Photos of one name fall together, whatever their folders and data sets. Else DATA.EXCLUDE, which
+    matches names, would leave them out with either half.
+    """
+    return np.array([zlib.crc32(shortest_name(photo).encode("utf-8", "surrogatepass")) % 2 == 0
                      for photo in photos])
 
 
