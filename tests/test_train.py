@@ -194,7 +194,9 @@ def test_a_network_learns_from_models_that_see_what_it_sees(folder, trained, tmp
             "LOSS.TEACHER", model, key, value))
     assert "60.pth' tells the ages 0 to 100, not 0 to 110; choose another teacher" in refused(
         "LOSS.TEACHER", model, "DATA.AGE_MAX", "110")
-    assert "LOSS.TEACHER: checkpoint 'none.pth' not found" in refused("LOSS.TEACHER", "none.pth")
+    for gone in ("none.pth", "none", "none*.csv"):
+        assert f"LOSS.TEACHER '{gone}': no such file or folder; give the path of models" in \
+            refused("LOSS.TEACHER", gone)
     assert "'.' is a folder without tables (.csv) and models" in refused("LOSS.TEACHER", ".")
     best = tmp_path / "run" / "best.pth"
     message = refusal(train(folder, best.parent, *TINY, "LOSS.TEACHER", best.parent, check=False))

@@ -42,6 +42,7 @@ def find_teachers(pattern):
     Returns:
         (tables, models): two lists, of which at least one is empty.
     Raises:
+        FileNotFoundError: no such file or folder.
         ValueError: a folder without teachers, a glob of tables and models together.
     """
     if not pattern:
@@ -54,7 +55,10 @@ def find_teachers(pattern):
                              f"models ({MODEL})")
         best = str(folder / "best.pth")
         return tables, [] if tables else [best] if best in models else models
-    paths = sorted(glob.glob(pattern)) or [pattern]  # noqa: PTH207 (an absolute pattern)
+    paths = sorted(glob.glob(pattern))  # noqa: PTH207 (an absolute pattern)
+    if not paths:
+        raise FileNotFoundError(f"LOSS.TEACHER '{pattern}': no such file or folder; give the path "
+                                f"of models ({MODEL}) or tables ({TABLE}) as LOSS.TEACHER PATH")
     models = [path for path in paths if path.endswith(MODEL)]
     tables = [path for path in paths if not path.endswith(MODEL)]
     if tables and models:
