@@ -207,6 +207,14 @@ def test_a_network_learns_from_models_that_see_what_it_sees(folder, trained, tmp
     assert find_teachers(str(teachers)) == ([str(teachers / "table.csv")], [])
 
 
+def test_a_teacher_may_have_the_name_of_a_glob(tmp_path):
+    for name in ("t[1].pth", "t1.pth", "t2.pth"):
+        (tmp_path / name).touch()
+    assert find_teachers(str(tmp_path / "t[1].pth")) == ([], [str(tmp_path / "t[1].pth")])
+    assert find_teachers(str(tmp_path / "t[12].pth")) == (
+        [], [str(tmp_path / name) for name in ("t1.pth", "t2.pth")])
+
+
 def test_model_teachers_give_the_mean_of_their_calibrated_distributions(trained, tmp_path):
     paths = []
     for number, temperature in enumerate(([0.5, 3.0], 2.0)):

@@ -11,7 +11,6 @@ predictions for it are worth learning from.
 """
 
 import argparse
-import glob
 import zlib
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,7 +25,7 @@ from evaluation.predictions import face_keys, read_predictions
 from lists import pair_folders, read_sources, shortest_name
 from model import PixelsToProbs, restore_model
 from utils.cli import HelpFormatter, add_data_flags, run_main
-from utils.files import replaced, writable_folder
+from utils.files import expand_glob, replaced, writable_folder
 
 TABLE, MODEL = ".csv", ".pth"
 MIN_MASS = 1e-3  # of a teacher's distribution within the student's age bins
@@ -55,8 +54,8 @@ def find_teachers(pattern):
                              f"models ({MODEL})")
         best = str(folder / "best.pth")
         return tables, [] if tables else [best] if best in models else models
-    paths = sorted(glob.glob(pattern))  # noqa: PTH207 (an absolute pattern)
-    if not paths:
+    paths = expand_glob(pattern)
+    if not any(Path(path).exists() for path in paths):
         raise FileNotFoundError(f"LOSS.TEACHER '{pattern}': no such file or folder; give the path "
                                 f"of models ({MODEL}) or tables ({TABLE}) as LOSS.TEACHER PATH")
     models = [path for path in paths if path.endswith(MODEL)]
