@@ -215,6 +215,21 @@ def test_a_teacher_may_have_the_name_of_a_glob(tmp_path):
         [], [str(tmp_path / name) for name in ("t1.pth", "t2.pth")])
 
 
+def test_the_speed_of_training_includes_the_teachers(folder, trained, tmp_path, monkeypatch):
+    calls = []
+
+    def counted(teachers, pixels, forward=ModelTeachers.forward):
+        calls.append(len(pixels))
+        return forward(teachers, pixels)
+
+    monkeypatch.setattr(ModelTeachers, "forward", counted)
+    told = script("benchmarks/train_speed.py", "--data_dir", folder, "--cache_dir",
+                  tmp_path / "cache", "--device", "cpu", "--stretches", "1", "--steps", "3", *TINY,
+                  "LOSS.TEACHER", trained).stdout
+    assert re.search(r"^full: median \d+\.\d images/s", told, re.MULTILINE)
+    assert calls == [4] * 2 * (2 + 3)  # in both loops, two steps to warm up and three
+
+
 def test_model_teachers_give_the_mean_of_their_calibrated_distributions(trained, tmp_path):
     paths = []
     for number, temperature in enumerate(([0.5, 3.0], 2.0)):
