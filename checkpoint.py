@@ -12,7 +12,8 @@ Keys of a checkpoint:
     age_share        (K,) share of each age among the training faces; absent before it was kept
     temperature      [T at the first age, T at the last] of the calibration, or one number for
                      both; absent before `test.py --calibrate`
-    run_name, protocol, best_ca, device, amp, faces (hash of the training list)
+    run_name, protocol, best_ca, device, amp, faces (hash of the training list),
+    teachers [hash of each file of LOSS.TEACHER; absent before they were kept]
                      identify the run, so that no other one is continued with it
     progress         of the epoch under way (engine.EpochProgress), None between two epochs
     optimizer, scheduler, scaler, ema, random_state

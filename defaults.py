@@ -133,6 +133,8 @@ YAML_ERRORS = (yaml.YAMLError, ValueError, RecursionError)
 
 # May differ from the checkpoint's: they do not affect the network.
 FREE_OF_CHECKPOINT = ("DATA.CACHE", "DATA.EXCLUDE")
+# Of a run that is continued; its teachers may lie elsewhere now, but must be the same files.
+FREE_OF_RESUME = (*FREE_OF_CHECKPOINT, "LOSS.TEACHER")
 
 ARCHS = (  # names of pretrainedmodels, and those of networks.own_archs
     "alexnet", "bninception", "cafferesnet101", "densenet121", "densenet161", "densenet169",

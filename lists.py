@@ -22,6 +22,7 @@ PLACE = ["photo", "deg", *BOX]  # tells faces apart
 REQUIRED = ["photo", "age", "deg", *BOX]
 NUMBERS = ["age_std", "age_min", "age_max", "confidence"]
 OPTIONAL = [*NUMBERS, "gender", "race", "subject", "votes"]
+CROP_ENDING = "_face.jpg"  # which APPA-REAL appends to a photo's name for its face crop
 MAX_LISTED = 20  # an error shows so many bad rows and counts the others
 
 
@@ -367,8 +368,13 @@ def _exclude(faces, path):
     names = {clean_path(name) for name in names}
     file_names = faces["photo"].str.rsplit("/", n=1).str[-1]
     dropped = (faces["photo"].isin(names) | file_names.isin(names)
-               | file_names.str.removesuffix("_face.jpg").isin(names))
+               | faces["photo"].map(shortest_name).isin(names))
     return faces[~dropped].reset_index(drop=True)
+
+
+def shortest_name(photo):
+    """The shortest name by which an exclusion list may call a photo, also one of another folder."""
+    return photo.rsplit("/", 1)[-1].removesuffix(CROP_ENDING)
 
 
 def _check_rows(faces, cfg):

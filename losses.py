@@ -206,6 +206,18 @@ def or_cnn(older, target, age_bins):
     return {"or_cnn": (questions * (is_older | is_not)).sum(dim=1)}
 
 
+def older_cross_entropy(target, older):
+    """(B,) cross-entropy in nats of "older than this bin?", summed over all bins but the last.
+
+    Args:
+        target: (B, K) target distributions, which answer with their P(age > bin).
+        older: (B, K - 1) logits, see older_logits.
+    """
+    is_older = target.flip(1).cumsum(dim=1).flip(1)[:, 1:]  # (B, K - 1) P(age > bin)
+    return functional.binary_cross_entropy_with_logits(
+        older, is_older.to(older), reduction="none").sum(dim=1)
+
+
 def mean_variance(log_probs, target, age_bins, mean_weight, variance_weight):
     """Cross-entropy, squared error of the mean and variance (Pan et al., CVPR 2018, eq. 7)."""
     ages = expected_age(log_probs, age_bins)
@@ -239,20 +251,24 @@ def build_criterion(cfg, age_bins, age_weights=None):
         up to the loss. The outputs are those that age_logits takes. Faces with an interval count
         LOSS.INTERVAL_WEIGHT times. If labels contain `teacher` (B, K), a teacher's distributions,
         LOSS.TEACHER_WEIGHT of the loss is the KL divergence from these (knowledge distillation,
-        Hinton et al., 2015).
+        Hinton et al., 2015). For a loss of ORDINAL it is older_cross_entropy.
     """
     loss, is_ordinal = LOSSES[cfg.LOSS.NAME](cfg), cfg.LOSS.NAME in ORDINAL
     target_of = target_builder(cfg)
+    # Not the divergence for binary outputs: a probability is the difference between two of them,
+    # so its logarithm has a gradient without bound where they are close, and none where they tie.
+    teacher_loss = older_cross_entropy if is_ordinal else kl_divergence
 
     def criterion(outputs, labels):
         bins = age_bins.to(outputs.device)
-        log_probs = age_logits(outputs, bins).log_softmax(dim=1)
+        predicted = older_logits(outputs, bins) if is_ordinal else \
+            age_logits(outputs, bins).log_softmax(dim=1)
         target = target_of(labels, bins)
-        parts = loss(older_logits(outputs, bins) if is_ordinal else log_probs, target, bins)
+        parts = loss(predicted, target, bins)
         if "teacher" in labels:
             share = cfg.LOSS.TEACHER_WEIGHT
             parts = {name: (1 - share) * part for name, part in parts.items()}
-            parts["teacher"] = share * kl_divergence(labels["teacher"], log_probs)
+            parts["teacher"] = share * teacher_loss(labels["teacher"], predicted)
         weight = torch.where(target.is_interval, cfg.LOSS.INTERVAL_WEIGHT, 1.0)
         if age_weights is not None:
             weight = weight * (target.target_dist @ age_weights.to(bins.device))

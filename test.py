@@ -1,7 +1,6 @@
 """Measure trained networks on a data set's test split; ends in the line `test mae: ...`."""
 
 import argparse
-import glob
 import shlex
 import sys
 import warnings
@@ -18,7 +17,7 @@ from utils.cli import (
     parse_with_overrides,
     run_main,
 )
-from utils.files import refuse_overwriting, writable_folder
+from utils.files import expand_glob, refuse_overwriting, writable_folder
 from utils.locks import only_writer
 
 # The libraries are imported in the functions that use them: torch, pandas and matplotlib take
@@ -84,9 +83,7 @@ def named_models(resume):
         return {"default": [None]}
     models = {}
     for word in resume:
-        found = [word]
-        if glob.has_magic(word) and "://" not in word and not Path(word).exists():
-            found = sorted(glob.glob(word))  # noqa: PTH207 (Path.glob takes no absolute pattern)
+        found = [word] if "://" in word else expand_glob(word)
         if not found:
             raise FileNotFoundError(f"--resume '{word}' matches no file")
         models[word] = found

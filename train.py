@@ -7,7 +7,7 @@ import warnings
 from functools import partial
 from pathlib import Path
 
-from defaults import ARCHS, FREE_OF_CHECKPOINT
+from defaults import ARCHS, FREE_OF_RESUME
 from utils.cli import (
     HelpFormatter,
     add_data_flags,
@@ -34,7 +34,7 @@ def parse_args(argv=None):
                         "'checkpoint', or the folder of the run that --resume continues")
     parser.add_argument("--resume", metavar="PTH", help="last.pth of a run to continue. Its "
                         "config comes with it; TRAIN.* (except TRAIN.OPT), TEST.*, "
-                        + " and ".join(FREE_OF_CHECKPOINT) + " can be overridden")
+                        + ", ".join(FREE_OF_RESUME) + " (the same files) can be overridden")
     parser.add_argument("--tensorboard", metavar="DIR", help="log folder for TensorBoard")
     parser.add_argument("--multi_gpu", action="store_true",
                         help="only prints the torchrun command that uses several GPUs")

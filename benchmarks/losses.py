@@ -8,7 +8,8 @@ runs gave is kept in docs/benchmark/, and docs/benchmark.md is written from it a
 the table is there early and says what is missing. A checkpoint takes 57 MB: of those of a run that
 has its result, only best.pth is kept. Start the same command again after an interruption: runs that
 have results are not repeated, and one that was stopped goes on. Results of several machines can be
-put together: the lines of results.json and the files of faces/. KEY VALUE pairs apply to all runs.
+put together: the lines of results.json and the files of faces/. KEY VALUE pairs apply to all
+runs; they cannot change what the runs differ in.
 """
 
 import argparse

@@ -94,7 +94,7 @@ class Table:
     rates: learning rates that are searched; one means no search.
     rotations, seeds: what is repeated.
     groups, rows: {name: Group}, {name: Row}.
-    opts: flat KEY VALUE pairs of the command line, for every run.
+    opts: flat KEY VALUE pairs of the command line, for every run; none of varied_keys.
     """
 
     name: str
@@ -110,6 +110,12 @@ class Table:
     def cells(self):
         """(group, row) names in the order of the page."""
         return [(group, row) for group in self.groups for row in self.rows]
+
+    @property
+    def varied_keys(self):
+        """Keys of the config that the runs may differ in, which the page states of them."""
+        return {"TRAIN.LR", "TRAIN.SEED"}.union(
+            *(part.keys for part in (*self.groups.values(), *self.rows.values())))
 
     def repeats(self, row):
         """[(rotation, seed)] of a row; the learning rate is searched on the first."""
@@ -187,7 +193,8 @@ def read_tables(path=ROWS, opts=()):
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: it is not such a file, or a row's keys are refused by load_cfg.
+        ValueError: it is not such a file, a row's keys are refused by load_cfg, or opts change what
+            the runs differ in, so that their names and titles would not be true.
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"table '{path}' not found; the benchmark's is {ROWS}")
@@ -204,6 +211,11 @@ def read_tables(path=ROWS, opts=()):
         raise ValueError(f"'{path}' does not describe tables as {ROWS} does: "
                          f"{' '.join(str(error).split())}") from error
     for table in tables.values():
+        varied = sorted(table.varied_keys & {*opts[::2]})
+        if varied:
+            raise ValueError(f"the runs of '{table.name}' differ in {varied[0]}, so it cannot be "
+                             f"given for all of them; change it in a copy of '{path}' and name "
+                             "that with --rows")
         empty = [name for name, values in (
             ("learning_rates", table.rates), ("rotations", table.rotations),
             ("seeds", table.seeds), ("groups", table.groups)) if not values]

@@ -3,9 +3,9 @@
     python -m benchmarks.train_speed --data_dir DIR MODEL.ARCH timm/regnety_008 MODEL.IMG_SIZE 128
 
 The full loop reads, augments and trains, as train.py does. The bare loop runs the same forward
-pass, backward pass and step on one batch in memory. They alternate in short stretches, so that
-other load on the machine affects both. The last line is `ratio: 0.93`: the speed of the full loop
-divided by that of the bare one.
+pass, backward pass and step on one batch in memory. Both loops run the models of LOSS.TEACHER. They
+alternate in short stretches, so that other load on the machine affects both. The last line is
+`ratio: 0.93`: the speed of the full loop divided by that of the bare one.
 """
 
 import argparse
@@ -18,7 +18,7 @@ import torch
 from batches import to_device
 from defaults import load_cfg
 from lists import pair_folders, read_sources
-from training.build import build_network, build_train_loader, build_trainer
+from training.build import build_network, build_teachers, build_train_loader, build_trainer
 from utils.cli import (
     HelpFormatter,
     add_data_flags,
@@ -45,7 +45,8 @@ def main():
     cfg, device = load_cfg(None, args.opts), choose_device(args.device)
     sources = pair_folders(args.data_dir, args.dataset, args.list_dir)
     loader = build_train_loader(read_sources(sources, "train", cfg), cfg, device, args.cache_dir)
-    trainer = build_trainer(cfg, device, build_network(cfg, device), loader)
+    trainer = build_trainer(cfg, device, build_network(cfg, device), loader,
+                            build_teachers(cfg, device))
     trainer.model.train()
     batches = endless(loader)
     held = to_device(next(batches), device)

@@ -148,9 +148,10 @@ def _render(title, results, evaluation, photo_of):
     exact = evaluation.described.exact
     return environment.get_template("report.html.jinja").render(
         title=title, results=results, metrics=METRICS, all_metrics=METRICS | INTERVAL_METRICS,
-        why_left_out=wording.why_left_out, families=FAMILIES, tolerated=TOLERATED,
-        coverages=COVERAGES, min_faces=MIN_FACES, min_in_band=MIN_IN_BAND,
-        audit=AUDIT, min_epsilon_std=MIN_EPSILON_STD, no_distribution=NO_DISTRIBUTION,
+        why_left_out=wording.why_left_out, compared_faces=wording.compared_faces,
+        families=FAMILIES, tolerated=TOLERATED, coverages=COVERAGES, min_faces=MIN_FACES,
+        min_in_band=MIN_IN_BAND, audit=AUDIT, min_epsilon_std=MIN_EPSILON_STD,
+        no_distribution=NO_DISTRIBUTION,
         findings=wording.findings(results), figures=_figures(results, evaluation.runs, exact),
         cell_table=_cell_table(results["groups"].get("gender_race_age_band", {})),
         gap_sentences=wording.gap_sentences(results["gaps"]), verdicts=wording.verdicts(results),

@@ -61,6 +61,7 @@ CURVE_POINTS = 200  # in a risk-coverage curve
 
 NO_DISTRIBUTION = "the predictions have no distribution (no columns p0, p1, ...)"
 NO_EXACT_AGES = "no face with an exact age"
+NO_AGE_RANGES = "no face with an age range"
 
 
 # ---- The whole evaluation
@@ -145,8 +146,19 @@ def _side_by_side(runs):
              for name, seeds in runs.items() for k, results in enumerate(seeds, 1)}
     if len(named) == 1:
         return {}
-    return {name: {"n_exact": results["n_exact"]} | {key: results[key] for key in METRICS}
+    values = {name: _all_metrics(results) for name, results in named.items()}
+    keys = [key for key in (*METRICS, *INTERVAL_METRICS)
+            if any(key in known for known in values.values())]
+    return {name: {"n_exact": results["n_exact"], "n_interval": results["n_interval"]}
+            | {key: values[name].get(key, unknown(NO_AGE_RANGES)) for key in keys}
             for name, results in named.items()}
+
+
+def _all_metrics(results):
+    """{metric: measured number} of METRICS, and of INTERVAL_METRICS if faces have age ranges."""
+    ranged = results["intervals"]["all"]["all"] if results["intervals"] else {}
+    return {key: (results | ranged)[key] for key in (*METRICS, *INTERVAL_METRICS)
+            if key in METRICS or key in ranged}
 
 
 def evaluate(predictions, samples=1000, seed=0):
@@ -347,14 +359,26 @@ def _score_intervals(ranged, samples, seed):
     faces = ranged.faces.reset_index(drop=True)
     if not len(faces):
         return None
-    distances = metrics.interval_distance(faces["pred_age"], faces["age_min"], faces["age_max"],
-                                          ranged.last_age)
+    distances = _interval_distances(ranged)
     families = {"all": pd.Series(["all"] * len(faces)),
                 "interval": _interval_names(faces, ranged.last_age)}
     families |= {c: faces[c].astype("string").fillna(UNKNOWN) for c in ("gender", "race")
                  if c in faces and faces[c].notna().any()}
     return {family: _score_partition(ranged, distances, names, samples, seed)
             for family, names in families.items()}
+
+
+def _interval_distances(ranged):
+    """(B,) years from each predicted age to the range of its label, 0 inside."""
+    return metrics.interval_distance(ranged.faces["pred_age"], ranged.labels["age_min"],
+                                     ranged.labels["age_max"], ranged.last_age)
+
+
+def _interval_contributions(ranged):
+    """Like contributions, of faces with an age range to INTERVAL_METRICS."""
+    distances = _interval_distances(ranged)
+    return pd.DataFrame({"interval_accuracy": 100.0 * (distances == 0),
+                         "interval_distance": distances})
 
 
 def _interval_names(faces, last_age):
@@ -394,16 +418,33 @@ def compare(first, second, samples=1000, seed=0):
             mean over them.
         samples, seed: see evaluate_all.
     Returns:
-        {"n", "n_other_age", "differences": {metric: measured number with "p_value" and
-        "significant"}}. n: faces compared. n_other_age: faces left out because the tables give
-        them different true ages. Metrics that either side lacks are left out.
+        {"n", "n_interval", "n_other_age", "differences": {metric: measured number with "p_value"
+        and "significant"}}. n, n_interval: faces compared, with an exact age and with an age range.
+        n_other_age: faces left out because the tables give them different true ages or ranges.
+        Metrics that either side lacks are left out.
     """
-    sides, n_other_age = _same_faces(first, second)
-    paired = sides[0][0]
-    n, differences = len(paired.faces), {}
+    exact, n_other_age = _same_faces(first, second, is_interval=False)
+    ranged, n_other_range = _same_faces(first, second, is_interval=True)
+    return {"n": len(exact[0][0].faces), "n_interval": len(ranged[0][0].faces),
+            "n_other_age": n_other_age + n_other_range,
+            "differences": _mean_differences(exact, contributions, samples, seed)
+            | _aurc_difference(exact, samples, seed)
+            | _mean_differences(ranged, _interval_contributions, samples, seed)}
+
+
+def _mean_differences(sides, contributions_of, samples, seed):
+    """Differences of the metrics that are means over the faces; empty without faces.
+
+    Args:
+        sides: from _same_faces.
+        contributions_of: function like contributions.
+        samples, seed: see evaluate_all.
+    """
+    paired, differences = sides[0][0], {}
+    n = len(paired.faces)
     if not n:
-        return {"n": n, "n_other_age": n_other_age, "differences": differences}
-    means = [sum(contributions(one) for one in side) / len(side) for side in sides]
+        return differences
+    means = [sum(contributions_of(one) for one in side) / len(side) for side in sides]
     sums, numbers = bootstrap.bootstrap_sums(np.hstack(means), np.zeros(n, dtype=int), 1,
                                              samples, paired.subjects, seed)
     replicates = bootstrap.pooled_means(sums, numbers, [0])
@@ -416,35 +457,47 @@ def compare(first, second, samples=1000, seed=0):
             known = means[0][key].notna() & means[1][key].notna()
             differences[key] = _difference(values, drawn,
                                            paired.count_units(known.to_numpy()))
-    if all(one.pred_std is not None for side in sides for one in side):
-        values = [np.mean([metrics.aurc(one.abs_errors, one.pred_std) for one in side])
-                  for side in sides]
-        drawn = [np.mean([bootstrap.bootstrap_aurc(one.abs_errors, one.pred_std, samples,
-                                                   paired.subjects, seed) for one in side], axis=0)
-                 for side in sides]
-        differences["aurc"] = _difference(values, drawn, paired.count_units())
-    return {"n": n, "n_other_age": n_other_age, "differences": differences}
+    return differences
 
 
-def _same_faces(first, second):
-    """The faces with an exact age that all tables have and give the same true age, in one order.
+def _aurc_difference(sides, samples, seed):
+    """Like _mean_differences, of the AURC; empty unless all tables have spreads."""
+    paired = sides[0][0]
+    if not len(paired.faces) or any(one.pred_std is None for side in sides for one in side):
+        return {}
+    values = [np.mean([metrics.aurc(one.abs_errors, one.pred_std) for one in side])
+              for side in sides]
+    drawn = [np.mean([bootstrap.bootstrap_aurc(one.abs_errors, one.pred_std, samples,
+                                               paired.subjects, seed) for one in side], axis=0)
+             for side in sides]
+    return {"aurc": _difference(values, drawn, paired.count_units())}
 
+
+def _same_faces(first, second, is_interval):
+    """The faces that all tables have and give the same true age or range, in one order.
+
+    Args:
+        first, second: see compare.
+        is_interval: whether the faces with an age range are meant, or those with an exact age.
     Returns:
-        [first, second] as lists of Predictions; how many faces have different true ages.
+        [first, second] as lists of Predictions; how many faces have different ages or ranges.
     """
     with_dataset = all("dataset" in one.faces for one in (*first, *second))
-    sides = [[_by_photo(one.exact, with_dataset) for one in side] for side in (first, second)]
+    sides = [[_by_photo(one.rows(one.is_interval == is_interval), with_dataset) for one in side]
+             for side in (first, second)]
     photos = _common_photos([*sides[0], *sides[1]])
     sides = [[_in_order(one, photos) for one in side] for side in sides]
-    ages = np.stack([one.faces["age"] for side in sides for one in side])
-    agreed = (ages == ages[0]).all(axis=0)
+    names = ("age_min", "age_max") if is_interval else ("age",)
+    labels = np.stack([[one.labels[name] for name in names] for side in sides for one in side])
+    agreed = (labels == labels[0]).all(axis=(0, 1))  # of (tables, names, faces)
     return [[one.rows(agreed) for one in side] for side in sides], int((~agreed).sum())
 
 
-def _by_photo(exact, with_dataset):
+def _by_photo(predictions, with_dataset):
     """The same with face_keys as index: of the photo, and of its data set if that is wanted."""
-    keys = face_keys(exact.faces, ["dataset", "photo"] if with_dataset else ["photo"])
-    return Predictions(exact.faces.set_axis(keys, axis=0), exact.age_bins, exact.probs)
+    keys = face_keys(predictions.faces, ["dataset", "photo"] if with_dataset else ["photo"])
+    return Predictions(predictions.faces.set_axis(keys, axis=0), predictions.age_bins,
+                       predictions.probs)
 
 
 def _common_photos(tables):
@@ -454,10 +507,10 @@ def _common_photos(tables):
     return photos
 
 
-def _in_order(exact, photos):
-    places = exact.faces.index.get_indexer(photos)
-    return Predictions(exact.faces.iloc[places], exact.age_bins,
-                       None if exact.probs is None else exact.probs[places])
+def _in_order(predictions, photos):
+    places, probs = predictions.faces.index.get_indexer(photos), predictions.probs
+    return Predictions(predictions.faces.iloc[places], predictions.age_bins,
+                       None if probs is None else probs[places])
 
 
 def _difference(values, replicates, units):
@@ -475,8 +528,7 @@ def seed_spread(evaluations):
     Of METRICS and INTERVAL_METRICS those that every seed has.
     """
     spread = {}
-    runs = [results | (results["intervals"]["all"]["all"] if results["intervals"] else {})
-            for results in evaluations]
+    runs = [_all_metrics(results) for results in evaluations]
     for key in (*METRICS, *INTERVAL_METRICS):
         values = [run[key]["value"] if key in run else None for run in runs]
         if None not in values:

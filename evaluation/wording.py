@@ -4,7 +4,7 @@ import numpy as np
 from markupsafe import Markup
 
 from evaluation.groups import BANDS, FAMILIES, MIN_FACES
-from evaluation.scores import COVERAGES, METRICS
+from evaluation.scores import COVERAGES, INTERVAL_METRICS, METRICS
 from utils.cli import count_text
 
 SIGNIFICANT = 0.05  # a gap is called real below this p-value
@@ -171,29 +171,47 @@ def _interval_sentence(number):
 
 
 def _comparison_sentence(comparison):
-    a, b, change = comparison["first"], comparison["second"], comparison["differences"].get("mae")
-    if change is None:
+    a, b, differences = (comparison[key] for key in ("first", "second", "differences"))
+    if not differences:
         return f"“{a}” and “{b}” cannot be compared: {why_left_out(comparison)}."
+    return " ".join(_difference_sentence(a, b, differences[key], comparison[number], *words)
+                    for key, number, *words in (
+                        ("mae", "n", "MAE", "years", 2, "lower"),
+                        ("interval_accuracy", "n_interval", "share of ages in the right range",
+                         "points", 1, "higher")) if key in differences)
+
+
+def _difference_sentence(a, b, change, n, name, unit, digits, better):
+    """How the metric `name` of a model b differs from that of a; better: lower | higher."""
+    faces = f"the same {count_text(n, 'face')}"
     if not change["significant"]:
-        return (f"The MAE of “{b}” differs from that of “{a}” by {_plain(change)} on the same "
-                f"{count_text(comparison['n'], 'face')}: {change.get('why', 'not significant')}.")
-    side = "lower (better)" if change["value"] < 0 else "higher (worse)"
-    return (f"The MAE of “{b}” is {abs(change['value']):.2f} years {side} than that of “{a}” on "
-            f"the same {count_text(comparison['n'], 'face')} (difference {interval_text(change)}): "
-            "significant.")
+        return (f"The {name} of “{b}” differs from that of “{a}” by "
+                f"{_plain(change, unit, digits)} on {faces}: "
+                f"{change.get('why', 'not significant')}.")
+    side = "lower" if change["value"] < 0 else "higher"
+    return (f"The {name} of “{b}” is {abs(change['value']):.{digits}f} {unit} {side} "
+            f"({'better' if side == better else 'worse'}) than that of “{a}” on {faces} "
+            f"(difference {interval_text(change, digits)}): significant.")
+
+
+def compared_faces(comparison):
+    """Which faces are compared, in words."""
+    kinds = {"with an exact age": comparison["n"], "with an age range": comparison["n_interval"]}
+    return " and ".join(f"{count_text(n, 'face')} {kind}" for kind, n in kinds.items() if n)
 
 
 def why_left_out(comparison):
     """Why faces are not compared, in words."""
     if not comparison["n_other_age"]:
-        return "no photo with an exact age is in both"
+        return "no photo has an exact age in both, or an age range in both"
     return (f"{count_text(comparison['n_other_age'], 'face')} with another true age in each table, "
             "for example because DATA.APPA_REAL_LABEL differed")
 
 
 def reasons(models):
     """{model: list of reasons why some of its metrics are not known}, each reason once."""
-    found = {name: dict.fromkeys(run[key]["why"] for key in METRICS if run[key]["value"] is None)
+    found = {name: dict.fromkeys(run[key]["why"] for key in (*METRICS, *INTERVAL_METRICS)
+                                 if key in run and run[key]["value"] is None)
              for name, run in models.items()}
     return {name: list(why) for name, why in found.items() if why}
 

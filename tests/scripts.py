@@ -20,6 +20,7 @@ ROOT = Path(__file__).parent.parent
 AGES = [5, 15, 25, 35, 45, 55, 65, 75]
 STEADY = [*TINY, "TRAIN.DETERMINISTIC", "True", "TRAIN.EMA_DECAY", "0.9",
           "MODEL.DROPOUT", "0.2", "TRAIN.OPT", "adamw", "TRAIN.SCHEDULE", "cosine"]
+TWO_PROCESSES = ("-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone")
 
 
 def draw_ages(folder):
@@ -64,8 +65,7 @@ def start_training(folder, run, *words, launcher=(), **options):
 
 def train_in_two_processes(folder, run, *words):
     """Like train, under torchrun; returns what was printed."""
-    process = start_training(folder, run, *words, launcher=(
-        "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone"))
+    process = start_training(folder, run, *words, launcher=TWO_PROCESSES)
     out, err = process.communicate(timeout=300)
     assert process.returncode == 0, out + err
     return out

@@ -46,6 +46,17 @@ def valid_mae_of(run):
     return 5 + abs(np.log(run.rate / best))
 
 
+def test_what_the_runs_differ_in_cannot_be_given_for_all():
+    plain, changed = (read_tables(opts=opts)["losses"] for opts in ((), ("MODEL.DROPOUT", "0.5")))
+    assert changed.search(*changed.cells[0])[0].cfg.MODEL.DROPOUT == 0.5
+    assert plain.varied_keys == {"TRAIN.LR", "TRAIN.SEED", "MODEL.PRETRAINED", "TRAIN.EPOCHS",
+                                 "LOSS.NAME"}
+    for key, value in (("TRAIN.LR", "0.01"), ("TRAIN.SEED", "5"), ("LOSS.NAME", "sord"),
+                       ("MODEL.PRETRAINED", "none"), ("DATA.MARGIN", "0.2")):
+        with pytest.raises(ValueError, match=f"differ in {key}, so it cannot be given for all"):
+            read_tables(opts=("MODEL.DROPOUT", "0.5", key, value))
+
+
 def test_all_losses_come_once_before_any_comes_twice():
     table, results = read_tables()["losses"], {}
     runs = []
@@ -332,7 +343,8 @@ def test_runs_of_a_start_that_was_killed_are_named(tmp_path):
     (["--page", "{data}"], "is a folder; name a file in it"),
     (["--page", "{data}/drawn_0.png/page.md"], "/drawn_0.png' is a file; name a folder"),
     (["--data_dir", "{data}", "--runs", "{runs}", "--jobs", "0"], "--jobs must be positive, got 0"),
-    (["--data_dir", "{data}", "--runs", "{runs}", "LOSS.NAME", "mse"], "unknown LOSS.NAME 'mse'"),
+    (["--data_dir", "{data}", "--runs", "{runs}", "TRAIN.OPT", "mse"], "unknown TRAIN.OPT 'mse'"),
+    (["TRAIN.SEED", "5"], "the runs of 'losses' differ in TRAIN.SEED, so it cannot be given"),
     (["--data_dir", "{other}", "--runs", "{runs}"], "protocol 'fold0' not found")])
 def test_wrong_words_are_refused(tmp_path, words, named):
     write_folds(tmp_path / "data", ("train", "train", "valid", "test"))

@@ -142,6 +142,20 @@ def test_or_cnn_by_hand_with_its_gradient():
                                - torch.tensor([[1.0, 1.0, 0.0]]))
 
 
+def test_binary_outputs_learn_the_answers_of_a_teacher_with_bounded_gradients():
+    criterion = build_criterion(load_cfg(None, [
+        "LOSS.NAME", "or_cnn", "LOSS.TEACHER_WEIGHT", "0.25"]), torch.arange(4))
+    for outputs in (UNORDERED, [1.0, 1.0, 1.0 - 1e-6]):  # also where some tie
+        outputs = torch.tensor([outputs], requires_grad=True)
+        teacher = torch.tensor([[0.1, 0.2, 0.3, 0.4]])  # older than 0: 0.9, than 1: 0.7, than 2
+        parts = criterion(outputs, labels(1.5) | {"teacher": teacher})
+        [gradient] = torch.autograd.grad(parts["teacher"].sum(), outputs)
+        torch.testing.assert_close(gradient, 0.25 * (
+            outputs.detach().sigmoid() - torch.tensor([[0.9, 0.7, 0.4]])))
+        torch.testing.assert_close(parts["or_cnn"], 0.75 * ORDINAL(outputs, labels(1.5))["loss"])
+        torch.testing.assert_close(parts["loss"], parts["or_cnn"] + parts["teacher"])
+
+
 def test_or_cnn_asks_nothing_inside_an_interval():
     outputs = torch.tensor([UNORDERED], requires_grad=True)
     loss = ORDINAL(outputs, labels(1.5, low=1.0, high=2.0))["loss"]

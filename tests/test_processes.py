@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 
@@ -11,17 +12,20 @@ from faces import TINY, write_dataset, write_list
 from scripts import (
     ROOT,
     STEADY,
+    TWO_PROCESSES,
     draw_ages,
     interrupt_after,
     read_log,
     script,
     start_on_two_machines,
+    start_training,
     train,
     train_in_two_processes,
     train_on_two_machines,
     weights,
 )
 
+from checkpoint import load_checkpoint, save_checkpoint
 from utils.distributed import choose_device
 
 
@@ -76,6 +80,24 @@ def test_two_processes_go_on_exactly_and_keep_the_model_they_validate(tmp_path):
     tested = script("test.py", "--data_dir", folder, "--split", "valid", "--cache_dir",
                     tmp_path / "cache", "--resume", whole / "last.pth").stdout
     assert float(tested.rsplit(" ", 1)[1]) == pytest.approx(validated, abs=0.001)
+
+
+def test_two_processes_go_on_with_teachers_that_were_moved(folder, trained, tmp_path):
+    teachers, run = tmp_path / "teachers", tmp_path / "run"
+    teachers.mkdir()
+    shutil.copy(trained, teachers / "a.pth")
+    train_in_two_processes(folder, run, *STEADY, "TRAIN.EPOCHS", "1", "LOSS.TEACHER", str(teachers))
+    other = tmp_path / "other.pth"
+    save_checkpoint(other, load_checkpoint(trained) | {"temperature": 2.0})
+    process = start_training(folder, run, "--resume", str(run / "last.pth"), "LOSS.TEACHER",
+                             str(other), launcher=TWO_PROCESSES)
+    out, err = process.communicate(timeout=300)
+    assert process.returncode and err.count("error: LOSS.TEACHER '") == 2, out + err
+    teachers.rename(tmp_path / "moved")
+    told = train_in_two_processes(folder, run, "--resume", str(run / "last.pth"), "LOSS.TEACHER",
+                                  str(tmp_path / "moved"), "TRAIN.EPOCHS", "2")
+    assert "resumed after 1 epochs" in told
+    assert weights(run / "last.pth")["epochs_done"] == 2
 
 
 def test_ctrl_c_on_one_of_two_machines_stops_both(tmp_path):

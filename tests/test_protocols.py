@@ -57,6 +57,19 @@ def test_a_command_that_is_done_only_tests_again(trained):
     assert (run / "fold1" / "log.jsonl").read_text() == log
 
 
+def test_a_command_goes_on_with_teachers_that_were_moved_and_with_no_others(trained, tmp_path):
+    folder, run, _ = trained
+    teacher = shutil.copy(run / "fold0" / "best.pth", tmp_path / "a.pth")
+    train(folder, tmp_path / "run", *WORDS, "LOSS.TEACHER", teacher)
+    moved = teacher.rename(tmp_path / "b.pth")
+    lines = train(folder, tmp_path / "run", *WORDS, "LOSS.TEACHER", moved).stdout.splitlines()
+    assert len(fold_maes(lines)) == 2
+    done = train(folder, tmp_path / "run", *WORDS, "LOSS.TEACHER", run / "fold1" / "best.pth",
+                 check=False)
+    error = refusal(done)
+    assert "names other files" in error and "name another folder with --checkpoint" in error
+
+
 def test_the_test_script_agrees_with_a_protocols_score(trained):
     folder, run, lines = trained
     tested = script("test.py", "--data_dir", folder, "--protocol", "fold1", "--resume",

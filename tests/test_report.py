@@ -495,7 +495,8 @@ def test_each_model_has_a_table_and_those_of_an_earlier_report_go(tmp_path, tabl
 def test_models_without_a_common_photo_are_not_compared(table):
     other = table.assign(photo="other_" + table["photo"])
     first, second = (check_predictions(one, "t") for one in (table, other))
-    assert scores.compare([first], [second], 20) == {"n": 0, "n_other_age": 0, "differences": {}}
+    assert scores.compare([first], [second], 20) == {
+        "n": 0, "n_interval": 0, "n_other_age": 0, "differences": {}}
 
 
 def test_only_faces_whose_true_age_is_agreed_are_compared(tmp_path, table):
@@ -508,6 +509,44 @@ def test_only_faces_whose_true_age_is_agreed_are_compared(tmp_path, table):
     older = table.assign(age=table["age"] + 1)
     _, page = written(tmp_path, {"apparent": [table], "real": [older]})
     assert "cannot be compared: 600 faces with another true age" in page
+
+
+@pytest.mark.parametrize("exact", [0, 300])
+def test_models_are_compared_on_faces_with_age_ranges(tmp_path, table, exact):
+    ranged = with_intervals(table[exact:])
+    both = pd.concat([table[:exact], ranged], ignore_index=True)
+    inside = both.assign(pred_age=both["pred_age"].where(both.index < exact, both["age"]))
+    results, page = written(tmp_path, {"plain": [both], "inside": [inside.sample(
+        frac=1, random_state=0)], "exact ages": [table[:exact or 1]]})
+    distances = metrics.interval_distance(ranged["pred_age"], ranged["age_min"],
+                                          ranged["age_max"], 100)
+    expected = {"interval_accuracy": 100 * (distances == 0).mean(),
+                "interval_distance": distances.mean()}
+    perfect = {"interval_accuracy": 100, "interval_distance": 0}
+    for key, value in expected.items():
+        assert results["models"]["plain"][key]["value"] == pytest.approx(value)
+        assert results["models"]["inside"][key]["value"] == perfect[key]
+        assert results["models"]["exact ages"][key]["why"] == "no face with an age range"
+    comparison = results["comparisons"][0]
+    assert (comparison["n"], comparison["n_interval"]) == (exact, len(ranged))
+    for key, value in expected.items():
+        change = comparison["differences"][key]
+        assert change["value"] == pytest.approx(perfect[key] - value) and change["significant"]
+        assert change["low"] < change["value"] < change["high"]
+    assert ("mae" in comparison["differences"]) == (exact > 0)
+    section = page[page.index("Models side by side"):page.index('<h2 id="errors">')]
+    assert "In the right range" in section and "Distance from the range" in section
+    assert f"{len(ranged)} faces with an age range that both have" in section
+    assert f"points higher (better) than that of “plain” on the same {len(ranged)} faces" in page
+
+
+def test_only_faces_whose_age_range_is_agreed_are_compared(table):
+    ranged = with_intervals(table)
+    other = ranged.assign(age_max=ranged["age_max"] + np.where(np.arange(len(table)) < 100, 1, 0))
+    first, second = (check_predictions(one, "t") for one in (ranged, other))
+    comparison = scores.compare([first], [second], 20)
+    assert (comparison["n_interval"], comparison["n_other_age"]) == (500, 100)
+    assert comparison["differences"]["interval_distance"]["value"] == 0
 
 
 def test_each_face_of_a_photo_is_compared(table):
@@ -610,7 +649,7 @@ def test_the_photo_of_a_face_is_that_of_its_row(tmp_path, table):
     ("labels beyond", "Outside the predicted ages: 1 label,"),
     ("one person", "no interval"),
     ("odd names", "&lt;b&gt;"),
-    ("nothing in common", "no photo with an exact age is in both")])
+    ("nothing in common", "no photo has an exact age in both")])
 def test_whatever_is_missing_there_is_a_page(tmp_path, table, case, sentence):
     one_hot = pd.DataFrame(np.eye(101)[table["age"].astype(int)], columns=COLUMNS)
     cases = {

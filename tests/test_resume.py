@@ -22,6 +22,7 @@ from scripts import (
 )
 
 import engine
+from checkpoint import load_checkpoint, save_checkpoint
 from training import loop
 from training.folder import RunFolder
 
@@ -68,6 +69,40 @@ def test_a_student_of_a_model_goes_on_to_the_bit(folder, trained, tmp_path, monk
     train(folder, tmp_path / "parts", "--resume", tmp_path / "parts" / "last.pth")
     mine, theirs = (weights(tmp_path / run / "last.pth") for run in ("whole", "parts"))
     torch.testing.assert_close(mine["ema"], theirs["ema"], rtol=0, atol=0)
+
+
+def test_a_run_goes_on_with_teachers_that_were_moved_and_with_no_others(folder, trained, tmp_path):
+    teachers, moved, run = tmp_path / "teachers", tmp_path / "moved", tmp_path / "run"
+    teachers.mkdir()
+    shutil.copy(trained, teachers / "a.pth")
+    train(folder, tmp_path / "whole", *STEADY, "TRAIN.EPOCHS", "2", "LOSS.TEACHER", teachers)
+    [first] = (tmp_path / "whole").glob("epoch001_*.pth")
+    run.mkdir()
+    shutil.copy(first, run / "last.pth")
+    teachers.rename(moved)
+
+    def refused(*words):
+        return refusal(train(folder, run, "--resume", run / "last.pth", *words, check=False))
+
+    assert f"LOSS.TEACHER '{teachers}': no such file or folder; give the path" in refused()
+    other = tmp_path / "other.pth"
+    save_checkpoint(other, load_checkpoint(trained) | {"temperature": 2.0})
+    for words in (["LOSS.TEACHER", other], ["LOSS.TEACHER", ""]):
+        assert f"LOSS.TEACHER '{words[1]}' names other files, or in another order, than" in \
+            refused(*words)
+    shutil.copy(other, shutil.copytree(moved, teachers) / "a.pth")  # in the place of the old one
+    assert "names other files" in refused()
+    train(folder, run, "--resume", run / "last.pth", "LOSS.TEACHER", moved)
+    mine, theirs = weights(tmp_path / "whole" / "last.pth"), weights(run / "last.pth")
+    torch.testing.assert_close(mine["ema"], theirs["ema"], rtol=0, atol=0)
+    train(folder, run, "--resume", run / "last.pth", "TRAIN.EPOCHS", "3")  # the new path is kept
+
+    early = weights(first)
+    del early["teachers"]  # as checkpoints were written before
+    torch.save(early, run / "last.pth")
+    assert f"does not say which files its LOSS.TEACHER '{teachers}' named" in refused(
+        "LOSS.TEACHER", moved)
+    train(folder, run, "--resume", run / "last.pth")
 
 
 def test_a_run_that_is_killed_while_it_validates_loses_no_epoch(folder, tmp_path, monkeypatch):

@@ -7,9 +7,12 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from faces import write_dataset
+from faces import write_dataset, write_list
+from scripts import script
 
 from checkpoint import load_checkpoint
+from defaults import load_cfg
+from lists import pair_folders, read_sources
 from training.teachers import halve
 
 ROOT = Path(__file__).parent.parent
@@ -21,6 +24,27 @@ def test_halves_are_halves_and_stay_the_same():
     first = halve(names)
     assert 450 < sum(first) < 550
     assert list(halve(names[:3])) == list(first[:3]) == [True, False, False]
+
+
+def test_each_face_is_left_out_with_one_of_the_halves_though_folders_share_names(tmp_path):
+    rows = write_dataset(tmp_path / "one" / "photos", AGES, splits=())
+    write_list(tmp_path / "one" / "one_train_align.csv", [
+        row | {"photo": f"photos/{row['photo']}"} for row in rows])
+    write_dataset(tmp_path / "two", AGES, splits=())
+    for row in rows[::2]:  # named as APPA-REAL names its crops
+        path = tmp_path / "two" / row["photo"]
+        row["photo"] = path.rename(f"{path}_face.jpg").name
+    write_list(tmp_path / "two" / "two_train_align.csv", rows)
+    folders = [tmp_path / "one", tmp_path / "two"]
+    script("training/teachers.py", tmp_path / "out", "--data_dir", *folders)
+    sources = pair_folders(folders, None, None)
+    kept = [read_sources(sources, "train", load_cfg(None, [
+        "DATA.EXCLUDE", str(tmp_path / "out" / f"half_{number}.csv")])) for number in (1, 2)]
+    faces = pd.concat(kept)["root"] + "/" + pd.concat(kept)["photo"]
+    assert min(map(len, kept)) > 0
+    assert sorted(faces) == sorted(
+        [f"{folders[0]}/photos/drawn_{number}.png" for number in range(len(AGES))]
+        + [f"{folders[1]}/{row['photo']}" for row in rows])
 
 
 def test_each_script_of_a_recipe_gets_the_words_that_it_accepts(tmp_path):

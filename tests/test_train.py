@@ -17,6 +17,7 @@ from age_network import OnnxAgeNetwork, TorchAgeNetwork
 from checkpoint import load_checkpoint, save_checkpoint
 from dataset import to_pixels
 from defaults import ARCHS, parse_cfg
+from losses import gaussian_target
 from training.onnx_release import export_onnx, sample_crops
 from training.release import release_checkpoint
 from training.teachers import ModelTeachers, find_teachers
@@ -152,6 +153,20 @@ def test_a_network_learns_from_what_others_predict(folder, trained, tmp_path):
     assert "no column dataset, and 'drawn_0.png' is in two" in refusal(done)
 
 
+def test_binary_outputs_learn_from_a_teacher(folder, tmp_path):
+    ages = torch.tensor(AGES, dtype=torch.float32)
+    table = pd.DataFrame(gaussian_target(ages, torch.arange(101), 3.0).numpy(),
+                         columns=[f"p{age}" for age in range(101)])
+    table.insert(0, "photo", [f"drawn_{number}.png" for number in range(len(AGES))])
+    table.insert(1, "age", AGES)
+    table.insert(2, "pred_age", AGES)
+    table.to_csv(tmp_path / "teacher.csv", index=False)
+    train(folder, tmp_path / "run", *TINY, "AUG.STRENGTH", "0", "TRAIN.LR", "0.01",
+          "TRAIN.BATCH_SIZE", "8", "TRAIN.EPOCHS", "60", "LOSS.NAME", "or_cnn",
+          "LOSS.TEACHER", tmp_path / "teacher.csv")
+    assert min(record["valid"]["mae"] for record in read_log(tmp_path / "run")) < 2
+
+
 def test_a_network_learns_from_models_that_see_what_it_sees(folder, trained, tmp_path):
     teachers = tmp_path / "teachers"
     teachers.mkdir()
@@ -179,7 +194,9 @@ def test_a_network_learns_from_models_that_see_what_it_sees(folder, trained, tmp
             "LOSS.TEACHER", model, key, value))
     assert "60.pth' tells the ages 0 to 100, not 0 to 110; choose another teacher" in refused(
         "LOSS.TEACHER", model, "DATA.AGE_MAX", "110")
-    assert "LOSS.TEACHER: checkpoint 'none.pth' not found" in refused("LOSS.TEACHER", "none.pth")
+    for gone in ("none.pth", "none", "none*.csv"):
+        assert f"LOSS.TEACHER '{gone}': no such file or folder; give the path of models" in \
+            refused("LOSS.TEACHER", gone)
     assert "'.' is a folder without tables (.csv) and models" in refused("LOSS.TEACHER", ".")
     best = tmp_path / "run" / "best.pth"
     message = refusal(train(folder, best.parent, *TINY, "LOSS.TEACHER", best.parent, check=False))
@@ -188,6 +205,29 @@ def test_a_network_learns_from_models_that_see_what_it_sees(folder, trained, tmp
     assert f"names tables ({teachers / 'table.csv'}) and models ({model}); name either, such as " \
         f"'{teachers / '*.pth'}'" in refused("LOSS.TEACHER", teachers / "*")
     assert find_teachers(str(teachers)) == ([str(teachers / "table.csv")], [])
+
+
+def test_a_teacher_may_have_the_name_of_a_glob(tmp_path):
+    for name in ("t[1].pth", "t1.pth", "t2.pth"):
+        (tmp_path / name).touch()
+    assert find_teachers(str(tmp_path / "t[1].pth")) == ([], [str(tmp_path / "t[1].pth")])
+    assert find_teachers(str(tmp_path / "t[12].pth")) == (
+        [], [str(tmp_path / name) for name in ("t1.pth", "t2.pth")])
+
+
+def test_the_speed_of_training_includes_the_teachers(folder, trained, tmp_path, monkeypatch):
+    calls = []
+
+    def counted(teachers, pixels, forward=ModelTeachers.forward):
+        calls.append(len(pixels))
+        return forward(teachers, pixels)
+
+    monkeypatch.setattr(ModelTeachers, "forward", counted)
+    told = script("benchmarks/train_speed.py", "--data_dir", folder, "--cache_dir",
+                  tmp_path / "cache", "--device", "cpu", "--stretches", "1", "--steps", "3", *TINY,
+                  "LOSS.TEACHER", trained).stdout
+    assert re.search(r"^full: median \d+\.\d images/s", told, re.MULTILINE)
+    assert calls == [4] * 2 * (2 + 3)  # in both loops, two steps to warm up and three
 
 
 def test_model_teachers_give_the_mean_of_their_calibrated_distributions(trained, tmp_path):

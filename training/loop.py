@@ -14,7 +14,7 @@ import torch
 
 from batches import build_eval_loader
 from checkpoint import load_checkpoint
-from defaults import FREE_OF_CHECKPOINT, known_keys, load_cfg, override_cfg, parse_cfg, value_of
+from defaults import FREE_OF_RESUME, known_keys, load_cfg, override_cfg, parse_cfg, value_of
 from engine import train_one_epoch
 from evaluation.predict import predict_split
 from lists import SPLITS, read_sources, splits_of, warn_of_stale_lists
@@ -29,9 +29,9 @@ from utils.pipeline import stop_on_interrupt
 
 PROTOCOL_SCORES = {"interval_accuracy": "in the right interval, %",
                    "interval_distance": "distance to the interval, years", "mae": "test mae"}
-# May change when a command over several protocols is started again.
+# May change when a command over several protocols is started again. The teachers' files may not.
 FREE_OF_RESTART = ("TRAIN.EPOCHS", "TRAIN.WORKERS", "TRAIN.SAVE_MINUTES", "TEST.WORKERS",
-                   "TEST.BATCH_SIZE", "DATA.CACHE")
+                   "TEST.BATCH_SIZE", "DATA.CACHE", "LOSS.TEACHER")
 
 
 def train(job, cfg):
@@ -62,8 +62,10 @@ def _prepare(job, cfg):
     """The Run of a job, new or continued, with its data, network and optimiser."""
     resumed = distributed.call_in_main(partial(load_checkpoint, job.resume)) if job.resume \
         else None
+    digests = _teacher_digests(job, cfg)
     if resumed is not None:
         _check_can_continue(job, cfg, resumed)
+        _check_same_teachers(job, cfg, resumed, digests)
     _fix_seeds(cfg)
     faces = {split: _read_list(job, cfg, split, job.protocol) for split in ("train", "valid")}
     if distributed.is_main():
@@ -71,12 +73,11 @@ def _prepare(job, cfg):
         warn_of_shared_photos(faces)
         warn_of_other_framing(pd.concat(faces.values(), ignore_index=True))
     model = build_network(cfg, job.device, resumed)  # before the crops, which may take hours
-    _check_teachers(job, cfg)
     teachers = distributed.call_in_all(partial(build_teachers, cfg, job.device))
     loaders = {"train": build_train_loader(faces["train"], cfg, job.device, job.cache_dir),
                "valid": build_eval_loader(faces["valid"], cfg, job.device, job.cache_dir)}
     trainer = build_trainer(cfg, job.device, model, loaders["train"], teachers, resumed)
-    run = Run(job, cfg, trainer, loaders)
+    run = Run(job, cfg, trainer, loaders, digests)
     if resumed is not None:
         run.restore(resumed)
     if distributed.is_main():
@@ -156,7 +157,7 @@ def read_config(recipe, resume, opts):
     if "optimizer" not in resumed:
         raise ValueError(f"--resume {resume}: the file contains weights without the state of a "
                          f"run; start a new run from it with MODEL.PRETRAINED {resume}")
-    return override_cfg(parse_cfg(resumed["cfg"]), opts, "TRAIN", "TEST", *FREE_OF_CHECKPOINT)
+    return override_cfg(parse_cfg(resumed["cfg"]), opts, "TRAIN", "TEST", *FREE_OF_RESUME)
 
 
 def _check_can_continue(job, cfg, resumed):
@@ -194,16 +195,37 @@ def _check_same_run(job, cfg, before):
                              "another folder with --checkpoint, or move that run away")
 
 
-def _check_teachers(job, cfg):
-    """Refuse teachers that this run would move away, and those that the processes do not share."""
+def _teacher_digests(job, cfg):
+    """SHA-256 of each file of LOSS.TEACHER.
+
+    Raises:
+        ValueError: this run would move a teacher away, or the processes do not have the same ones.
+    """
     tables, models = distributed.call_in_all(partial(find_teachers, cfg.LOSS.TEACHER))
     for path in models:
         if Path(path).resolve().parent == job.folder.resolve():
             raise ValueError(f"LOSS.TEACHER '{path}' lies in the folder of this run, which moves "
                              "the files of the run before; name another folder with --checkpoint")
-    if distributed.world_size() > 1:  # a missing file is reported where it is read
-        distributed.require_same("the files of LOSS.TEACHER", [
-            file_sha256(path) for path in tables + models if Path(path).is_file()])
+    digests = distributed.call_in_all(lambda: [
+        file_sha256(path) for path in tables + models
+        if Path(path).is_file()])  # a folder that a glob matches is reported where it is read
+    distributed.require_same("the files of LOSS.TEACHER", digests)
+    return digests
+
+
+def _check_same_teachers(job, cfg, resumed, digests):
+    """Refuse to continue a run with other teachers; they may lie elsewhere now."""
+    before, now = parse_cfg(resumed["cfg"]).LOSS.TEACHER, cfg.LOSS.TEACHER
+    if "teachers" not in resumed:  # it was written before they were kept
+        if before != now:
+            raise ValueError(f"{job.resume} does not say which files its LOSS.TEACHER '{before}' "
+                             f"named, so '{now}' cannot take its place; move them back there")
+    elif resumed["teachers"] != digests:
+        way_out = "name another folder with --checkpoint" if job.is_part else \
+            f"start a new run from its weights with MODEL.PRETRAINED {job.resume}"
+        raise ValueError(f"LOSS.TEACHER '{now}' names other files, or in another order, than those "
+                         f"that the run of {job.resume} has learned from; give it the same, or "
+                         f"{way_out}")
 
 
 def _read_list(job, cfg, split, protocol):

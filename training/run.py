@@ -71,6 +71,7 @@ class Run:
     job, cfg: what it trains, and how.
     trainer: engine.Trainer.
     loaders: {"train", "valid": DataLoader}.
+    teachers: SHA-256 of each file of LOSS.TEACHER.
     epochs_done, progress: whole epochs, and the EpochProgress of the one under way.
     best: {"metric", "value", "epoch"} of the best epoch, or {}.
     best_ca: {"ca3", "ca5", "ca7": percent}, the best of each so far.
@@ -84,6 +85,7 @@ class Run:
     cfg: object
     trainer: Trainer
     loaders: dict
+    teachers: list = field(default_factory=list)
     epochs_done: int = 0
     progress: EpochProgress = field(default_factory=EpochProgress)
     best: dict = field(default_factory=dict)
@@ -279,7 +281,8 @@ class Run:
             "best": self.best, "best_ca": self.best_ca, "metrics": self.metrics,
             "datasets": [source.dataset for source in self.job.sources],
             "protocol": self.job.protocol, "age_share": self.age_share,
-            "faces": self.faces_digest(), **self.trainer.state_dict()}
+            "faces": self.faces_digest(), "teachers": self.teachers,
+            **self.trainer.state_dict()}
         self.saved_at = time.monotonic()
         if not distributed.is_main():
             return

@@ -11,7 +11,6 @@ predictions for it are worth learning from.
 """
 
 import argparse
-import glob
 import zlib
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,10 +22,10 @@ from torch import nn
 from checkpoint import load_checkpoint
 from defaults import age_bins, load_cfg, value_of
 from evaluation.predictions import face_keys, read_predictions
-from lists import pair_folders, read_sources
+from lists import pair_folders, read_sources, shortest_name
 from model import PixelsToProbs, restore_model
 from utils.cli import HelpFormatter, add_data_flags, run_main
-from utils.files import replaced, writable_folder
+from utils.files import expand_glob, replaced, writable_folder
 
 TABLE, MODEL = ".csv", ".pth"
 MIN_MASS = 1e-3  # of a teacher's distribution within the student's age bins
@@ -42,6 +41,7 @@ def find_teachers(pattern):
     Returns:
         (tables, models): two lists, of which at least one is empty.
     Raises:
+        FileNotFoundError: no such file or folder.
         ValueError: a folder without teachers, a glob of tables and models together.
     """
     if not pattern:
@@ -54,7 +54,10 @@ def find_teachers(pattern):
                              f"models ({MODEL})")
         best = str(folder / "best.pth")
         return tables, [] if tables else [best] if best in models else models
-    paths = sorted(glob.glob(pattern)) or [pattern]  # noqa: PTH207 (an absolute pattern)
+    paths = expand_glob(pattern)
+    if not any(Path(path).exists() for path in paths):
+        raise FileNotFoundError(f"LOSS.TEACHER '{pattern}': no such file or folder; give the path "
+                                f"of models ({MODEL}) or tables ({TABLE}) as LOSS.TEACHER PATH")
     models = [path for path in paths if path.endswith(MODEL)]
     tables = [path for path in paths if not path.endswith(MODEL)]
     if tables and models:
@@ -162,8 +165,12 @@ def _distributions_of(path, faces, bins):
 
 
 def halve(photos):
-    """(N,) bool, whether each photo is in the first half: decided by a checksum of its name."""
-    return np.array([zlib.crc32(photo.encode("utf-8", "surrogatepass")) % 2 == 0
+    """(N,) bool, whether each photo is in the first half: decided by a checksum of its name.
+
+    Photos of one name fall together, whatever their folders and data sets. Else DATA.EXCLUDE, which
+    matches names, would leave them out with either half.
+    """
+    return np.array([zlib.crc32(shortest_name(photo).encode("utf-8", "surrogatepass")) % 2 == 0
                      for photo in photos])
 
 

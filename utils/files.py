@@ -1,6 +1,7 @@
 """Writing a file whole or not at all, checksums, folders that can be written to."""
 
 import errno
+import glob
 import hashlib
 import os
 import re
@@ -93,6 +94,17 @@ def size_text(count):
         if count >= size:
             return f"{count / size:.1f} {unit}"
     return f"{count} bytes"
+
+
+def expand_glob(word):
+    """Sorted paths that a glob matches; may be empty.
+
+    Any other word, and a glob that is also the name of a file or folder, stands for itself, whether
+    it exists or not.
+    """
+    if Path(word).exists() or not glob.has_magic(word):
+        return [word]
+    return sorted(glob.glob(word))  # noqa: PTH207 (Path.glob takes no absolute pattern)
 
 
 def refuse_overwriting(written, read, flag):
