@@ -40,10 +40,12 @@ def test_recipe_trains_goes_on_and_releases(tmp_path):
                      f"{out}/better_teachers/lite0_160.csv, {out}/better_teachers/lite2_160.csv",
                      f"{out}/last_teachers/faces.csv, {out}/last_teachers/last.csv",
                      f"{out}/best_teachers/casia.csv, {out}/best_teachers/last.csv, "
-                     f"{out}/best_teachers/student.csv"):
+                     f"{out}/best_teachers/student.csv",
+                     f"{out}/final_teachers/best_student.csv, {out}/final_teachers/casia.csv, "
+                     f"{out}/final_teachers/last.csv"):
         assert f"teachers: {teachers}" in done.stdout
     logs = {path: path.read_text(encoding="utf-8") for path in out.rglob("log.jsonl")}
-    assert len(logs) == 13
+    assert len(logs) == 14
     model = (out / "model.pth").read_bytes()
     (out / "model.pth").unlink()
     done = run(f"{out}/", "TRAIN.WORKERS", "1", "DATA.CACHE", "False")  # other words

@@ -2,7 +2,7 @@
 
     python -m training.release RUN/best.pth misc/model.pth              # one run
     python -m training.release RUN_1/best.pth RUN_2/best.pth mean.pth   # mean of the weights
-    python -m training.release RUN/best.pth model.pth --age_power 0.3  # favour common ages
+    python -m training.release RUN/best.pth model.pth --age_power 0.2  # favour common ages
 """
 
 import argparse
