@@ -157,11 +157,12 @@ def test_a_run_saved_within_its_epochs_equals_an_undisturbed_one(folder, tmp_pat
 
 def test_a_closed_terminal_saves_and_nohup_goes_on(folder, tmp_path):
     run = tmp_path / "run"
-    process = start_training(folder, run, *TINY, "TRAIN.EPOCHS", "1000")
-    interrupt_after(process, run, 1, lambda process: process.send_signal(signal.SIGHUP))
-    assert process.returncode == 130
-    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # the tests may run under nohup
     try:
+        process = start_training(folder, run, *TINY, "TRAIN.EPOCHS", "1000")
+        interrupt_after(process, run, 1, lambda process: process.send_signal(signal.SIGHUP))
+        assert process.returncode == 130
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
         with loop.stop_on_interrupt() as should_stop:
             os.kill(os.getpid(), signal.SIGHUP)
             assert not should_stop()
