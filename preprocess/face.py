@@ -231,7 +231,7 @@ def box_problem(bbox, size=None, names=("x1", "y1", "x2", "y2")):
     Args:
         bbox: x1, y1, x2, y2, pixels.
         size: (width, height) of the photo, if known.
-        names: of the four numbers.
+        names: four words for the numbers, for the message.
     """
     x1, y1, x2, y2 = bbox
     if not np.isfinite(bbox).all():
