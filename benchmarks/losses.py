@@ -58,6 +58,8 @@ def parse_args():
                         "cores; by default one for each core of a CPU, or one on a GPU")
     parser.add_argument("--tables", nargs="+", metavar="NAME",
                         help="the tables to run, of those in --rows; by default all, in turn")
+    parser.add_argument("--groups", nargs="+", metavar="NAME",
+                        help="the groups of these tables to run; by default all, side by side")
     parser.add_argument("--rows", default=ROWS, metavar="YAML", help="what is compared")
     parser.add_argument("--results", default=ROOT / "docs" / "benchmark", type=Path,
                         metavar="DIR", help="folder of what the runs gave")
@@ -69,9 +71,7 @@ def parse_args():
 def main():
     args = parse_args()
     tables = read_tables(args.rows, args.opts)
-    unknown = [name for name in args.tables or () if name not in tables]
-    if unknown:
-        raise ValueError(f"--tables: unknown '{unknown[0]}'; {args.rows} has {', '.join(tables)}")
+    chosen = choose(tables, args)
     if args.page.is_dir():
         raise IsADirectoryError(f"--page '{args.page}' is a folder; name a file in it")
     writable_folder(args.page.parent, "--page")
@@ -85,7 +85,6 @@ def main():
         raise ValueError(f"--jobs must be positive, got {args.jobs}")
     if not args.runs:
         raise ValueError("no --runs: name the folder of the runs' files")
-    chosen = [tables[name] for name in args.tables or tables]
     workshop = Workshop.of(args, [table.rotations for table in chosen])
     with ExitStack() as held:
         for folder, flag in ((args.runs, "--runs"), (args.results, "--results")):
@@ -93,6 +92,28 @@ def main():
                                            f"name another folder with {flag}"))
         refuse_runs_left_behind(args.runs)
         return run_all(args, tables, chosen, workshop)
+
+
+def choose(tables, args):
+    """The tables that --tables names, with the groups that --groups names.
+
+    Raises:
+        ValueError: --rows has no such table, or these tables no such group.
+    """
+    refuse_unknown(args.tables, tables, f"--tables: {args.rows}")
+    chosen = [tables[name] for name in args.tables or tables]
+    if args.groups:
+        known = list(dict.fromkeys(group for table in chosen for group in table.groups))
+        refuse_unknown(args.groups, known, f"--groups: {', '.join(table.name for table in chosen)}")
+        chosen = [table.only(args.groups) for table in chosen]
+    return chosen
+
+
+def refuse_unknown(names, known, where):
+    """Raise a ValueError that begins with where, if one of the names (or None) is not known."""
+    for name in names or ():
+        if name not in known:
+            raise ValueError(f"{where} has no '{name}', only {', '.join(known)}")
 
 
 def refuse_runs_left_behind(folder):

@@ -1,6 +1,6 @@
 """Which runs the tables of docs/benchmark.md need, and in which order: configs/benchmark/."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
@@ -105,6 +105,11 @@ class Table:
     groups: dict
     rows: dict
     opts: tuple = ()
+
+    def only(self, groups):
+        """The same table without all groups but these names; it may be left with none."""
+        return replace(self, groups={name: group for name, group in self.groups.items()
+                                     if name in groups})
 
     @property
     def cells(self):

@@ -77,6 +77,14 @@ def test_all_losses_come_once_before_any_comes_twice():
     assert table.count_epochs(results) == 0
 
 
+def test_one_group_can_be_run_alone():
+    table = read_tables()["losses"]
+    only = table.only(["random"])
+    assert [run.name for run in only.to_do({})] == [
+        run.name for run in table.to_do({}) if run.group == "random"]
+    assert list(table.only([]).to_do({})) == []
+
+
 def test_a_row_waits_for_its_learning_rate_and_does_without_one_that_diverged():
     table = read_tables()["losses"]
     first, second, third = table.search("imagenet", "ce")
@@ -338,7 +346,8 @@ def test_runs_of_a_start_that_was_killed_are_named(tmp_path):
 
 
 @pytest.mark.parametrize(("words", "named"), [
-    (["--tables", "other"], "--tables: unknown 'other'"),
+    (["--tables", "other"], "has no 'other', only "),
+    (["--groups", "drawn", "other"], "--groups: losses has no 'other', only drawn"),
     (["--data_dir", "."], "no --runs"),
     (["--page", "{data}"], "is a folder; name a file in it"),
     (["--page", "{data}/drawn_0.png/page.md"], "/drawn_0.png' is a file; name a folder"),
