@@ -217,12 +217,12 @@ def finding(table, group, lines, results):
             number = line.differences["mae"]
             kind = "no difference shown" if not number["significant"] else \
                 "a smaller MAE" if number["value"] < 0 else "a larger MAE"
-            kinds[kind].append(f"`{name}`")
+            kinds[kind].append(table.rows[name].title)
     told = "; ".join(f"{kind}: {', '.join(names)}" for kind, names in kinds.items() if names)
     if not told:
         return None
     is_missing = any(table.missing(group, row, results) for row in table.rows)
-    return f"{table.groups[group].title}, against `{table.baseline}`: {told}" \
+    return f"{table.groups[group].title}, against {table.rows[table.baseline].title}: {told}" \
         + (" (so far; runs are missing)." if is_missing else ".")
 
 

@@ -180,8 +180,8 @@ def test_the_page_states_scores_and_paired_differences(tmp_path):
     assert kl["significant"] and not sord["significant"]
     assert kl["low"] < kl["value"] < kl["high"] < 0
     assert lines["kl"].wins == (2, 2)
-    assert "From ImageNet weights, against `ce`: a smaller MAE: `kl`; no difference shown: " \
-           "`sord` (so far; runs are missing)." in text
+    assert "From ImageNet weights, against `ce` (cross-entropy): a smaller MAE: `kl` (DLDL); " \
+           "no difference shown: `sord` (SORD) (so far; runs are missing)." in text
     assert "rotation0 400,\n  rotation1 400." in text
     assert "drawn, 2 runs side by side, 1 thread each: 6 runs of 4.5 to 4.5 minutes." in text
     assert loser.name not in [name for line in lines.values() for name in line.runs]
@@ -205,7 +205,7 @@ def test_a_run_that_diverged_is_named_and_not_missing(tmp_path):
     page.write_page(tables, results, tmp_path / "page.md")
     text = (tmp_path / "page.md").read_text(encoding="utf-8")
     assert "Missing" not in text and f"left out: {lost}." in text
-    assert "against `ce`: a smaller MAE: `kl`.\n" in text and "| kl |" in text and "1 of 2" in text
+    assert "against ce: a smaller MAE: kl.\n" in text and "| kl |" in text and "1 of 2" in text
 
 
 def test_rows_on_other_faces_are_not_compared(tmp_path):
