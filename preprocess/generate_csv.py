@@ -1,7 +1,7 @@
 """A data set as released -> NAME_train.csv, NAME_valid.csv, NAME_test.csv.
 
     python -m preprocess.generate_csv --dataset utkface --data_dir DIR
-    python -m preprocess.generate_csv --dataset my_photos --data_dir DIR --table ages.csv
+    python -m preprocess.generate_csv --dataset my_photos --data_dir DIR --table DIR/ages.csv
 
 Each list has the columns photo and age and what else the data set knows.
 NAME_split_PROTOCOL.csv, with the columns photo and split, holds a published alternative to the
