@@ -5,8 +5,8 @@
     python export.py --verify age.onnx --data_dir DIR           its MAE, through ONNX Runtime
 
 The file takes faces as pixels (uint8, N x 3 x S x S RGB) and gives calibrated probabilities of the
-ages: normalisation, temperature and softmax are inside. Its metadata state the ages, size, margin,
-decode, temperature, data sets, licence, commit and the checksum of the checkpoint.
+ages: normalisation, temperatures and softmax are inside. Its metadata state the ages, size, margin,
+decode, temperatures, data sets, licence, commit and the checksum of the checkpoint.
 """
 
 import argparse

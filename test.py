@@ -48,7 +48,7 @@ def parse_args(argv=None):
     parser.add_argument("--predictions", metavar="CSV", help="evaluate these predictions of "
                         "any model instead of predicting")
     parser.add_argument("--calibrate", action="store_true",
-                        help="fit the temperature that makes the 80 and 90%% intervals true, and "
+                        help="fit the temperatures that make the 80 and 90%% intervals true, and "
                         "store it in the checkpoint")
     add_device_flag(parser)
     return parse_with_overrides(parser, argv, f"TEST.*, {', '.join(FREE_OF_CHECKPOINT)} only, for "
