@@ -61,7 +61,12 @@ def main():
                         help="checkout of another version, measured in turn with this one")
     parser.add_argument("--runs", type=int, default=5, help="processes of each")
     args = parser.parse_args()
+    if args.runs < 1:
+        raise ValueError(f"--runs must be positive, got {args.runs}")
     roots = [ROOT, *args.root]
+    for root in roots:
+        if not (root / "demo.py").is_file():
+            raise FileNotFoundError(f"--root '{root}' is not a checkout: it has no demo.py")
     for root in roots:
         first_age(root)  # fills the disk's cache
     runs = {root: [] for root in roots}
