@@ -141,6 +141,7 @@ def run_all(args, tables, chosen, workshop):
     """
     results = Results(args.results)
     check_same_settings(tables.values(), results)
+    write_page(tables, results, args.page)  # a missing file is named before hours of training
     active, results_before = {}, len(results)  # {name of the run: Job}
     bar = tqdm(total=sum(table.count_epochs(results) for table in chosen), unit="epoch",
                disable=None)

@@ -149,10 +149,11 @@ class Table:
         return all(run.name in results for run in self.search(group, row))
 
     def beaten(self, group, row, results):
-        """The runs of a row's search whose learning rate is not the best so far."""
+        """The runs of a row whose learning rate is not the best so far."""
         best = self.best_rate(group, row, results)
-        return [run for run in self.search(group, row)
-                if run.name in results and run.rate != best]
+        runs = [self.run(group, row, *repeat, rate) for rate in self.rates if rate != best
+                for repeat in self.repeats(row)]
+        return [run for run in runs if run.name in results]
 
     def to_do(self, results):
         """Yield the runs without a result that can start now, the most telling first.
