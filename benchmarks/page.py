@@ -15,6 +15,10 @@ from utils.files import replaced
 SAMPLES = 1000  # of the bootstrap
 SHOWN = {"mae": 2, "ca5": 1, "nll": 3, "crps": 2, "coverage_80": 1, "coverage_90": 1}  # decimals
 COMPARED = ("mae", "nll", "crps")
+NO_DIFFERENCE, IN_FEW_RUNS = "no difference shown", "in fewer than three runs"
+VERDICTS = ("a smaller MAE", "a larger MAE", f"a smaller MAE {IN_FEW_RUNS}",
+            f"a larger MAE {IN_FEW_RUNS}", NO_DIFFERENCE)
+MIN_REPEATS = 3  # runs of a row, before the summary says that it differs
 
 
 class Line(NamedTuple):
@@ -108,8 +112,8 @@ def _spread(values):
 def compare(runs, baseline, results):
     """Paired bootstrap of a row minus the baseline, over the faces that both were tested on.
 
-    A face counts with the mean over the seeds. The faces of several rotations are pooled, since
-    no face is in the test part of two.
+    A face counts with the mean over the seeds that were tested on the same faces. The faces of
+    several rotations are pooled, since no face is in the test part of two.
 
     Args:
         runs, baseline: {(rotation, seed): name of the run}.
@@ -122,11 +126,12 @@ def compare(runs, baseline, results):
               and results[runs[repeat]]["digest"] == results[baseline[repeat]]["digest"]]
     if not shared:
         return {}, (0, 0)
-    by_rotation = {}
+    by_faces = {}
     for repeat in shared:
         mine, theirs = (_losses_of(results.faces(names[repeat])) for names in (runs, baseline))
-        by_rotation.setdefault(repeat[0], []).append(mine - theirs)
-    values = np.concatenate([np.mean(seeds, axis=0) for seeds in by_rotation.values()])
+        faces = repeat[0], results[runs[repeat]]["digest"]
+        by_faces.setdefault(faces, []).append(mine - theirs)
+    values = np.concatenate([np.mean(seeds, axis=0) for seeds in by_faces.values()])
     sums, numbers = bootstrap_sums(values, np.zeros(len(values), dtype=int), 1, SAMPLES)
     replicates = pooled_means(sums, numbers, [0])
     differences = {}
@@ -134,7 +139,7 @@ def compare(runs, baseline, results):
         number = measured(values[:, column].mean(), replicates[:, column], len(values))
         differences[key] = number | {"significant": number["low"] is not None and (
             number["low"] > 0 or number["high"] < 0)}
-    wins = sum(seed[:, 0].mean() < 0 for seeds in by_rotation.values() for seed in seeds)
+    wins = sum(seed[:, 0].mean() < 0 for seeds in by_faces.values() for seed in seeds)
     return differences, (int(wins), len(shared))
 
 
@@ -202,6 +207,22 @@ def markdown_table(header, rows):
     return "\n".join(f"| {' | '.join(cells)} |" for cells in (header, rule, *rows))
 
 
+def verdict(line):
+    """One of VERDICTS: how the MAE of a row differs from the baseline's.
+
+    The interval speaks of the choice of the test faces alone. Equal recipes differ by the luck of
+    a training too, so a difference counts only if it has the same sign in each of at least
+    MIN_REPEATS runs: equal recipes do in one of four sets of three runs, and in one of sixteen sets
+    of five.
+    """
+    number, (wins, repeats) = line.differences["mae"], line.wins
+    is_smaller = number["value"] < 0
+    if not number["significant"] or wins != (repeats if is_smaller else 0):
+        return NO_DIFFERENCE
+    kind = "a smaller MAE" if is_smaller else "a larger MAE"
+    return kind if repeats >= MIN_REPEATS else f"{kind} {IN_FEW_RUNS}"
+
+
 def finding(table, group, lines, results):
     """A sentence that says which rows of a group differ from the baseline in MAE, or None.
 
@@ -211,14 +232,12 @@ def finding(table, group, lines, results):
         lines: of table_lines().
         results: results.Results.
     """
-    kinds = {"a smaller MAE": [], "a larger MAE": [], "no difference shown": []}
-    for name, line in zip(table.rows, lines, strict=True):
+    kinds = {}
+    for line in lines:
         if line.differences:
-            number = line.differences["mae"]
-            kind = "no difference shown" if not number["significant"] else \
-                "a smaller MAE" if number["value"] < 0 else "a larger MAE"
-            kinds[kind].append(table.rows[name].title)
-    told = "; ".join(f"{kind}: {', '.join(names)}" for kind, names in kinds.items() if names)
+            kinds.setdefault(verdict(line), []).append(line.row.title)
+    told = "; ".join(f"{kind}: {', '.join(titles)}" for kind, titles in sorted(
+        kinds.items(), key=lambda item: VERDICTS.index(item[0])))
     if not told:
         return None
     is_missing = any(table.missing(group, row, results) for row in table.rows)
