@@ -8,6 +8,7 @@ import { PhotoCard } from "./photoCard.js";
 import { PHOTO_FACE_RATIO } from "./predictor.js";
 import { resultButtons } from "./resultTable.js";
 import { Threshold } from "./threshold.js";
+import { uprightFile } from "./webp.js";
 import { browserProblem, startProblem } from "./words.js";
 
 const ARRIVAL_SHARE = 0.5; // of the bar at the start; the rest is for starting the networks
@@ -115,9 +116,11 @@ function removeCard(card) {
 
 async function estimate(card, file, minFaceRatio) {
   try {
+    const upright = await uprightFile(file);
+    if (upright !== file) card.showPicture(upright);
     const { client } = await started;
     card.showProgress(0);
-    const result = await client.photo(file, minFaceRatio, (share) => card.showProgress(share));
+    const result = await client.photo(upright, minFaceRatio, (share) => card.showProgress(share));
     if (cards.has(card)) card.showResult(result, threshold); // it may have been taken away
   } catch (error) {
     card.showProblem(error);

@@ -42,6 +42,13 @@ export class PhotoCard {
     this.image.addEventListener("error", () => this.picture.remove(), { once: true });
   }
 
+  /** Shows another file in the place of the photo's: the same picture, upright. */
+  showPicture(file) {
+    URL.revokeObjectURL(this.#url);
+    this.#url = URL.createObjectURL(file);
+    this.image.src = this.#url;
+  }
+
   /** Shows how much of the work is done, 0..1. */
   showProgress(share) {
     this.news.textContent = "Looking for faces…";

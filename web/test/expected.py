@@ -37,8 +37,8 @@ def main():
     draw_scenes(args.output_dir)
     for sample in SAMPLES.glob("*.[jp]*g"):
         shutil.copy(sample, args.output_dir)
-    names = sorted(path.name for path in args.output_dir.glob("*.[jp]*g")
-                   if path.suffix != ".mjpeg")
+    names = sorted(path.name for path in args.output_dir.iterdir()
+                   if path.suffix in (".jpg", ".png", ".webp"))
     estimator = predictor.AgeEstimator(device="cpu", min_face_ratio=args.min_face_ratio)
     faces = {name: [as_dict(face) for face in estimator(args.output_dir / name)] for name in names}
     expected = {"faces": faces, "constants": constants()}
@@ -59,6 +59,12 @@ def draw_scenes(folder):
     exif[EXIF_ORIENTATION] = 6  # the camera was held upright, the pixels are stored lying
     astronaut.transpose(Image.Transpose.ROTATE_90).save(folder / "scene_exif.jpg", quality=95,
                                                         exif=exif)
+    exif[EXIF_ORIENTATION] = 8
+    astronaut.transpose(Image.Transpose.ROTATE_270).save(folder / "scene_lying.webp", lossless=True,
+                                                         exif=exif)
+    exif[EXIF_ORIENTATION] = 2
+    astronaut.transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(folder / "scene_mirrored.webp",
+                                                              lossless=True, exif=exif)
     (folder / "camera.mjpeg").write_bytes(camera_frame(hopper) * CAMERA_FRAMES)
 
 
