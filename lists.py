@@ -359,17 +359,17 @@ def parse_votes(text, age_bins):
     return histogram
 
 
-def _exclude(faces, path):
-    """Drop the photos whose path or file name is in the first column of an exclusion list."""
-    if not path:
-        return faces
-    table = read_csv(path, [])
-    names = {*table.iloc[:, 0], table.columns[0]}  # the list may have no header row
+def _exclude(table, path):
+    """Drop the rows whose photo, by path or file name, is in the first column of a list."""
+    if not path or table.empty:
+        return table
+    excluded = read_csv(path, [])
+    names = {*excluded.iloc[:, 0], excluded.columns[0]}  # the list may have no header row
     names = {clean_path(name) for name in names}
-    file_names = faces["photo"].str.rsplit("/", n=1).str[-1]
-    dropped = (faces["photo"].isin(names) | file_names.isin(names)
-               | faces["photo"].map(shortest_name).isin(names))
-    return faces[~dropped].reset_index(drop=True)
+    file_names = table["photo"].str.rsplit("/", n=1).str[-1]
+    dropped = (table["photo"].isin(names) | file_names.isin(names)
+               | table["photo"].map(shortest_name).isin(names))
+    return table[~dropped].reset_index(drop=True)
 
 
 def shortest_name(photo):
@@ -422,13 +422,16 @@ def listed(problems):
     return "; ".join([*problems[:MAX_LISTED], *([f"and {rest} more"] if rest > 0 else [])])
 
 
-def count_rejected(source, split=None):
+def count_rejected(source, split=None, exclude=""):
     """How many photos alignment rejected, or 'unknown' if another program aligned the lists.
 
     split: train, valid or test; None counts all three.
+    exclude: DATA.EXCLUDE; its photos do not count.
     """
     path = source.file("rejected")
     if not path.is_file():
         return "unknown"
-    splits = read_columns(path, ["split"])["split"]
-    return len(splits) if split is None else splits.count(split)
+    rejected = read_csv(path, ["photo", "split"])
+    if split is not None:
+        rejected = rejected[rejected["split"] == split]
+    return len(_exclude(rejected.assign(photo=rejected["photo"].map(clean_path)), exclude))

@@ -225,8 +225,8 @@ def report_models(tested, args, sources, split):
     from lists import count_rejected
 
     first = next(iter(tested.values()))[0]
-    rejected = {source.dataset: count_rejected(source, None if args.protocol else split)
-                for source in sources}
+    rejected = {source.dataset: count_rejected(source, None if args.protocol else split,
+                                               first.cfg.DATA.EXCLUDE) for source in sources}
     models = {name: [one.with_quality if one is first else one.predictions for one in seeds]
               for name, seeds in tested.items()}
     # With a protocol, rejected photos cannot be assigned to a split, so their share stays unknown.

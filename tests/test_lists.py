@@ -123,6 +123,11 @@ def test_rejected_photos_are_counted_by_split(tmp_path):
         "photo,split,reason\na.jpg,train,no face\nb.jpg,test,no face\nc.jpg,test,no face\n")
     assert [count_rejected(Source(tmp_path, "mine", tmp_path), split)
             for split in (None, "train", "valid", "test")] == [3, 1, 0, 2]
+    (tmp_path / "out.csv").write_text("photo\nsub/b.jpg\na.jpg\n")
+    assert [count_rejected(Source(tmp_path, "mine", tmp_path), split, tmp_path / "out.csv")
+            for split in (None, "train", "valid", "test")] == [2, 0, 0, 2]
+    (tmp_path / "out.csv").write_text("photo\nb.jpg\n")
+    assert count_rejected(Source(tmp_path, "mine", tmp_path), "test", tmp_path / "out.csv") == 1
 
 
 def test_an_exclusion_list_with_fields_beyond_its_header_excludes(tmp_path):

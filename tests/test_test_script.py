@@ -92,6 +92,23 @@ def test_reports_of_one_model_of_several_and_of_a_table(folder, trained, tmp_pat
     assert done.stdout.splitlines()[-1] == f"test mae: {metrics['mae']['value']:.3f}"
 
 
+def test_excluded_photos_count_neither_as_processed_nor_as_rejected(folder, trained, tmp_path):
+    data = tmp_path / "data"
+    shutil.copytree(folder, data)
+    photos = [f"r{k}.png" for k in range(8)]
+    pd.DataFrame({"photo": photos, "split": "test", "reason": "no face"}).to_csv(
+        data / "drawn_rejected.csv", index=False)
+    (tmp_path / "out.csv").write_text("\n".join(["photo", "drawn_0.png", *photos[:6]]) + "\n")
+    words = ["--data_dir", data, "--resume", trained, "--cache_dir", tmp_path / "cache"]
+    for opts, rejected, faces in (([], 8, 8), (["DATA.EXCLUDE", tmp_path / "out.csv"], 2, 7)):
+        script("test.py", *words, "--report", tmp_path / "report", *opts)
+        results = json.loads((tmp_path / "report" / "metrics.json").read_text())
+        number = results["audit"]["not_processed"]
+        assert (number["value"], number["n"]) == (
+            pytest.approx(100 * rejected / (rejected + faces)), rejected + faces)
+        assert results["provenance"]["Photos without a face"] == {"drawn": rejected}
+
+
 def test_a_report_does_not_replace_the_table_it_is_made_of(tmp_path):
     text = "photo,age,pred_age,note\na.jpg,30,31.123456789,007\n"
     (tmp_path / "predictions.csv").write_text(text)
