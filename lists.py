@@ -422,6 +422,11 @@ def listed(problems):
     return "; ".join([*problems[:MAX_LISTED], *([f"and {rest} more"] if rest > 0 else [])])
 
 
+def count_photos(faces):
+    """How many photos a table of read_sources is of; two folders may have photos of one name."""
+    return len(faces[["root", "photo"]].drop_duplicates())
+
+
 def count_rejected(source, split=None, exclude=""):
     """How many photos alignment rejected, or 'unknown' if another program aligned the lists.
 

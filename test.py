@@ -220,17 +220,19 @@ def report_models(tested, args, sources, split):
         sources: list of Source, from lists.pair_folders().
         split: train, valid or test.
     """
+    from evaluation.audit import Photos
     from evaluation.report import write_report
     from evaluation.scores import evaluate_all
-    from lists import count_rejected
+    from lists import count_photos, count_rejected
 
     first = next(iter(tested.values()))[0]
-    rejected = {source.dataset: count_rejected(source, None if args.protocol else split,
-                                               first.cfg.DATA.EXCLUDE) for source in sources}
+    rejected = {f"{source.dataset} in '{source.list_dir}'": count_rejected(
+        source, None if args.protocol else split, first.cfg.DATA.EXCLUDE) for source in sources}
     models = {name: [one.with_quality if one is first else one.predictions for one in seeds]
               for name, seeds in tested.items()}
     # With a protocol, rejected photos cannot be assigned to a split, so their share stays unknown.
-    evaluation = evaluate_all(models, first.variants, None if args.protocol else rejected)
+    photos = None if args.protocol else Photos(count_photos(first.data.faces), rejected)
+    evaluation = evaluate_all(models, first.variants, photos)
     provenance = {"Command": shlex.join(["python", *sys.argv]), "Split": split,
                   "Protocol": args.protocol or "the lists' own split", **first.provenance(),
                   "Photos without a face": rejected}

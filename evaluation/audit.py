@@ -10,6 +10,8 @@ completed years: "13 to 17" is 13 <= age < 18. `exact` is always Predictions of 
 age.
 """
 
+from typing import NamedTuple
+
 import numpy as np
 
 import metrics
@@ -41,13 +43,23 @@ FACE_SIZES = (("under 32", 0), ("32-63", 32), ("64-127", 64), ("128-255", 128), 
 FIFTHS = ("least sharp fifth", "second fifth", "third fifth", "fourth fifth", "sharpest fifth")
 
 
-def audit(predictions, rejected=None, samples=1000, seed=0):
+class Photos(NamedTuple):
+    """What the preparation made of the photos of a split.
+
+    processed: how many photos it found faces in.
+    rejected: {list: how many photos it found no face in, or text if unknown}.
+    """
+
+    processed: int
+    rejected: dict
+
+
+def audit(predictions, photos=None, samples=1000, seed=0):
     """All numbers of AUDIT and the errors by face size and by sharpness.
 
     Args:
         predictions: Predictions.
-        rejected: {data set: photos without a face, or text if unknown}, see not_processed; None:
-            unknown.
+        photos: Photos of the split; None: unknown.
         samples, seed: number of bootstrap samples, and the seed that draws them.
     Returns:
         dict of the keys of AUDIT, `face_size` and `sharpness`: {group: {"n", "mae", "bias"}},
@@ -57,7 +69,7 @@ def audit(predictions, rejected=None, samples=1000, seed=0):
     return {"mae_18_30": mean_mae_of_cells(exact, samples, seed),
             "challenge_25": challenge_25(exact),
             **band_rates(exact),
-            "not_processed": not_processed(predictions, rejected),
+            "not_processed": not_processed(photos),
             "within_person_sd": within_person_sd(exact, samples, seed),
             "face_size": errors_by_face_size(exact, samples, seed),
             "sharpness": errors_by_sharpness(exact, samples, seed)}
@@ -133,24 +145,22 @@ def band_rates(exact, first=13, last=16):
             "band_older": _rate(exact, hits, ages >= last + 1, f"of {last + 1} or more")}
 
 
-def not_processed(predictions, rejected):
+def not_processed(photos):
     """Percent of all photos in which the preparation found no face (failure to acquire).
 
-    rejected / (rejected + processed), in photos. It lowers a reported error if hard photos are
-    among those left out.
+    rejected / (rejected + processed). It lowers a reported error if hard photos are among those
+    left out.
 
     Args:
-        predictions: Predictions of all faces of the split.
-        rejected: {data set: photos without a face, or text if unknown}; None: unknown.
+        photos: Photos; None: unknown.
     """
-    if not rejected:
+    if photos is None:
         return unknown("it is not recorded in which photos of this split no face was found")
-    unclear = [name for name, count in rejected.items() if not isinstance(count, int)]
+    unclear = [name for name, count in photos.rejected.items() if not isinstance(count, int)]
     if unclear:
         return unknown(f"no list of rejected photos for {', '.join(unclear)}")
-    columns = ["dataset", "photo"] if "dataset" in predictions.faces else ["photo"]
-    processed = len(predictions.faces[columns].drop_duplicates())
-    hits = np.arange(processed + sum(rejected.values())) >= processed
+    rejected = sum(photos.rejected.values())
+    hits = np.arange(photos.processed + rejected) >= photos.processed
     return measured_share(hits, np.ones(len(hits), dtype=bool), None) | {"n": len(hits)}
 
 

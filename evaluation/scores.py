@@ -101,15 +101,14 @@ class Evaluation:
         return next(iter(self.models.values()))[0]
 
 
-def evaluate_all(models, variants=None, rejected=None, samples=1000, seed=0):
+def evaluate_all(models, variants=None, photos=None, samples=1000, seed=0):
     """Every number about one or several models.
 
     Args:
         models: {name: [Predictions, ...]}: one for each seed of a recipe, or a single one. The
             first of the first name is described in detail.
         variants: Variants of that one, or None.
-        rejected: {data set: photos without a face, or text if unknown}, or None; see
-            audit.not_processed.
+        photos: audit.Photos of the split, or None if unknown.
         samples: number of bootstrap samples.
         seed: number that starts the bootstrap; the same one pairs two models on the same faces.
     Returns:
@@ -131,7 +130,7 @@ def evaluate_all(models, variants=None, rejected=None, samples=1000, seed=0):
     if variants.uncalibrated is not None:
         results["uncalibrated"] = {"temperature": variants.temperature} | score(
             variants.uncalibrated.exact, samples, seed)
-    results["audit"] = audit(described, rejected, samples, seed)
+    results["audit"] = audit(described, photos, samples, seed)
     results["models"] = _side_by_side(runs)
     results["comparisons"] = [
         {"first": a, "second": b} | compare(models[a], models[b], samples, seed)

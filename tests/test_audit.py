@@ -86,14 +86,13 @@ def test_rates_of_the_band_from_13_to_16():
 
 
 def test_photos_without_a_face_are_a_share_of_all_photos():
-    faces = predictions(range(100), range(100), photo=[f"{max(k, 3)}.jpg" for k in range(100)])
-    number = audit.not_processed(faces, {"a": 2, "b": 1})  # four faces share a photo
+    number = audit.not_processed(audit.Photos(97, {"a": 2, "b": 1}))
     assert (number["value"], number["n"]) == (3, 100)
     assert number["low"] == pytest.approx(1.03, abs=0.01)  # Wilson's, 3 of 100
-    assert audit.not_processed(faces, {"a": 0})["value"] == 0
-    assert audit.not_processed(faces, {"a": 2, "b": "unknown"})["why"] == (
+    assert audit.not_processed(audit.Photos(97, {"a": 0}))["value"] == 0
+    assert audit.not_processed(audit.Photos(97, {"a": 2, "b": "unknown"}))["why"] == (
         "no list of rejected photos for b")
-    assert audit.not_processed(faces, None)["value"] is None
+    assert audit.not_processed(None)["value"] is None
 
 
 def test_the_spread_within_a_person_by_hand():
@@ -157,7 +156,7 @@ def test_blur_and_lost_pixels_lower_the_sharpness():
 def test_without_any_exact_age_everything_is_unknown():
     ranges = predictions([25, 35], [24, 36], age_min=[20, 30], age_max=[29, 39], gender="male",
                          subject="s", face_px=50.0, sharpness=3.0)
-    results = audit.audit(ranges, {"a": 2})
+    results = audit.audit(ranges, audit.Photos(2, {"a": 2}))
     assert set(results) == {*audit.AUDIT, "face_size", "sharpness"}
     assert results["not_processed"]["value"] == 50  # of all photos, whatever their labels
     assert all(results[key]["value"] is None and results[key]["why"]

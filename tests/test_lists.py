@@ -12,6 +12,7 @@ from PIL import Image
 from defaults import load_cfg
 from lists import (
     Source,
+    count_photos,
     count_rejected,
     find_datasets,
     find_protocols,
@@ -115,6 +116,12 @@ def test_no_split_of_appa_real_is_raw_where_another_is_aligned(tmp_path):
     with pytest.warns(UserWarning, match="generate_csv --appa_real_label"):
         faces = read(tmp_path, "appa_real", "train", real)
     assert faces["age"].tolist() == [10]
+
+
+def test_a_photo_with_two_faces_counts_once_and_one_of_each_folder():
+    faces = pd.DataFrame({"root": ["a", "a", "a", "b"], "photo": ["1.jpg", "1.jpg", "2.jpg",
+                                                                  "1.jpg"]})
+    assert count_photos(faces) == 3
 
 
 def test_rejected_photos_are_counted_by_split(tmp_path):

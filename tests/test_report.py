@@ -11,7 +11,7 @@ import skimage.color
 from scipy import special
 
 import metrics
-from evaluation import bootstrap, figures, groups, report, scores
+from evaluation import audit, bootstrap, figures, groups, report, scores
 from evaluation.predictions import check_predictions, read_predictions, write_predictions
 from utils.files import refuse_overwriting
 
@@ -59,7 +59,7 @@ def full_report(tmp_path_factory, table):
     faces = np.random.default_rng(0).integers(0, 255, (len(both), 32, 32, 3), dtype=np.uint8)
     checked = check_predictions(both, "t")
     evaluation = scores.evaluate_all({"model": [checked]}, scores.Variants(checked, checked, 1.5),
-                                     {"drawn": 40}, samples=200)
+                                     audit.Photos(660, {"drawn": 40}), samples=200)
     results = report.write_report(evaluation, out_dir,
                                   {"Command": "python test.py", "Rejected": 3},
                                   lambda row: faces[row])

@@ -106,7 +106,21 @@ def test_excluded_photos_count_neither_as_processed_nor_as_rejected(folder, trai
         number = results["audit"]["not_processed"]
         assert (number["value"], number["n"]) == (
             pytest.approx(100 * rejected / (rejected + faces)), rejected + faces)
-        assert results["provenance"]["Photos without a face"] == {"drawn": rejected}
+        assert results["provenance"]["Photos without a face"] == {f"drawn in '{data}'": rejected}
+
+
+def test_rejected_photos_of_two_folders_of_one_name_are_added_up(folder, trained, tmp_path):
+    words = []
+    for name, count in (("a", 4), ("b", 1)):
+        shutil.copytree(folder, tmp_path / name)
+        pd.DataFrame({"photo": [f"r{k}.png" for k in range(count)], "split": "test",
+                      "reason": "no face"}).to_csv(tmp_path / name / "drawn_rejected.csv")
+        words.append(tmp_path / name)
+    script("test.py", "--data_dir", *words, "--resume", trained, "--cache_dir", tmp_path / "cache",
+           "--report", tmp_path / "report")
+    results = json.loads((tmp_path / "report" / "metrics.json").read_text())
+    number = results["audit"]["not_processed"]
+    assert (number["value"], number["n"]) == (pytest.approx(100 * 5 / 21), 21)
 
 
 def test_a_report_does_not_replace_the_table_it_is_made_of(tmp_path):
