@@ -8,7 +8,7 @@ Keys of a checkpoint:
     commit           of the code that trained it
     epochs_done, best {metric, value, epoch}, metrics {name: value of the last validation}
                      how long it was trained, and how good it is
-    datasets [name]  what it was trained on
+    datasets [name]  what it was trained on; absent in a mean with a run that does not tell
     age_share        (K,) share of each age among the training faces; absent before it was kept
     temperature      [T at the first age, T at the last] of the calibration, or one number for
                      both; absent before `test.py --calibrate`

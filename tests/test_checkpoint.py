@@ -239,6 +239,23 @@ def test_several_checkpoints_are_released_as_their_mean(tmp_path):
             release_checkpoint([tmp_path / "a.pth", tmp_path / name], tmp_path / "mean.pth")
 
 
+def test_a_mean_names_the_data_sets_and_the_commits_of_all_its_runs(tmp_path):
+    for name, keys in {"a": {"datasets": ["utkface", "fairface"], "commit": "abc1234"},
+                       "b": {"datasets": ["fairface", "agedb"], "commit": "def5678"},
+                       "old": {}}.items():
+        save_checkpoint(tmp_path / f"{name}.pth", {**PLAIN, **keys})
+
+    def origin_of_mean(*names):
+        release_checkpoint([tmp_path / f"{name}.pth" for name in names], tmp_path / "mean.pth")
+        mean = load_checkpoint(tmp_path / "mean.pth")
+        return mean.get("datasets"), mean["commit"]
+
+    both = (["utkface", "fairface", "agedb"], "abc1234, def5678")
+    assert origin_of_mean("a", "b") == both
+    assert origin_of_mean("mean", "b") == both
+    assert origin_of_mean("a", "old") == (None, "abc1234, unknown")  # half of them would mislead
+
+
 def test_a_release_leaves_a_folder_alone_that_another_process_writes_to(tmp_path):
     save_checkpoint(tmp_path / "a.pth", PLAIN)
     with only_writer(tmp_path / "out", "wait"):

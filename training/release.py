@@ -29,7 +29,8 @@ def release_checkpoint(sources, target, age_power=0.0):
     """Write the part of a checkpoint that using it needs: half-precision weights, no optimiser.
 
     The mean of several runs that started from the same weights is often better than each of them
-    (model soups, Wortsman et al., ICML 2022). It gets the config of the first.
+    (model soups, Wortsman et al., ICML 2022). It gets the config of the first, and the data sets
+    and commits of all.
 
     Args:
         sources: checkpoints of training runs, one or more.
@@ -52,6 +53,12 @@ def release_checkpoint(sources, target, age_power=0.0):
                      for name in first["model"]}
     shares = [one.get("age_share") for one in checkpoints]
     kept["age_share"] = None if any(share is None for share in shares) else _mean(shares)
+    if any("datasets" not in one for one in checkpoints):
+        kept.pop("datasets", None)  # the terms of use depend on all of them
+    else:
+        kept["datasets"] = _once(name for one in checkpoints for name in one["datasets"])
+    kept["commit"] = ", ".join(_once(commit for one in checkpoints for commit in
+                                     one.get("commit", "unknown").split(", ")))
     if age_power:
         weigh_ages_by_share(kept, age_power, sources[0])
     if age_power or len(checkpoints) > 1:
@@ -119,6 +126,11 @@ def _network(checkpoint):
     cfg = parse_cfg(checkpoint["cfg"])
     return (cfg.MODEL.ARCH, cfg.MODEL.IMG_SIZE, cfg.DATA.MARGIN, age_bins(cfg),
             {name: values.shape for name, values in checkpoint["model"].items()})
+
+
+def _once(names):
+    """The names in their order, each once."""
+    return list(dict.fromkeys(names))
 
 
 def _mean(tensors):
