@@ -108,12 +108,29 @@ def check_args(args, models):
     if args.calibrate and args.split == "test":
         raise ValueError("--calibrate --split test: a temperature fitted on the test split cannot "
                          "be tested on it; leave --split out")
+    if args.calibrate and "TEST.TTA" in args.opts[::2]:
+        check_views(paths[0], args.opts)
     if args.output and Path(args.output).is_dir():
         raise IsADirectoryError(f"--output '{args.output}' is a folder; name a CSV file in it")
     for flag, folder in (("--report", args.report),
                          ("--output", args.output and Path(args.output).parent)):
         if folder:
             writable_folder(folder, flag)
+
+
+def check_views(path, opts):
+    """Refuse to calibrate a model with another TEST.TTA than its own config has.
+
+    The average with the mirror image is wider, so that its temperature does not suit the model.
+    """
+    from checkpoint import load_checkpoint
+    from defaults import override_cfg, parse_cfg
+
+    own = parse_cfg(load_checkpoint(path)["cfg"])
+    wanted = override_cfg(own, opts, "TEST", *FREE_OF_CHECKPOINT).TEST.TTA
+    if wanted != own.TEST.TTA:
+        raise ValueError(f"--calibrate with TEST.TTA {wanted}: '{path}' is used with TEST.TTA "
+                         f"{own.TEST.TTA}, which needs another temperature; leave TEST.TTA out")
 
 
 def check_predictions_args(args):

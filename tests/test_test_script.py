@@ -45,6 +45,21 @@ def test_only_a_model_given_by_its_file_is_calibrated(folder):
     assert "name its file with --resume" in refusal(done)
 
 
+def test_a_temperature_is_not_fitted_to_averages_that_the_model_does_not_make(
+        folder, trained, tmp_path):
+    model = tmp_path / "model.pth"
+    shutil.copy(trained, model)
+    words = ["--data_dir", folder, "--resume", model, "--cache_dir", tmp_path / "cache",
+             "--calibrate", "TEST.TTA", "True"]
+    before = model.read_bytes()
+    assert "is used with TEST.TTA False" in refusal(script("test.py", *words, check=False))
+    assert model.read_bytes() == before
+    averaging = weights(trained)
+    averaging["cfg"] = averaging["cfg"].replace("TTA: false", "TTA: true")
+    torch.save(averaging, model)
+    script("test.py", *words)  # as configs/default.sh does with its pairs
+
+
 def test_tta_is_the_mean_of_the_image_and_its_mirror(folder, trained, tmp_path):
     words = ["--data_dir", folder, "--resume", trained, "--cache_dir", tmp_path / "cache"]
     script("test.py", *words, "--output", tmp_path / "tta.csv", "TEST.TTA", "True")
