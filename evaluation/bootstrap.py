@@ -38,11 +38,19 @@ def unknown(why):
 def measured_share(hits, chosen, subjects):
     """A measured number: the percentage of hits among the chosen rows, with Wilson's interval.
 
+    Wilson's holds for few faces too. How much persons differ cannot be told from few of them, so
+    fewer than MIN_UNITS persons with several faces have no interval.
+
     Args:
         hits, chosen: (B,) bool.
         subjects: (B,) whole numbers, equal for one person, or None.
     """
-    value, low, high = share_interval(hits[chosen], None if subjects is None else subjects[chosen])
+    if subjects is not None:
+        subjects = subjects[chosen]
+        if len(np.unique(subjects)) < min(MIN_UNITS, len(subjects)):
+            return {"value": 100 * float(hits[chosen].mean()), "low": None, "high": None,
+                    "why": TOO_FEW}
+    value, low, high = share_interval(hits[chosen], subjects)
     return {"value": value, "low": low, "high": high}
 
 

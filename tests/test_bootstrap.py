@@ -34,6 +34,22 @@ def test_share_interval_of_repeated_subjects_is_that_of_the_subjects():
     assert none == pytest.approx(bootstrap.share_interval(np.zeros(40)))
 
 
+def test_a_share_of_few_persons_with_many_faces_has_no_interval():
+    hits = np.arange(400) % 5 == 0
+    everyone = np.ones(400, dtype=bool)
+    known = {}
+    for people in (2, 9, 10, 400):
+        number = bootstrap.measured_share(hits, everyone, np.arange(400) % people)
+        assert number["value"] == 20
+        known[people] = number["low"] is not None
+        assert known[people] == ("why" not in number)
+    assert known == {2: False, 9: False, 10: True, 400: True}
+    some = np.arange(400) < 45  # of these persons the chosen rows hold nine
+    assert bootstrap.measured_share(hits, some, np.arange(400) // 5)["low"] is None
+    few = np.arange(400) < 5  # a face of each: Wilson's interval is for these too
+    assert bootstrap.measured_share(hits, few, np.arange(400))["low"] > 0
+
+
 # ---- Bootstrap samples
 
 
