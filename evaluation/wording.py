@@ -84,13 +84,15 @@ def _error_sentence(results):
 
 def _bias_sentence(results):
     bias = results["bias"]
-    side = "old" if bias["value"] > 0 else "young"
-    text = f"On average faces are estimated {abs(bias['value']):.2f} years too {side}"
+    is_zero = float(f"{bias['value']:.2f}") == 0  # as it is printed
+    text = "On average faces are estimated " + (
+        "neither too old nor too young" if is_zero else
+        f"{abs(bias['value']):.2f} years too {'old' if bias['value'] > 0 else 'young'}")
     if bias["low"] is None:
         return text + "."
-    apart = bias["low"] > 0 or bias["high"] < 0
-    return text + (f" ({interval_text(bias)})" if apart else
-                   f" ({interval_text(bias)}), which is no more than noise") + "."
+    text += f" (bias {value_text(bias['value'])}, {interval_text(bias)})"
+    is_noise = bias["low"] <= 0 <= bias["high"] and not is_zero
+    return text + (", which is no more than noise." if is_noise else ".")
 
 
 def gap_sentences(gaps):
