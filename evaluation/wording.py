@@ -106,8 +106,11 @@ def _gap_sentence(gap, name):
     start = "The" if "share_percent" not in gap else (
         f"At the same mix of ages (ages {_age_span(gap['bands'])}, {gap['share_percent']:.0f}% of "
         "the faces) the")
-    verdict = "more than noise" if gap["p_value"] < SIGNIFICANT else "no more than noise"
-    return (f"{start} largest gap in {name} is {_plain(gap)}, {gap['highest']} above "
+    if gap["p_value"] < SIGNIFICANT:
+        size, verdict = _plain(gap), "more than noise"
+    else:  # the interval of the two groups that chance put farthest apart often excludes 0
+        size, verdict = f"{value_text(gap['value'])} years", "no more than noise"
+    return (f"{start} largest gap in {name} is {size}, {gap['highest']} above "
             f"{gap['lowest']}: {verdict} ({_p_value(gap['p_value'])}).")
 
 
