@@ -217,6 +217,14 @@ def test_an_age_nine_times_rarer_weighs_three_times_as_much():
     assert factors[-1] / factors[0] == pytest.approx(3, rel=0.05)  # the far tails are capped
 
 
+def test_a_face_with_an_interval_weighs_as_all_ages_of_the_interval():
+    weights = torch.where((BINS >= 40) & (BINS < 50), 7.0, 1.0)
+    interval, logits = labels(49.5, 20.0, 79.0), torch.zeros(1, 101)
+    factor = build_criterion(load_cfg(), BINS, weights)(logits, interval)["loss"] / \
+        build_criterion(load_cfg(), BINS)(logits, interval)["loss"]
+    assert factor.item() == pytest.approx(2, rel=1e-3)  # 10 of the 60 years weigh 7
+
+
 @pytest.mark.parametrize("name", LOSSES)
 def test_intervals_ask_for_mass_inside_and_distance_outside(name):
     criterion = build_criterion(load_cfg(None, ["LOSS.NAME", name]), BINS)
