@@ -285,6 +285,19 @@ def test_a_gap_that_is_only_the_age_mix_vanishes_at_the_same_ages():
     assert gaps["mae_same_ages"]["share_percent"] == 100
 
 
+def test_the_same_mix_of_ages_is_that_of_all_faces():
+    """Nine tenths of the faces are young: the error of the young ones counts nine times."""
+    ages = np.repeat([25.0, 65.0], [360, 40])
+    women = np.arange(400) % 4 == 0
+    errors = np.where(ages == 25, np.where(women, 1, 2), np.where(women, 11, 22))
+    table = pd.DataFrame({"photo": np.arange(400).astype(str), "age": ages,
+                          "pred_age": ages + errors, "gender": np.where(women, "f", "m")})
+    families, gaps = groups.score_groups(check_predictions(table, "t"), 20)
+    assert families["gender"]["f"]["mae_same_ages"]["value"] == pytest.approx(0.9 + 1.1)
+    assert families["gender"]["m"]["mae_same_ages"]["value"] == pytest.approx(1.8 + 2.2)
+    assert gaps["gender"]["mae_same_ages"]["value"] == pytest.approx(2)
+
+
 def test_groups_are_compared_at_the_same_ages_where_these_hold_half_of_the_faces():
     ages = np.repeat([25.0, 65.0], 200)
     women = np.arange(400) < 100  # of the young ones half, of the old ones none
@@ -387,6 +400,93 @@ def test_bootstrap_is_by_subject_where_all_are_known(table):
 
     assert width(people) == pytest.approx(width(table), rel=0.15)  # copies add no evidence
     assert width(unknown) == pytest.approx(width(table) / 2, rel=0.15)
+
+
+def people_of_all_kinds():
+    """340 persons, a photo of each: of all that intervals and audits need; 40 have age ranges."""
+    ages = np.concatenate([np.repeat(np.arange(18, 31), 10), np.repeat(np.arange(13, 18), 8),
+                           np.repeat(np.arange(3, 13), 5), np.repeat(np.arange(31, 71), 2)])
+    faces = draw_predictions(340, seed=5, error=8.0)
+    shift = np.concatenate([ages, np.full(40, 35)]) - faces["age"]
+    exact = faces.assign(age=faces["age"] + shift, pred_age=faces["pred_age"] + shift,
+                         gender=["female", "male"] * 170)
+    table = pd.concat([exact[:300], with_intervals(exact[300:])], ignore_index=True)
+    return table.assign(subject=[f"s{k}" for k in range(340)])
+
+
+def interval_widths(results, path=""):
+    """{path: width} of every interval in nested results."""
+    if isinstance(results, list):
+        results = dict(enumerate(results))
+    if not isinstance(results, dict):
+        return {}
+    if results.get("low") is not None:
+        return {path: results["high"] - results["low"]}
+    return {name: width for key, value in results.items()
+            for name, width in interval_widths(value, f"{path}/{key}").items()}
+
+
+def test_copies_of_a_photo_narrow_no_interval():
+    once = people_of_all_kinds()
+    nine = pd.concat([once] * 9, ignore_index=True).assign(
+        photo=[f"{k}.jpg" for k in range(9 * len(once))])
+    found = {}
+    for name, table in {"once": once, "nine": nine}.items():
+        results = scores.evaluate_all({"m": [check_predictions(table, "t")]}, samples=200).results
+        assert (results["n"], results["n_subjects"]) == (len(table), 340)
+        assert results["bootstrap"]["unit"] == "subject"
+        found[name] = interval_widths(results)
+    for path in ("/mae", "/aurc", "/audit/mae_18_30", "/audit/challenge_25", "/audit/band_older",
+                 "/audit/face_size/64-127/mae", "/audit/sharpness/second fifth/bias",
+                 "/groups/gender/male/mae", "/gaps/race/mae", "/risk_coverage/confidence/aurc",
+                 "/intervals/all/all/interval_accuracy", "/intervals/gender/male/interval_distance",
+                 "/decisions/18/mean/table/0/minors_passed",
+                 "/decisions/18/mass/table/6/adults_refused"):
+        assert {path} <= found["once"].keys() & found["nine"].keys()
+    for path in found["once"].keys() & found["nine"].keys():
+        if path.startswith(("/gaps/age_band", "/gaps/gender_race_age_band")):
+            continue  # nine photos of four persons are enough faces to enter a gap
+        assert found["nine"][path] == pytest.approx(found["once"][path], rel=0.1), path
+    alone = check_predictions(once.drop(columns="subject"), "t")
+    results = scores.evaluate_all({"m": [alone]}, samples=20).results
+    assert (results["n_subjects"], results["bootstrap"]["unit"]) == (None, "face")
+
+
+def test_the_curves_are_those_of_the_metrics(full_report, table):
+    results, probs = full_report[0], table[COLUMNS].to_numpy()
+    curve = results["cs_curve"]
+    for limit, percent in zip(curve["limits_years"], curve["cs_percent"], strict=True):
+        assert percent == pytest.approx(
+            100 * (abs(table["pred_age"] - table["age"]) <= limit).mean())
+    low, high = metrics.central_interval(probs, BINS, 0.8)
+    assert results["calibration"]["width_80_years"] == pytest.approx((high - low).mean())
+
+
+def test_the_least_confident_detections_are_refused_first(table):
+    errors = abs(table["pred_age"] - table["age"])
+    knowing = table.assign(confidence=1 / (1 + errors))
+    curve = scores.evaluate(check_predictions(knowing, "t"), 20)["risk_coverage"]["confidence"]
+    assert curve["aurc"]["value"] == pytest.approx(metrics.aurc(errors, errors))
+    assert curve["mae_years"][0] == pytest.approx(errors.min())
+
+
+def test_a_spread_that_knows_the_errors_lowers_the_aurc(table):
+    errors = abs(table["pred_age"] - table["age"])
+    plain = minimal(table).assign(pred_std=1.0)
+    first, second = (check_predictions(one, "t") for one in (plain, plain.assign(pred_std=errors)))
+    change = scores.compare([first], [second], 50)["differences"]["aurc"]
+    assert change["value"] == pytest.approx(metrics.aurc(errors, errors) - errors.mean())
+    assert change["significant"] and change["high"] < 0
+
+
+def test_photos_of_one_name_are_compared_within_their_data_set(table):
+    both = pd.concat([table[:50].assign(dataset="a"), table[50:100].assign(
+        dataset="b", photo=table["photo"][:50].to_numpy())], ignore_index=True)
+    mixed = pd.concat([both[50:], both[:50]], ignore_index=True)
+    first, second = (check_predictions(one, "t") for one in (both, mixed))
+    comparison = scores.compare([first], [second], 20)
+    assert (comparison["n"], comparison["n_other_age"]) == (100, 0)
+    assert comparison["differences"]["rmse"]["value"] == pytest.approx(0)
 
 
 def test_subjects_of_two_data_sets_are_different_people(table):
