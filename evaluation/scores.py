@@ -56,7 +56,7 @@ SURETIES = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99)  # probability of being old eno
 CURVE_MARGINS = np.arange(0, 15.25, 0.25)
 CURVE_SURETIES = np.linspace(0.5, 1, 101)
 TOLERATED = (5, 1)  # percent of minors passed at which the two rules are compared
-CUTOFF_DIGITS = {"mean": 1, "mass": 3}  # decimals of the cutoffs found for these
+CUTOFFS = {"mean": (1, np.inf), "mass": (3, 1)}  # decimals of the cutoffs found, and the largest
 CURVE_POINTS = 200  # in a risk-coverage curve
 
 NO_DISTRIBUTION = "the predictions have no distribution (no columns p0, p1, ...)"
@@ -317,8 +317,7 @@ def _decide(exact, threshold):
                       for cutoff in table],
             "curve": {"cutoff": curve.tolist(), "minors_passed": _or_none(passed),
                       "adults_refused": _or_none(refused)},
-            "at_tolerance": {str(percent): _cost_of_safety(is_adult, score_of, percent,
-                                                           CUTOFF_DIGITS[rule])
+            "at_tolerance": {str(percent): _cost_of_safety(is_adult, score_of, percent, rule)
                              for percent in TOLERATED}}
     return result
 
@@ -329,19 +328,24 @@ def _share(hits, chosen, exact, side):
     return measured_share(hits, chosen, exact.subjects)
 
 
-def _cost_of_safety(is_adult, scores, percent, digits):
+def _cost_of_safety(is_adult, scores, percent, rule):
     """The lowest cutoff at which at most `percent` of the minors pass, and the adults it refuses.
 
-    The cutoff is rounded up to `digits` decimals, so that the printed one keeps the promise too.
+    The cutoff is rounded up to the decimals of the rule, so that the printed one keeps the promise
+    too. Both are None, with "why", if the rule has no such cutoff; all is None without faces on
+    both sides.
     """
     minors = np.sort(scores[~is_adult])
     if not len(minors) or not is_adult.any():
         return None
+    digits, largest = CUTOFFS[rule]
     allowed = int(np.floor(len(minors) * percent / 100))
     highest = minors[len(minors) - 1 - allowed]
     cutoff = np.ceil(highest * 10 ** digits) / 10 ** digits
     if cutoff <= highest:
         cutoff = round(cutoff + 10 ** -digits, digits)
+    if cutoff > largest:
+        return {"cutoff": None, "adults_refused": None, "why": "no probability keeps this promise"}
     return {"cutoff": float(cutoff),
             "adults_refused": 100 * float((scores[is_adult] < cutoff).mean())}
 

@@ -345,16 +345,31 @@ def test_few_faces_all_missed_are_not_called_noise(tmp_path, table):
     assert verdict == "80.0 points too few, " + bootstrap.TOO_FEW
 
 
-@pytest.mark.parametrize("digits", [1, 3])
-def test_a_cutoff_of_rounded_scores_keeps_its_promise(digits):
+@pytest.mark.parametrize("rule, digits", [("mean", 1), ("mass", 3)])
+def test_a_cutoff_of_rounded_scores_keeps_its_promise(rule, digits):
     rng = np.random.default_rng(0)
     for _ in range(300):
-        surplus = rng.integers(-50, 1000, 60) / 10 ** digits  # of tables with as many decimals
+        # Of tables with as many decimals; a probability is below 1.
+        surplus = rng.integers(0 if rule == "mass" else -50, 1000, 60) / 10 ** digits
         is_adult = rng.random(60) < 0.5
-        found = scores._cost_of_safety(is_adult, surplus, 5, digits)
+        found = scores._cost_of_safety(is_adult, surplus, 5, rule)
         shown = float(f"{found['cutoff']:.{digits}f}")
         assert (surplus[~is_adult] >= shown).mean() <= 0.05
         assert found["adults_refused"] == pytest.approx(100 * (surplus[is_adult] < shown).mean())
+
+
+def test_no_probability_above_one_is_asked_for(tmp_path, table):
+    """A child of 10 whose distribution is all above 18 passes at every probability."""
+    sure = minimal(table).assign(**dict.fromkeys(COLUMNS, 0.0))
+    sure["p60"] = 1.0
+    results, page = written(tmp_path, sure)
+    for percent in ("1", "5"):
+        assert results["decisions"]["18"]["mass"]["at_tolerance"][percent] == {
+            "cutoff": None, "adults_refused": None, "why": "no probability keeps this promise"}
+    assert "no probability keeps this promise" in page
+    surplus, is_adult = np.array([0.2, 0.9995, 1.0]), np.array([False, False, True])
+    assert scores._cost_of_safety(is_adult, surplus, 1, "mass") == {
+        "cutoff": 1, "adults_refused": 0}
 
 
 def test_all_ranges_right_is_no_certainty(table):
