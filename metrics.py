@@ -349,32 +349,28 @@ def _mean_positions(log_probs):
     return _softmax(log_probs) @ np.linspace(0, 1, log_probs.shape[1])
 
 
-def fit_temperature(log_probs, ages, age_bins, shares=()):
+def fit_temperature(log_probs, ages, age_bins, shares):
     """One calibration temperature T for softmax(log_probs / T); above 1 it widens.
 
-    By default T is the most likely one (Guo et al., ICML 2017). The NLL is convex in 1/T, so the
-    zero of its slope is found by bisection. With `shares` T is the one at which central intervals
-    of these shares cover, on average over them, what they promise. The two differ if the shape of
-    the distributions is wrong, which one number cannot mend: the first has the best NLL, the
-    second the best intervals. Measure on other images than those of the fit.
+    At T central intervals of the given shares cover, on average over them, what they promise. It is
+    found by bisection. This is not the most likely T (Guo et al., ICML 2017) if the shape of the
+    distributions is wrong, which one number cannot mend: that one has the best NLL, this one the
+    best intervals. Measure on other images than those of the fit.
 
     Args:
         log_probs: (B, K) logits or log-probabilities of faces with an exact age.
         ages: (B,) years.
         age_bins: (K,) consecutive whole years.
-        shares: shares in (0, 1), such as (0.8, 0.9); empty for the likelihood.
+        shares: shares in (0, 1), such as (0.8, 0.9).
     Returns:
         T, float within TEMPERATURES.
     """
     log_probs = np.asarray(log_probs, dtype=np.float64)
-    _checked_probs(log_probs, age_bins)
-    observed = log_probs[np.arange(len(log_probs)), label_bins(_per_row(ages, log_probs), age_bins)]
+    ages = _per_row(ages, log_probs)
 
     def too_narrow(temperature):  # positive below the T sought, negative above
-        probs = _softmax(log_probs / temperature)
-        if not shares:
-            return ((probs * log_probs).sum(axis=1) - observed).mean()  # slope of the NLL in 1/T
-        return sum(shares) - coverage_curve(probs, ages, age_bins, shares).sum() / 100
+        covered = coverage_curve(_softmax(log_probs / temperature), ages, age_bins, shares)
+        return sum(shares) - covered.sum() / 100
 
     low, high = np.log(TEMPERATURES)
     for _ in range(20):  # to a relative 6e-6
@@ -383,7 +379,7 @@ def fit_temperature(log_probs, ages, age_bins, shares=()):
     return float(np.exp((low + high) / 2))
 
 
-def fit_temperatures(log_probs, ages, age_bins, shares=()):
+def fit_temperatures(log_probs, ages, age_bins, shares):
     """The calibration temperatures at the first and the last age bin, see face_temperatures.
 
     One temperature is fitted to the half of the faces that is predicted younger, and one to the
@@ -418,7 +414,7 @@ def fit_temperatures(log_probs, ages, age_bins, shares=()):
     return float(first), float(last)
 
 
-def cross_calibrated(log_probs, ages, age_bins, shares=()):
+def cross_calibrated(log_probs, ages, age_bins, shares):
     """Distributions of each half of the faces at the temperatures fitted on the other half.
 
     The first half is every second face.

@@ -248,24 +248,17 @@ def test_bad_distributions_are_refused():
 # ---- Calibration
 
 
+SHARES = (0.8, 0.9)
+
+
 @pytest.mark.parametrize("wrong", [0.4, 1.0, 2.5])
 def test_temperature_undoes_a_distortion(predictions, wrong):
     probs, ages = predictions
     distorted = np.log(at_temperature(probs, wrong) + 1e-30)
-    temperature = metrics.fit_temperature(distorted, ages, BINS)
-    assert temperature == pytest.approx(1 / wrong, rel=0.05)
-    restored = metrics.calibrated_probs(distorted, temperature)
-    assert metrics.coverage(restored, ages, BINS, 0.8).mean() == pytest.approx(0.8, abs=0.02)
-
-
-@pytest.mark.parametrize("wrong", [0.4, 2.5])
-def test_temperature_by_coverage_undoes_a_distortion_as_well(predictions, wrong):
-    probs, ages = predictions
-    distorted = np.log(at_temperature(probs, wrong) + 1e-30)
-    temperature = metrics.fit_temperature(distorted, ages, BINS, (0.8, 0.9))
+    temperature = metrics.fit_temperature(distorted, ages, BINS, SHARES)
     assert temperature == pytest.approx(1 / wrong, rel=0.1)
     restored = metrics.calibrated_probs(distorted, temperature)
-    covered = metrics.coverage_curve(restored, ages, BINS, (0.8, 0.9))
+    covered = metrics.coverage_curve(restored, ages, BINS, SHARES)
     assert covered.sum() == pytest.approx(170, abs=0.01)
 
 
@@ -283,17 +276,17 @@ def test_temperatures_undo_a_distortion_that_grows_with_the_age(predictions):
     probs, ages = predictions
     logits = np.log(probs + 1e-30)
     distorted = logits / metrics.face_temperatures(logits, (0.5, 2))[:, None]
-    found = metrics.fit_temperatures(distorted, ages, BINS, (0.8, 0.9))
+    found = metrics.fit_temperatures(distorted, ages, BINS, SHARES)
     assert found == pytest.approx((2, 0.5), rel=0.15)
-    one = metrics.calibrated_probs(distorted, metrics.fit_temperature(distorted, ages, BINS,
-                                                                      (0.8, 0.9)))
+    single = metrics.fit_temperature(distorted, ages, BINS, SHARES)
+    one = metrics.calibrated_probs(distorted, single)
     two = metrics.calibrated_probs(distorted, found)
-    unseen = metrics.cross_calibrated(distorted, ages, BINS, (0.8, 0.9))
+    unseen = metrics.cross_calibrated(distorted, ages, BINS, SHARES)
     for part in (ages < 40, ages > 60):
         def error(result, part=part):
             return abs(metrics.coverage(result[part], ages[part], BINS, 0.8).mean() - 0.8)
         assert error(two) < 0.03 and error(unseen) < 0.04 and error(one) > 0.06
-    assert metrics.coverage_curve(two, ages, BINS, (0.8, 0.9)).sum() == pytest.approx(170, abs=0.3)
+    assert metrics.coverage_curve(two, ages, BINS, SHARES).sum() == pytest.approx(170, abs=0.3)
 
 
 def test_too_few_or_equal_faces_get_one_temperature(predictions):
@@ -302,22 +295,31 @@ def test_too_few_or_equal_faces_get_one_temperature(predictions):
     few = logits[:150], ages[:150]
     narrow = np.argsort(np.abs(ages - 40), kind="stable")[:1000]  # of 20 to 60, at most
     narrow = logits[narrow] * 1.5, ages[narrow]
-    assert metrics.fit_temperatures(*narrow, BINS) == (metrics.fit_temperature(*narrow, BINS),) * 2
-    assert metrics.fit_temperatures(*few, BINS) == (metrics.fit_temperature(*few, BINS),) * 2
     same = np.tile(logits[:1], (300, 1)), ages[:300]
-    assert metrics.fit_temperatures(*same, BINS) == (metrics.fit_temperature(*same, BINS),) * 2
+    for faces in (narrow, few, same):
+        one = metrics.fit_temperature(*faces, BINS, SHARES)
+        assert metrics.fit_temperatures(*faces, BINS, SHARES) == (one, one)
 
 
 def test_temperature_agrees_with_scipy(predictions):
     probs, ages = predictions
     logits = np.log(probs + 1e-30) * 3 + 17  # a constant in the logits changes nothing
 
-    def loss(log_temperature):
-        return -(special.log_softmax(logits / np.exp(log_temperature), axis=1)
-                 [np.arange(len(ages)), ages]).mean()
+    def surplus(log_temperature):
+        probs = special.softmax(logits / np.exp(log_temperature), axis=1)
+        return sum(metrics.coverage(probs, ages, BINS, share).mean() - share for share in SHARES)
 
-    best = np.exp(optimize.minimize_scalar(loss, bounds=(-3, 3), method="bounded").x)
-    assert metrics.fit_temperature(logits, ages, BINS) == pytest.approx(best, rel=1e-3)
+    best = np.exp(optimize.brentq(surplus, -3, 3))
+    assert metrics.fit_temperature(logits, ages, BINS, SHARES) == pytest.approx(best, rel=1e-3)
+
+
+def test_an_age_without_any_probability_changes_no_temperature(predictions):
+    probs, ages = predictions
+    with np.errstate(divide="ignore"):
+        log_probs = np.log(np.where(probs < 1e-9, 0, probs))  # -inf, as calibrated_probs takes
+    assert np.isneginf(log_probs).any()
+    assert metrics.fit_temperature(log_probs, ages, BINS, SHARES) == pytest.approx(
+        metrics.fit_temperature(np.log(probs + 1e-30), ages, BINS, SHARES), rel=1e-3)
 
 
 def test_temperature_divides_the_logits(predictions):
@@ -347,9 +349,9 @@ def test_log_probs_of_a_network_are_taken_as_they_are(predictions):
 
 def test_temperature_of_perfect_and_constant_predictions_is_finite():
     perfect = np.log(np.eye(101) * (1 - 1e-6) + 1e-8)
-    assert metrics.fit_temperature(perfect, BINS, BINS) == pytest.approx(0.05, rel=1e-4)
     constant = np.zeros((101, 101))
-    assert 0.05 <= metrics.fit_temperature(constant, BINS, BINS) <= 20
+    for log_probs in (perfect, constant):
+        assert 0.05 <= metrics.fit_temperature(log_probs, BINS, BINS, SHARES) <= 20
 
 
 # ---- Refusing the uncertain, passing the old enough
