@@ -210,14 +210,18 @@ def errors_by_sharpness(exact, samples=1000, seed=0):
     size of the crops, so that only its order is used.
 
     Returns:
-        {one of FIFTHS: {"n", "mae", "bias"}}, empty if no sharpness is known.
+        {one of FIFTHS: {"n", "mae", "bias"}}, empty if no sharpness is known, or if the values are
+        too few or too equal to tell fifths apart.
     """
     rows = _known(exact, "sharpness")
     if rows is None:
         return {}
     values = rows.faces["sharpness"].to_numpy()
-    edges = np.quantile(values, [0.2, 0.4, 0.6, 0.8])
-    return _error_groups(rows, np.searchsorted(edges, values, side="right"), FIFTHS, samples, seed)
+    starts = np.quantile(values, [0, 0.2, 0.4, 0.6, 0.8])
+    if len(values) < len(FIFTHS) or len(np.unique(starts)) < len(FIFTHS):
+        return {}
+    return _error_groups(rows, np.searchsorted(starts, values, side="right") - 1, FIFTHS, samples,
+                         seed)
 
 
 def _rate(exact, hits, chosen, who):

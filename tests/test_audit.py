@@ -140,8 +140,18 @@ def test_errors_by_fifths_of_sharpness():
     assert [group["mae"]["value"] for group in groups.values()] == [10.5, 30.5, 50.5, 70.5, 90.5]
     assert groups["sharpest fifth"]["mae"]["low"] < 90.5
     assert audit.errors_by_sharpness(predictions([1], [2])) == {}
-    same = predictions([30] * 9, [31] * 9, sharpness=4.0)
-    assert [group["n"] for group in audit.errors_by_sharpness(same, 20).values()] == [9]
+
+
+@pytest.mark.parametrize("values", [[4.0] * 9, [4.0], [4.0, 5.0], [1.0] * 20 + [2.0, 3, 4, 5],
+                                    [1.0, 2, 3, 4] + [5.0] * 20])
+def test_faces_that_are_equally_sharp_are_not_called_fifths(values):
+    faces = predictions([30] * len(values), [31] * len(values), sharpness=values)
+    assert audit.errors_by_sharpness(faces, 20) == {}
+
+
+def test_five_faces_are_fifths():
+    faces = predictions([30] * 5, [31] * 5, sharpness=[1.0, 2, 3, 4, 5])
+    assert [group["n"] for group in audit.errors_by_sharpness(faces, 20).values()] == [1] * 5
 
 
 def test_blur_and_lost_pixels_lower_the_sharpness():
