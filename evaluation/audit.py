@@ -88,7 +88,7 @@ def mean_mae_of_cells(exact, samples=1000, seed=0, first=18, last=30):
         measured number with `n` faces and the number of `cells` that they are in.
     """
     if "gender" not in exact.faces or exact.faces["gender"].isna().all():
-        return unknown("the predictions have no gender (no column gender)")
+        return unknown("no face with an exact age has a gender (column gender)")
     years = np.floor(exact.faces["age"].to_numpy())
     chosen = (years >= first) & (years <= last) & exact.faces["gender"].notna().to_numpy()
     rows = exact.rows(chosen)
@@ -173,7 +173,7 @@ def within_person_sd(exact, samples=1000, seed=0):
     may be years apart. The bootstrap draws persons.
     """
     if "subject" not in exact.faces or exact.faces["subject"].isna().all():
-        return unknown("the persons are not known (no column subject)")
+        return unknown("of no face with an exact age is the person known (column subject)")
     rows = exact.rows(exact.faces["subject"].notna().to_numpy())
     errors = metrics.signed_error(rows.faces["age"], rows.faces["pred_age"])
     photos = np.bincount(rows.subjects)

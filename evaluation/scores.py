@@ -120,9 +120,10 @@ def evaluate_all(models, variants=None, photos=None, samples=1000, seed=0):
     first = next(iter(models))
     described = models[first][0]
     results = dict(runs[first][0])
-    scored = described.exact if results["n_exact"] else described
+    ranged = described.rows(described.is_interval)
     results["bootstrap"] = {"samples": samples, "seed": seed,
-                            "unit": "face" if scored.subjects is None else "subject"}
+                            "unit": _unit(described.exact if results["n_exact"] else ranged),
+                            "unit_ranges": _unit(ranged) if results["n_interval"] else None}
     results["tta"] = results["uncalibrated"] = None
     if variants.tta is not None:
         results["tta"] = score(variants.tta.exact, samples, seed) | {
@@ -137,6 +138,11 @@ def evaluate_all(models, variants=None, photos=None, samples=1000, seed=0):
         for a, b in itertools.combinations(models, 2)]
     results["seeds"] = {name: seed_spread(seeds) for name, seeds in runs.items() if len(seeds) > 1}
     return Evaluation(models, results, {name: seeds[0] for name, seeds in runs.items()})
+
+
+def _unit(predictions):
+    """What a bootstrap sample of these faces draws."""
+    return "face" if predictions.subjects is None else "subject"
 
 
 def _side_by_side(runs):

@@ -62,7 +62,8 @@ def test_the_cells_are_unknown_without_two_genders_or_with_too_few_faces():
     counts[1, :7] = 4
     assert audit.mean_mae_of_cells(cells(counts, np.ones((2, 13))))["why"] == (
         "7 of 26 cells of gender and age have fewer than 5 faces")
-    assert "no gender" in audit.mean_mae_of_cells(predictions([20], [21]))["why"]
+    assert audit.mean_mae_of_cells(predictions([20], [21]))["why"] == (
+        "no face with an exact age has a gender (column gender)")
     one = predictions([20] * 5, [21] * 5, gender="male")
     assert "1 genders, not 2" in audit.mean_mae_of_cells(one)["why"]
 
@@ -116,7 +117,7 @@ def test_the_spread_within_a_person_is_found_whatever_the_persons_bias():
 
 
 def test_the_spread_within_a_person_needs_persons_with_two_photos():
-    assert "no column subject" in audit.within_person_sd(predictions([1, 2], [1, 2]))["why"]
+    assert "(column subject)" in audit.within_person_sd(predictions([1, 2], [1, 2]))["why"]
     alone = predictions([1, 2], [1, 2], subject=["a", "b"])
     assert audit.within_person_sd(alone)["why"] == "no person has two photos"
 

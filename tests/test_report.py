@@ -259,7 +259,7 @@ def test_what_audits_measure_stands_in_the_report(full_report, table):
     section = page[page.index("What audits measure"):page.index("Faces known by an age range")]
     assert "Challenge 25" in section and "26 cells" in section
     assert section.count("<svg") == 2
-    assert "not known: the persons are not known" in section
+    assert "not known: of no face with an exact age is the person known" in section
 
 
 @pytest.mark.parametrize("age, band", [(0, "0-2"), (2.4, "0-2"), (2.5, "3-9"), (9, "3-9"),
@@ -758,7 +758,7 @@ def test_the_photo_of_a_face_is_that_of_its_row(tmp_path, table):
     ("one range", "1 face known only by an age range"),
     ("no minors", "no face younger than the threshold"),
     ("perfect", "off by 0.00 years"),
-    ("no gender known", "the predictions have no gender"),
+    ("no gender known", "no face with an exact age has a gender (column gender)"),
     ("one group", "Fewer than two groups"),
     ("no face sizes", "no column face_px"),
     ("labels beyond", "Outside the predicted ages: 1 label,"),
@@ -783,6 +783,18 @@ def test_whatever_is_missing_there_is_a_page(tmp_path, table, case, sentence):
     results, page = written(tmp_path, cases[case])
     assert sentence in page
     assert set(scores.METRICS) <= set(results)
+
+
+def test_exact_ages_and_ranges_are_drawn_as_each_is_known(tmp_path, table):
+    exact = table[:100].assign(subject=[f"s{k}" for k in range(100)], gender=None)
+    both = pd.concat([exact, with_intervals(table[100:200])], ignore_index=True)
+    results, page = written(tmp_path, both)
+    assert results["bootstrap"] | {"unit": "subject", "unit_ranges": "face"} == results["bootstrap"]
+    assert "each draws whole people, of age ranges faces)" in page
+    assert "no face with an exact age has a gender" in page and "have no gender" not in page
+    results, page = written(tmp_path, exact)
+    assert results["bootstrap"]["unit_ranges"] is None
+    assert "each draws whole people)" in page
 
 
 def test_one_image_has_values_without_intervals(table):
