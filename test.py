@@ -261,11 +261,12 @@ def report_models(tested, args, sources, split):
 def report_predictions(args):
     """Evaluate a table of predictions of any model."""
     import metrics
-    from evaluation.predictions import read_predictions
+    from evaluation.predictions import read_predictions, warn_of_equal_rows
     from evaluation.report import REPORT_FILES, write_report
     from evaluation.scores import evaluate_all
 
     predictions = read_predictions(args.predictions)
+    warn_of_equal_rows(predictions)
     if args.report:
         written = [Path(args.report, name) for name in REPORT_FILES]
         earlier = Path(args.report).glob("predictions_*.csv")  # of models that it compared

@@ -7,6 +7,7 @@ predict.sharpness. If age_min and age_max differ, only the interval of the age i
 """
 
 import re
+import warnings
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -24,6 +25,8 @@ PREDICTION_COLUMNS = ("photo", "age", "pred_age")
 TEXTS = ("gender", "race", "subject", "dataset")
 PREDICTION_NUMBERS = ("age_std", "age_min", "age_max", "pred_std", "confidence", "face_px",
                       "sharpness")
+AGES = ("age", "pred_age", "age_min", "age_max")
+MAX_YEARS = 1e6  # of an age, either way; the squares of larger ones need not be finite
 PROB_DIGITS = 6  # significant digits of p0, p1, ... in predictions.csv
 
 
@@ -189,6 +192,9 @@ def _number_column(column, may_be_empty, bad):
     wrong = ~np.isfinite(values) & (column.notna() if may_be_empty else True)
     for row in np.flatnonzero(wrong):
         bad.setdefault(row, f"{column.name} '{column.iloc[row]}' is not a number")
+    if column.name in AGES:
+        for row in np.flatnonzero(values.abs() > MAX_YEARS):
+            bad.setdefault(row, f"{column.name} '{column.iloc[row]}' is not an age")
     return values
 
 
@@ -214,6 +220,19 @@ def _read_distributions(columns, bad, name):
         bad.setdefault(row, f"p{age_bins[0]} .. p{age_bins[-1]} are not a distribution "
                             f"(sum {totals[row]:.4g})")
     return age_bins, probs / np.where(wrong, 1, totals)[:, None]
+
+
+def warn_of_equal_rows(predictions):
+    """Warn if rows are equal: each counts, so that intervals get too narrow.
+
+    Two faces of one photo have other predictions.
+    """
+    keys = [name for name in ("dataset", "photo", "age", "pred_age") if name in predictions.faces]
+    repeats = predictions.faces.duplicated(keys)
+    if repeats.any():
+        warnings.warn(f"{repeats.sum()} of {len(repeats)} rows repeat another one, such as "
+                      f"'{predictions.faces['photo'][repeats.idxmax()]}': they count as further "
+                      "faces, and the intervals are too narrow", stacklevel=2)
 
 
 def write_predictions(predictions, path):

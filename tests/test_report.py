@@ -145,6 +145,9 @@ def test_decimal_commas_of_predictions_are_read(tmp_path, separator):
     ("photo,age,pred_age,age_std\na.jpg,1,1,wide\n", "age_std 'wide' is not a number"),
     ("photo,age,pred_age\na.jpg,1," + "9" * 400 + "\n", "row 2: pred_age '9+' is not a number"),
     ("photo,age,pred_age,p0,p1\na.jpg,1,1,1," + "9" * 400 + "\n", "not a distribution"),
+    ("photo,age,pred_age\na.jpg,1,1e200\nb.jpg,-1e7,2\n",
+     "row 2: pred_age '1e.200' is not an age; row 3: age '-10000000.0' is not an age"),
+    ("photo,age,pred_age,age_min,age_max\na.jpg,1,1,0,1e300\n", "age_max '1e.300' is not an age"),
     ("photo,age,pred_age,age_min,age_max\na.jpg,70,85,70,\nb.jpg,24,24,29,20\n",
      "row 2: age_min '70' and age_max '' are not an interval; row 3: age_min '29' and"),
     ("photo,age,pred_age,age_max\na.jpg,70,85,79\n", "age_min '' and age_max '79'")])

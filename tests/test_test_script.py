@@ -222,6 +222,21 @@ def test_a_folder_that_another_process_writes_to_is_left_alone(folder, trained, 
     script("test.py", *words)
 
 
+def test_rows_that_a_table_of_predictions_repeats_are_told(tmp_path, recwarn):
+    rows = ["photo,age,pred_age", "a.jpg,20,22", "a.jpg,20,31", "b.jpg,30,31"]  # two faces of a.jpg
+    path = tmp_path / "mine.csv"
+    path.write_text("\n".join(rows) + "\n")
+    script("test.py", "--predictions", path)
+    assert not recwarn
+    path.write_text("\n".join([*rows, *rows[2:], rows[3]]) + "\n")
+    script("test.py", "--predictions", path)
+    assert str(recwarn.pop(UserWarning).message).startswith(
+        "3 of 6 rows repeat another one, such as 'a.jpg'")
+    path.write_text("photo,age,pred_age,dataset\na.jpg,20,22,x\na.jpg,20,22,y\n")
+    script("test.py", "--predictions", path)
+    assert not recwarn
+
+
 def test_a_report_on_predictions_leaves_another_processs_folder_alone(tmp_path):
     (tmp_path / "mine.csv").write_text("photo,age,pred_age\na.jpg,20,22\nb.jpg,30,31\n")
     words = ["--predictions", tmp_path / "mine.csv", "--report", tmp_path / "out"]
