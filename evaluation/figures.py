@@ -86,11 +86,11 @@ def draw_predicted_against_true(axes, ages, pred_ages):
 @drawing("Cumulative score by allowed error")
 def draw_cs_curves(axes, curves):
     """{name: {"limits_years", "cs_percent"}} as lines."""
-    for k, (name, curve) in enumerate(curves.items()):
-        axes.plot(curve["limits_years"], curve["cs_percent"], label=name, **_line(k))
+    for k, curve in enumerate(curves.values()):
+        axes.plot(curve["limits_years"], curve["cs_percent"], **_line(k))
     axes.set(xlabel="allowed error n (years)", ylabel="CS(n): error ≤ n (%)", ylim=(0, 100),
              xlim=(0, 15))
-    _legend(axes, len(curves))
+    _legend(axes, curves)
 
 
 @drawing("A metric of each group with its 95% interval",
@@ -105,7 +105,7 @@ def draw_groups(axes, groups, key, label, overall=None):
         axes.plot(number["value"], row, "o", color=SERIES[0], markersize=5)
     if overall is not None:
         axes.axvline(overall, color=INK, linewidth=1, linestyle="--")
-    axes.set_yticks(rows, [f"{name} (n {group['n']:,})" for name, group in groups.items()])
+    axes.set_yticks(rows, [f"{_plain(name)} (n {group['n']:,})" for name, group in groups.items()])
     axes.set(xlabel=label, ylim=(-0.6, len(groups) - 0.4))
     axes.grid(axis="y", visible=False)
 
@@ -124,33 +124,33 @@ def draw_pit(axes, shares):
 @drawing("Measured against promised coverage of central intervals", height=4.0)
 def draw_coverage(axes, curves):
     """{name: {"nominal_percent", "coverage_percent"}} as lines; exact coverage is the diagonal."""
-    axes.plot([0, 100], [0, 100], color=INK, linewidth=1, linestyle="--")
-    for k, (name, curve) in enumerate(curves.items()):
-        axes.plot(curve["nominal_percent"], curve["coverage_percent"], label=name,
+    for k, curve in enumerate(curves.values()):
+        axes.plot(curve["nominal_percent"], curve["coverage_percent"],
                   marker=MARKERS[k % len(MARKERS)], markersize=3.5, **_line(k))
+    axes.plot([0, 100], [0, 100], color=INK, linewidth=1, linestyle="--", zorder=1)
     axes.set(xlabel="central interval (%)", ylabel="true ages inside (%)", xlim=(0, 100),
              ylim=(0, 100), aspect="equal")
-    _legend(axes, len(curves))
+    _legend(axes, curves)
 
 
 @drawing("MAE of the faces kept as the least certain are refused")
 def draw_risk_coverage(axes, curves):
     """{name: {"kept_percent", "mae_years"}} as lines."""
-    for k, (name, curve) in enumerate(curves.items()):
-        axes.plot(curve["kept_percent"], curve["mae_years"], label=name, **_line(k))
+    for k, curve in enumerate(curves.values()):
+        axes.plot(curve["kept_percent"], curve["mae_years"], **_line(k))
     axes.set(xlabel="faces kept, most certain first (%)", ylabel="MAE of those kept (years)",
              xlim=(0, 100), ylim=(0, None))
-    _legend(axes, len(curves))
+    _legend(axes, curves)
 
 
 @drawing("Error rate of an age threshold as its margin grows")
 def draw_decisions(axes, curves, xlabel, ylabel):
     """{name: (x, percent)} as lines."""
-    for k, (name, (x, percent)) in enumerate(curves.items()):
-        axes.plot(x, percent, label=name, **_line(k))
+    for k, (x, percent) in enumerate(curves.values()):
+        axes.plot(x, percent, **_line(k))
     axes.set(xlabel=xlabel, ylabel=ylabel, ylim=(0, None))
     axes.margins(x=0)
-    _legend(axes, len(curves))
+    _legend(axes, curves)
 
 
 def _line(k):
@@ -158,9 +158,17 @@ def _line(k):
             "linewidth": 1.8}
 
 
-def _legend(axes, count):
-    if count > 1:
-        axes.figure.legend(loc="outside upper left", ncols=2 if count < 5 else 3, fontsize=9)
+def _legend(axes, names):
+    """A legend of the first lines drawn, if there are several names."""
+    if len(names) > 1:
+        # Given explicitly, since matplotlib hides a line whose own label starts with "_".
+        axes.figure.legend(axes.lines[:len(names)], list(map(_plain, names)),
+                           loc="outside upper left", ncols=2 if len(names) < 5 else 3, fontsize=9)
+
+
+def _plain(name):
+    """A name in which matplotlib finds no formula."""
+    return name.replace("$", r"\$")
 
 
 def sparkline(probs, age_bins, age, pred_age):

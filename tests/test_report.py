@@ -399,6 +399,17 @@ def test_one_wild_prediction_leaves_the_others_in_sight(table):
         assert ">20</text>" in drawn and ">60</text>" in drawn  # ticks of the axes
 
 
+@pytest.mark.filterwarnings("error")
+def test_names_of_models_and_groups_are_drawn_as_they_are(tmp_path, table):
+    odd = table.assign(race=np.where(table["race"] == "asian", r"$\frac$", "a_b"))
+    _, page = written(tmp_path, {r"$\nosuch$.pth": [odd], "_b.pth": [odd], "c$.pth": [odd]})
+    texts = re.findall(r"<text[^>]*>([^<]*)</text>", page)
+    assert sum(text.startswith(r"$\frac$ (n ") for text in texts) == 2
+    for name in (r"$\nosuch$.pth", "_b.pth", "c$.pth"):
+        assert texts.count(name) == 2  # the curves of allowed errors and of coverage
+    assert "_b.pth, by predicted spread" in texts
+
+
 def test_bin_columns_may_be_padded_and_not_double(table):
     padded = table.rename(columns={f"p{age}": f"p{age:03}" for age in range(101)})
     assert check_predictions(padded, "t").probs.tolist() == check_predictions(
