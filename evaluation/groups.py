@@ -33,8 +33,9 @@ def score_groups(exact, samples=1000, seed=0):
 
     Returns:
         groups: {family: {group: {"n", "mae", "bias"}}}, without the families whose column is
-            missing. Groups of gender and race also have `mae_same_ages`, their MAE at the same
-            mix of ages (see _at_same_ages), if enough faces can be compared.
+            missing. Cells also have their gender, race and age_band. Groups of gender and race
+            also have `mae_same_ages`, their MAE at the same mix of ages (see _at_same_ages), if
+            enough faces can be compared.
         gaps: {family: {"mae", "bias", "mae_same_ages": see bootstrap.largest_gap}}, without the
             families in which fewer than two groups are large enough. `mae_same_ages` also has
             the `bands` compared and their `share_percent` of all faces.
@@ -127,6 +128,8 @@ def _score_family(table, family):
         n, units = int(table.counts[cells].sum()), table.units(cells)
         groups[name] = {"n": n, "mae": measured(mae, replicates[:, 0], units),
                         "bias": measured(bias, replicates[:, 1], units)}
+        if family == "gender_race_age_band":
+            groups[name] |= table.keys.loc[cells[0]].to_dict()
         if n >= MIN_FACES and units >= bootstrap.MIN_UNITS and name != UNKNOWN:
             large[name] = cells
     gaps = {}

@@ -223,7 +223,7 @@ def _cell_table(cells):
     """Columns of (gender, race), and rows of age bands of {"n", "mae", "bias", "shade"}."""
     if not cells:
         return None
-    keys = {tuple(name.rsplit(", ", 2)): cell for name, cell in cells.items()}
+    keys = {(cell["gender"], cell["race"], cell["age_band"]): cell for cell in cells.values()}
     columns = sorted({key[:2] for key in keys})
     bands = [band for band, _ in BANDS if any(key[2] == band for key in keys)]
     highest = max(cell["mae"]["value"] for cell in cells.values()) or 1

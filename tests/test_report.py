@@ -250,6 +250,16 @@ def test_cells_hold_at_least_thirty_faces():
     assert set(fewer["gender_race_age_band"]) == {"male, asian, 20-29"}
 
 
+def test_a_comma_in_a_name_of_a_group_parts_no_cell(tmp_path):
+    table = draw_predictions(62).assign(age=25.0, gender=["f", "m"] * 31, race="black, african")
+    results, page = written(tmp_path, table)
+    for gender in "fm":
+        cell = results["groups"]["gender_race_age_band"][f"{gender}, black, african, 20-29"]
+        assert (cell["gender"], cell["race"], cell["age_band"]) == (
+            gender, "black, african", "20-29")
+        assert f"<th>{gender}<br>black, african</th>" in page
+
+
 def test_what_audits_measure_stands_in_the_report(full_report, table):
     results, out_dir = full_report
     found = results["audit"]
