@@ -373,8 +373,8 @@ def test_a_cutoff_of_rounded_scores_keeps_its_promise(rule, digits):
 
 def test_no_probability_above_one_is_asked_for(tmp_path, table):
     """A child of 10 whose distribution is all above 18 passes at every probability."""
-    sure = minimal(table).assign(**dict.fromkeys(COLUMNS, 0.0))
-    sure["p60"] = 1.0
+    one_hot = pd.DataFrame(np.eye(101)[[60] * len(table)], columns=COLUMNS)
+    sure = pd.concat([minimal(table), one_hot], axis=1)
     results, page = written(tmp_path, sure)
     for percent in ("1", "5"):
         assert results["decisions"]["18"]["mass"]["at_tolerance"][percent] == {
