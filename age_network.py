@@ -67,15 +67,28 @@ class AgeNetwork:
             crops: sequence of (S, S, 3) uint8 RGB faces, cut as in training.
         Returns:
             (N, K) float32, rows sum to 1; with TEST.TTA the mean with the mirrored face's.
+        Raises:
+            ValueError: a crop has another shape or type; the network would give a wrong age.
         """
         size, parts = self.cfg.TEST.BATCH_SIZE, [np.zeros((0, len(self.age_bins)), np.float32)]
         for start in range(0, len(crops), size):
-            pixels = np.stack(crops[start:start + size])
+            pixels = self._stacked(crops[start:start + size])
             log_probs = self._log_probs(pixels)
             if self.cfg.TEST.TTA:
                 log_probs = np.logaddexp(log_probs, self._log_probs(pixels[:, :, ::-1]))
             parts.append(metrics.calibrated_probs(log_probs, self.temperature).astype(np.float32))
         return np.concatenate(parts)
+
+    def _stacked(self, crops):
+        """(B, S, S, 3) uint8 of B checked crops."""
+        crops = [np.asarray(crop) for crop in crops]
+        shape = (self.cfg.MODEL.IMG_SIZE, self.cfg.MODEL.IMG_SIZE, 3)
+        for crop in crops:
+            if crop.shape != shape or crop.dtype != np.uint8:
+                raise ValueError(f"expected a list of {shape} uint8 RGB faces, one of them is "
+                                 f"{crop.shape} {crop.dtype}; AgeEstimator.ages_of_crops takes "
+                                 "other sizes and types")
+        return np.stack(crops)
 
     def _log_probs(self, pixels):
         """(B, K) log-probabilities of (B, S, S, 3) uint8 faces, before calibration."""
@@ -105,7 +118,7 @@ class OnnxAgeNetwork(AgeNetwork):
         Returns:
             (N, K) float32, what __call__ gives without TEST.TTA.
         """
-        probs, _ = self._outputs(np.stack(crops))
+        probs, _ = self._outputs(self._stacked(crops))
         return probs
 
     def _log_probs(self, pixels):

@@ -81,6 +81,18 @@ def test_a_file_computes_the_same_at_any_batch_size(checkpoint, exact):
         np.testing.assert_allclose(probs.sum(axis=1), 1, atol=1e-5)
 
 
+@pytest.mark.parametrize("crops", [
+    random_crops(1)[0],  # one face, whose rows would count as faces
+    [random_crops(1)[0], random_crops(1, SIZE + 1)[0]], random_crops(2, SIZE * 2),
+    random_crops(1)[..., :1], random_crops(1).transpose(0, 3, 1, 2), random_crops(1) / 255,
+    random_crops(1).astype(int)])
+def test_other_faces_than_those_of_training_are_refused(checkpoint, exact, crops):
+    written = OnnxAgeNetwork(exact, threads=1)
+    for network in (TorchAgeNetwork(checkpoint), written, written.calibrated_in_file):
+        with pytest.raises(ValueError, match=r"expected a list of \(32, 32, 3\) uint8 RGB faces"):
+            network(crops)
+
+
 def test_mirror_averaging_comes_before_the_temperature(checkpoint, exact):
     opts = ["TEST.TTA", "True"]
     probs = OnnxAgeNetwork(exact, opts, 1)(random_crops(3))
