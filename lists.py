@@ -5,6 +5,7 @@ APPA-REAL as released. preprocess/columns.py documents the columns.
 """
 
 import fnmatch
+import re
 import warnings
 from pathlib import Path
 from typing import NamedTuple
@@ -16,13 +17,14 @@ from preprocess.columns import BOX, SPLITS, clean_path
 from preprocess.readers import APPA_REAL_LABELS, Skipped, appa_real_rows
 from preprocess.repeats import describe_repeats
 from utils.files import is_current
-from utils.tables import read_columns
+from utils.tables import read_columns, table_format
 
 PLACE = ["photo", "deg", *BOX]  # tells faces apart
 REQUIRED = ["photo", "age", "deg", *BOX]
 NUMBERS = ["age_std", "age_min", "age_max", "confidence"]
 OPTIONAL = [*NUMBERS, "gender", "race", "subject", "votes"]
 CROP_ENDING = "_face.jpg"  # which APPA-REAL appends to a photo's name for its face crop
+ABSOLUTE = re.compile("/|[A-Za-z]:/")  # how an absolute path begins, also one of Windows
 MAX_LISTED = 20  # an error shows so many bad rows and counts the others
 
 
@@ -155,11 +157,7 @@ def read_faces(source, split, cfg, protocol=None):
         FileNotFoundError: there is no such list; the message names the splits that exist.
         ValueError: a column is missing, or rows are bad; the message names the first rows.
     """
-    if protocol:
-        faces = _read_protocol(source, split, protocol, cfg)
-    else:
-        faces = _read_split(source, split, cfg)
-    faces = _exclude(faces, cfg.DATA.EXCLUDE)
+    faces = _exclude(_read_list(source, split, cfg, protocol), cfg.DATA.EXCLUDE)
     if faces.empty:
         problem = f"the {split} list of '{source.dataset}' in '{source.list_dir}' holds no faces"
         if cfg.DATA.EXCLUDE:
@@ -218,6 +216,12 @@ def splits_of(source, protocol=None):
         chosen = set(read_columns(source.file(f"split_{protocol}"), ["split"])["split"])
         return [split for split in SPLITS if split in chosen]
     return [split for split in SPLITS if _list_path(source, split).is_file()]
+
+
+def _read_list(source, split, cfg, protocol):
+    if protocol:
+        return _read_protocol(source, split, protocol, cfg)
+    return _read_split(source, split, cfg)
 
 
 def _read_split(source, split, cfg):
@@ -359,17 +363,36 @@ def parse_votes(text, age_bins):
     return histogram
 
 
-def _exclude(table, path):
-    """Drop the rows whose photo, by path or file name, is in the first column of a list."""
-    if not path or table.empty:
-        return table
-    excluded = read_csv(path, [])
-    names = {*excluded.iloc[:, 0], excluded.columns[0]}  # the list may have no header row
+def count_excluded(sources, splits, cfg, protocol=None):
+    """(faces that DATA.EXCLUDE leaves out, faces without it) of some splits of the data sets."""
+    before = after = 0
+    for source in sources:
+        for split in splits:
+            faces = _read_list(source, split, cfg, protocol)
+            before += len(faces)
+            after += len(_exclude(faces, cfg.DATA.EXCLUDE))
+    return before - after, before
+
+
+def _exclude(faces, path):
+    """Drop the photos that a line of an exclusion list names, or its first column.
+
+    A name is a path as in the list of faces, a file name, or an absolute path, which may begin with
+    the folders of another machine.
+    """
+    if not path or faces.empty:
+        return faces
+    table = read_csv(path, [])
+    encoding, _ = table_format(Path(path), [])
+    lines = Path(path).read_text(encoding=encoding).splitlines()  # of names that hold a comma
+    names = {*table.iloc[:, 0], table.columns[0], *lines}  # the list may have no header row
     names = {clean_path(name) for name in names}
-    file_names = table["photo"].str.rsplit("/", n=1).str[-1]
-    dropped = (table["photo"].isin(names) | file_names.isin(names)
-               | table["photo"].map(shortest_name).isin(names))
-    return table[~dropped].reset_index(drop=True)
+    paths = names | {name[place.end():] for name in names if ABSOLUTE.match(name)
+                     for place in re.finditer("/", name)}
+    file_names = faces["photo"].str.rsplit("/", n=1).str[-1]
+    dropped = (faces["photo"].isin(paths) | file_names.isin(names)
+               | faces["photo"].map(shortest_name).isin(names))
+    return faces[~dropped].reset_index(drop=True)
 
 
 def shortest_name(photo):

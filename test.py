@@ -146,7 +146,14 @@ def measure(args, models):
     """Predict a split with every model, then write and print what was asked for."""
     from evaluation.predict import predict_split
     from evaluation.predictions import write_predictions
-    from lists import count_faces, list_file, pair_folders, splits_of, warn_of_stale_lists
+    from lists import (
+        count_excluded,
+        count_faces,
+        list_file,
+        pair_folders,
+        splits_of,
+        warn_of_stale_lists,
+    )
     from utils.distributed import choose_device
 
     split = args.split or ("valid" if args.calibrate else "test")
@@ -173,6 +180,9 @@ def measure(args, models):
     for source, path in zip(sources, lists, strict=True):
         count = count_faces(first.data.faces, source)
         print(f"{source.dataset} ({path}): {count_text(count, f'{split} face')}")
+    if first.cfg.DATA.EXCLUDE:
+        excluded, total = count_excluded(sources, [split], first.cfg, args.protocol)
+        print(f"DATA.EXCLUDE leaves out {excluded} of {total} faces")
     if first.data.note:
         print(first.data.note)
     if args.calibrate:

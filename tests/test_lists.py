@@ -13,6 +13,7 @@ from defaults import load_cfg
 from lists import (
     Source,
     count_photos,
+    count_excluded,
     count_rejected,
     find_datasets,
     find_protocols,
@@ -169,6 +170,28 @@ def test_photos_are_excluded_by_path_name_or_original_name(tmp_path):
         listed.write_text(f"file_name\n{name}\n")
         cfg = load_cfg(None, ["DATA.EXCLUDE", str(listed)])
         assert read(tmp_path, "appa_real", "train", cfg)["age"].tolist() == [40]
+
+
+@pytest.mark.parametrize(("line", "left"), [
+    ("/data/other machine/train/1.png", ["valid/1.png", "2, b.png"]),
+    ("C:\\faces\\train\\1.png", ["valid/1.png", "2, b.png"]),
+    ("/data/2, b.png", ["train/1.png", "valid/1.png"]),
+    ("2, b.png", ["train/1.png", "valid/1.png"]),
+    ("other/1.png", ["train/1.png", "valid/1.png", "2, b.png"]),
+    ("1.png", ["2, b.png"])])
+@pytest.mark.parametrize("header", ["", "photo\n"])
+def test_an_exclusion_list_may_hold_absolute_paths_and_commas(tmp_path, line, left, header):
+    rows = write_dataset(tmp_path, [10, 20, 30], splits=())
+    for row, photo in zip(rows, ("train/1.png", "valid/1.png", "2, b.png"), strict=True):
+        (tmp_path / photo).parent.mkdir(exist_ok=True)
+        row["photo"] = str((tmp_path / row["photo"]).rename(tmp_path / photo)
+                           .relative_to(tmp_path))
+    write_list(tmp_path / "drawn_train_align.csv", rows)
+    (tmp_path / "out.csv").write_text(f"{header}{line}\n")
+    cfg = load_cfg(None, ["DATA.EXCLUDE", str(tmp_path / "out.csv")])
+    assert read(tmp_path, "drawn", "train", cfg)["photo"].tolist() == left
+    source = Source(tmp_path, "drawn", tmp_path)
+    assert count_excluded([source], ["train"], cfg) == (3 - len(left), 3)
 
 
 def test_a_protocol_overrides_the_splits(tmp_path):

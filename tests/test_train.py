@@ -268,6 +268,20 @@ def test_each_split_is_used_for_what_it_is_for(tmp_path, recwarn):
     assert "leave --split out" in refusal(done)
 
 
+def test_what_an_exclusion_list_leaves_out_is_told(folder, tmp_path):
+    listed, words = tmp_path / "out.csv", [*TINY, "TRAIN.EPOCHS", "1"]
+    listed.write_text("photo\ndrawn_0.png\n")
+    done = train(folder, tmp_path / "run", *words, "DATA.EXCLUDE", listed)
+    assert "DATA.EXCLUDE leaves out 2 of 16 faces" in done.stdout  # one of train and of valid
+    done = script("test.py", "--data_dir", folder, "--resume", tmp_path / "run" / "best.pth",
+                  "--cache_dir", tmp_path / "cache")
+    assert "DATA.EXCLUDE leaves out 1 of 8 faces" in done.stdout
+    listed.write_text("photo\ndrawn_0\n")
+    with pytest.warns(UserWarning, match="out.csv' names no photo of these lists"):
+        done = train(folder, tmp_path / "other", *words, "DATA.EXCLUDE", listed)
+    assert "DATA.EXCLUDE leaves out 0 of 16 faces" in done.stdout
+
+
 def test_one_data_set_in_two_folders_without_a_test_split(tmp_path):
     for part in ("one", "two"):
         write_dataset(tmp_path / part, AGES, splits=("train", "valid"))

@@ -3,6 +3,7 @@
 import hashlib
 import shlex
 import time
+import warnings
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import cached_property
@@ -13,7 +14,7 @@ import torch
 import metrics
 from defaults import age_bins
 from engine import EpochProgress, Trainer, predict
-from lists import count_faces, list_file
+from lists import count_excluded, count_faces, list_file
 from losses import age_share, target_builder
 from training.folder import RunFolder
 from training.monitor import Monitor
@@ -149,6 +150,13 @@ class Run:
                       for split, loader in self.loaders.items()]
             print(f"{source.dataset} ({list_file(source, 'train', job.protocol)}): "
                   f"{', '.join(counts)} faces")
+        if cfg.DATA.EXCLUDE:
+            excluded, total = count_excluded(job.sources, self.loaders, cfg, job.protocol)
+            print(f"DATA.EXCLUDE leaves out {excluded} of {total} faces")
+            if not excluded:
+                warnings.warn(f"DATA.EXCLUDE '{cfg.DATA.EXCLUDE}' names no photo of these lists; "
+                              "name a photo as the column photo does, or by its file name",
+                              stacklevel=2)
         for split, loader in self.loaders.items():
             if loader.dataset.note:
                 print(f"{split}: {loader.dataset.note}")
