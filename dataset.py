@@ -4,6 +4,7 @@ FaceDataset.batch() is the whole way; FaceCrops cuts a face out of its photo.
 """
 
 import warnings
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -28,8 +29,10 @@ from preprocess.face import (
 from utils.pipeline import worker_count
 
 LABELS = ("age", "age_std", "age_min", "age_max")
-EXIF_IGNORED = ("the photo has an EXIF rotation, which the scripts that wrote this list ignored; "
-                "align again with python -m preprocess.face_align")
+EXIF_IGNORED = ("an EXIF rotation, which the scripts that wrote this list ignored; align again "
+                "with python -m preprocess.face_align")
+MAX_ROTATIONS_READ = 2000  # photos whose header is asked for an EXIF rotation, a second or less
+MAX_NAMED = 5  # photos that a warning names
 MAX_SIZES_READ = 64  # photos whose size is compared with the margin
 MAX_BLACK = 0.05  # share of the box's side that may be black on one side without a warning
 MAX_CROP = 89_000_000  # pixels; a larger box is in other units, and would fill the memory
@@ -68,6 +71,7 @@ class FaceDataset(Dataset):
         border = round(self.size * self.context)
         margin = cfg.DATA.MARGIN + (1 + 2 * cfg.DATA.MARGIN) * border / self.size
         self.crops = FaceCrops(self.faces, margin, self.size + 2 * border)
+        warn_of_ignored_rotations(self.faces)
         if cfg.DATA.MARGIN > 0:
             warn_of_narrow_photos(self.faces, cfg.DATA.MARGIN)
         if cfg.DATA.CACHE:
@@ -138,8 +142,6 @@ class FaceCrops(Dataset):
         problem = self.check_box(index, photo.size)
         if problem:
             raise ValueError(problem)
-        if self._ignores_rotation(index):
-            warnings.warn(f"{path}: {EXIF_IGNORED}", stacklevel=2)
         crop = crop_face(photo, self.bboxes[index], self.roll_degs[index], self.margin)
         return resize_face(crop, self.size)
 
@@ -156,13 +158,9 @@ class FaceCrops(Dataset):
             problem = f"of the {width}x{height} image is far too large"
         else:
             return ""
-        if self._ignores_rotation(index):
-            problem += f", {EXIF_IGNORED}"
+        if self.has_no_confidence[index] and has_exif_rotation(self.path(index)):
+            problem += f", the photo has {EXIF_IGNORED}"
         return f"{self.path(index)}: box {x1:g} {y1:g} {x2:g} {y2:g} {problem}"
-
-    def _ignores_rotation(self, index):
-        """True if the original scripts wrote the list, which ignored this photo's EXIF rotation."""
-        return self.has_no_confidence[index] and has_exif_rotation(self.path(index))
 
 
 def to_pixels(face):
@@ -192,6 +190,33 @@ def check_photos(crops):
     refuse_photos([p for p in problems if p], len(crops))
 
 
+def warn_of_ignored_rotations(faces):
+    """Warn if photos have an EXIF rotation that the original scripts ignored.
+
+    Their lists have no confidence. The headers of at most MAX_ROTATIONS_READ photos are read.
+
+    Args:
+        faces: table from lists.read_faces(), with a box in every row.
+    """
+    photos = faces.loc[faces["confidence"].isna(), ["root", "photo"]].drop_duplicates()
+    chosen = _spread(photos, MAX_ROTATIONS_READ)
+    rotated = []
+    for row in chosen.itertuples():
+        with suppress(OSError):  # reported where the face is cut
+            if has_exif_rotation(Path(row.root, row.photo)):
+                rotated.append(row.photo)
+    if rotated:
+        names = ", ".join(rotated[:MAX_NAMED]) + ", ..." * (len(rotated) > MAX_NAMED)
+        seen = "" if len(chosen) == len(photos) else " that were looked at"
+        warnings.warn(f"{len(rotated)} of {len(chosen)} photos{seen} ({names}) have {EXIF_IGNORED}",
+                      stacklevel=2)
+
+
+def _spread(table, count):
+    """At most `count` rows of a table, at equal distances."""
+    return table.iloc[np.linspace(0, len(table) - 1, min(len(table), count)).astype(int)]
+
+
 def warn_of_narrow_photos(faces, margin):
     """Warn if most photos end before the margin does, as those of training.pack do.
 
@@ -202,7 +227,7 @@ def warn_of_narrow_photos(faces, margin):
         faces: table from lists.read_faces(), with a box in every row.
         margin: share of the box's width and height added on each side.
     """
-    chosen = faces.iloc[np.linspace(0, len(faces) - 1, min(len(faces), MAX_SIZES_READ)).astype(int)]
+    chosen = _spread(faces, MAX_SIZES_READ)
     count = 0
     for row in chosen.itertuples():
         try:

@@ -261,17 +261,29 @@ def test_a_box_is_held_against_the_upright_photo(folder, tmp_path, format):
     dataset(folder, tmp_path, "DATA.CACHE", "False").face(0)
 
 
-def test_a_list_that_ignored_exif_warns(folder, tmp_path):
-    rows = write_dataset(folder, [30])
-    del rows[0]["confidence"]  # as the original scripts wrote it
-    write_list(folder / "drawn_train_align.csv", rows)
+def test_a_list_that_ignored_exif_warns_each_time(folder, tmp_path, monkeypatch):
+    rows = write_dataset(folder, [30] * 8)
     exif = Image.Exif()
     exif[0x0112] = 3
-    Image.fromarray(draw_face(30)).save(folder / "drawn_0.png", exif=exif)
-    with pytest.warns(UserWarning, match=r"EXIF.*preprocess\.face_align"):
-        dataset(folder, tmp_path, "DATA.CACHE", "False").face(0)
-    write_list(folder / "drawn_train_align.csv", [rows[0] | {"box1": 200, "box3": 300}])
-    with pytest.raises(ValueError, match=r"outside.*EXIF.*preprocess\.face_align"):
+    for row in rows[1:]:
+        Image.fromarray(draw_face(30)).save(folder / row["photo"], exif=exif)
+    dataset(folder, tmp_path).face(0)  # aligned with the rotation, so that nothing is said
+    for row in rows:
+        del row["confidence"]  # as the original scripts wrote it
+    write_list(folder / "drawn_train_align.csv", rows)
+    for opts in ([], [], ["DATA.CACHE", "False"]):  # the second time the crops are cached
+        with pytest.warns(UserWarning) as warned:
+            dataset(folder, tmp_path, *opts).face(1)
+        assert [str(each.message) for each in warned] == [
+            "7 of 8 photos (drawn_1.png, drawn_2.png, drawn_3.png, drawn_4.png, drawn_5.png, ...) "
+            "have an EXIF rotation, which the scripts that wrote this list ignored; align again "
+            "with python -m preprocess.face_align"]
+    monkeypatch.setattr("dataset.MAX_ROTATIONS_READ", 2)
+    with pytest.warns(UserWarning, match=r"^1 of 2 photos that were looked at \(drawn_7.png\) "):
+        dataset(folder, tmp_path)
+    write_list(folder / "drawn_train_align.csv", [rows[1] | {"box1": 200, "box3": 300}])
+    with pytest.warns(UserWarning, match="1 of 1 photos"), \
+            pytest.raises(ValueError, match=r"outside.*EXIF.*preprocess\.face_align"):
         dataset(folder, tmp_path, "DATA.CACHE", "False")
 
 
