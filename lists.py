@@ -245,6 +245,11 @@ def _read_protocol(source, split, protocol, cfg):
     unknown = sorted(set(chosen["split"]) - set(SPLITS))
     if unknown:
         raise ValueError(f"{path}: split '{unknown[0]}' is not one of {', '.join(SPLITS)}")
+    is_trained = chosen["split"] == "train"
+    both = sorted({*chosen.loc[is_trained, "photo"]} & {*chosen.loc[~is_trained, "photo"]})
+    if both:
+        raise ValueError(f"{path}: a photo that is trained on may be in no other split: "
+                         f"{listed(both)}")
     if split not in set(chosen["split"]):
         raise FileNotFoundError(f"protocol '{path}' has no {split} split; it has "
                                 f"{', '.join(sorted(set(chosen['split'])))}: complete it")

@@ -27,7 +27,7 @@ from preprocess.readers import (
     location_problem,
     table_reader,
 )
-from preprocess.splits import fill_empty_splits
+from preprocess.splits import fill_empty_splits, warn_of_shared_photos
 from utils.cli import HelpFormatter, run_main
 from utils.files import refuse_overwriting, replaced, writable_folder
 
@@ -84,6 +84,7 @@ def main():
     filled = fill_empty_splits(rows)
     if args.train_on_test:
         train_on_test(rows, args.dataset)
+    warn_of_shared_photos(rows)
     refuse_earlier_lists(rows, list_dir, args.dataset)
     write_lists(rows, list_dir, args.dataset)
     protocols = dataset.protocols(rows, data_dir)

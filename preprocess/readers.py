@@ -477,7 +477,7 @@ def table_reader(path):
     Returns:
         function for DataSet.read.
     Raises (that function):
-        ValueError: a split has another name, or one person is given two.
+        ValueError: a split has another name, or one person or a photo without one is given two.
     """
     def read(data_dir, options):
         given = _given_splits(path)
@@ -510,6 +510,9 @@ def _given_splits(path):
         if subject and known != split:
             raise ValueError(f"{path}: the photos of the person '{subject}' are in {known} and in "
                              f"{split}; put all of them in one split")
+        if known != split and "train" in (known, split):
+            raise ValueError(f"{path}: the photo '{photo}' is in {known} and in {split}; one that "
+                             "is trained on may be in no other split")
     return given
 
 

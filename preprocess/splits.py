@@ -5,6 +5,7 @@ photo stays in its split on every machine, and when photos are added to the data
 """
 
 import hashlib
+import warnings
 
 from preprocess.columns import SPLITS
 
@@ -72,3 +73,19 @@ def fill_empty_splits(rows):
             if row.get("key") == moved:
                 row["split"] = split
     return filled
+
+
+def warn_of_shared_photos(rows):
+    """Warn if photos are in the train list and in another one, with faces of several persons.
+
+    rows: list of dicts with photo and split.
+    """
+    splits = {}
+    for row in rows:
+        splits.setdefault(row["photo"], set()).add(row["split"])
+    shared = [photo for photo, found in splits.items() if "train" in found and len(found) > 1]
+    if shared:
+        warnings.warn(f"{len(shared)} of {len(splits)} photos, such as '{shared[0]}', have faces "
+                      "in the train list and in another one, as their persons are in several "
+                      "splits; give these persons one split in the column split of --table",
+                      stacklevel=2)

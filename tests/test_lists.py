@@ -205,6 +205,17 @@ def test_a_protocol_overrides_the_splits(tmp_path):
         read(tmp_path, "drawn", "valid", CFG, protocol="fold0")
 
 
+def test_a_protocol_does_not_measure_what_it_trains_on(tmp_path):
+    write_dataset(tmp_path, [10, 20], splits=("train",))
+    start = "photo,split\ndrawn_0.png,train\ndrawn_1.png,valid\ndrawn_1.png,test\n"
+    (tmp_path / "drawn_split_mine.csv").write_text(start)  # as MegaAge: valid is test
+    assert read(tmp_path, "drawn", "test", CFG, protocol="mine")["age"].tolist() == [20]
+    (tmp_path / "drawn_split_mine.csv").write_text(start + "./drawn_0.png,test\n")
+    for split in ("train", "test"):
+        with pytest.raises(ValueError, match=r"mine.csv: a photo that is .*split: drawn_0.png$"):
+            read(tmp_path, "drawn", split, CFG, protocol="mine")
+
+
 @pytest.mark.filterwarnings("ignore:drawn. faces with more than one age")
 def test_a_protocol_keeps_both_faces_of_a_photo_and_takes_none_twice(tmp_path):
     rows = write_dataset(tmp_path, [10, 20], splits=())

@@ -541,6 +541,34 @@ def test_all_photos_of_a_person_in_a_table_go_to_one_split(tmp_path, generate):
     assert "the person 'a' are in train and in test" in refused.stderr
 
 
+def test_a_photo_of_a_table_is_not_in_train_and_in_another_split(tmp_path, generate):
+    write_photos(tmp_path, ["a.png", "b.png"])
+    words = ["--dataset", "my", "--data_dir", tmp_path, "--table", tmp_path / "ages.csv"]
+    write_text(tmp_path, "ages.csv", "photo,age,split\nb.png,30,train\na.png,30,valid\n"
+                                     "a.png,30,test\n")  # as MegaAge: valid is test
+    done = generate(*words)
+    assert done.returncode == 0 and "1 train, 1 valid, 1 test" in done.stdout
+    write_text(tmp_path, "ages.csv", "photo,age,split\na.png,30,valid\na.png,30,test\n"
+                                     "./a.png,30,train\n")
+    refused = generate(*words)
+    assert refused.returncode == 2 and refused.stderr.count("\n") == 1
+    assert "the photo 'a.png' is in valid and in train" in refused.stderr
+
+
+def test_a_group_photo_whose_persons_are_in_several_splits_is_told(tmp_path, generate):
+    write_photos(tmp_path, ["a.png", "b.png"])
+    words = ["--dataset", "my", "--data_dir", tmp_path, "--table", tmp_path / "ages.csv"]
+    persons = [f"a.png,30,{number}" for number in range(12)]
+    write_text(tmp_path, "ages.csv", "\n".join(["photo,age,subject", "b.png,30,b", *persons]))
+    with pytest.warns(UserWarning, match="^1 of 2 photos, such as 'a.png', have faces in the tr"):
+        assert generate(*words).returncode == 0
+    rows = ["photo,age,subject,split", "b.png,30,b,train", *[f"{row},valid" for row in persons]]
+    write_text(tmp_path, "ages.csv", "\n".join(rows))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert generate(*words, "--list_dir", tmp_path / "other").returncode == 0
+
+
 @pytest.mark.parametrize(("row", "kept"), [
     ("30,,", (30, None, None)), (",20,29", (24.5, 20, 29)), ("105,105,105", (100, 100, 100)),
     (",101,109", (100, 100, 100)), ("29.5,20,29", (29.5, 20, 29)),
