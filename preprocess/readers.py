@@ -23,7 +23,7 @@ import numpy as np
 from defaults import load_cfg
 from preprocess.columns import COLUMNS, LOCATION, SPLITS, clean_path
 from preprocess.face import IMAGE_ENDINGS, box_problem
-from preprocess.splits import by_hash, share_by_hash
+from preprocess.splits import by_hash, one_spelling, share_by_hash
 from utils.files import files_below
 from utils.tables import read_columns, read_rows
 
@@ -488,7 +488,7 @@ def table_reader(path):
                 yield Skipped(photo, ages)
                 continue
             key = subject or photo
-            split = record.get("split", "").strip() or given.get(key)
+            split = record.get("split", "").strip() or given.get(one_spelling(key))
             chosen = {"split": split} if split else by_hash(key)
             yield {name: record[name] for name in COLUMNS if name in record} | ages | {
                 "photo": photo, "subject": subject, **chosen}
@@ -506,7 +506,7 @@ def _given_splits(path):
         if split not in SPLITS:
             raise ValueError(f"{path}: split '{split}' of '{photo}' is not one of "
                              f"{', '.join(SPLITS)}")
-        known = given.setdefault(subject or photo, split)
+        known = given.setdefault(one_spelling(subject or photo), split)
         if subject and known != split:
             raise ValueError(f"{path}: the photos of the person '{subject}' are in {known} and in "
                              f"{split}; put all of them in one split")
@@ -517,7 +517,7 @@ def _given_splits(path):
 
 
 def _subject_of(record):
-    return record.get("subject", "").strip()
+    return one_spelling(record.get("subject", "").strip())
 
 
 def _ages_of(record):

@@ -5,6 +5,7 @@ photo stays in its split on every machine, and when photos are added to the data
 """
 
 import hashlib
+import unicodedata
 import warnings
 
 from preprocess.columns import SPLITS
@@ -14,7 +15,13 @@ SHARES = (("train", 0.8), ("valid", 0.1), ("test", 0.1))
 
 def by_hash(key):
     """The part of a row that says: the hash of this key decides on the split."""
+    key = one_spelling(key)
     return {"key": key, "split": share_by_hash(key)}
+
+
+def one_spelling(text):
+    """Text with each accented letter as one character; a Mac may write the accent as a second."""
+    return unicodedata.normalize("NFC", text)
 
 
 def share_by_hash(key, shares=SHARES):

@@ -4,6 +4,7 @@ import os
 import re
 import subprocess
 import sys
+import unicodedata
 import warnings
 from collections import Counter
 from pathlib import Path
@@ -539,6 +540,22 @@ def test_all_photos_of_a_person_in_a_table_go_to_one_split(tmp_path, generate):
     refused = generate(*words)
     assert refused.returncode == 2 and refused.stderr.count("\n") == 1
     assert "the person 'a' are in train and in test" in refused.stderr
+
+
+def test_a_person_is_one_however_the_accents_are_spelled(tmp_path, generate):
+    names = ["José", "Zoë", "Müller", "Åsa", "Renée", "Jürgen", "Chloé", "Søren", "Łuçja"]
+    spellings = [unicodedata.normalize(form, name) for form in ("NFC", "NFD") for name in names]
+    records = [(f"{number}.png", 30, name, "") for number, name in enumerate(spellings)]
+    write_photos(tmp_path, [record[0] for record in records])
+    table = pd.DataFrame(records, columns=["photo", "age", "subject", "split"])
+    table.to_csv(tmp_path / "ages.csv", index=False)
+    words = ["--dataset", "my", "--data_dir", tmp_path, "--table", tmp_path / "ages.csv"]
+    assert generate(*words).returncode == 0
+    persons = [set(pd.read_csv(tmp_path / f"my_{split}.csv")["subject"]) for split in SPLITS]
+    assert sum(map(len, persons)) == len(set.union(*persons)) == len(names)
+    table["split"] = ["train"] + [""] * 8 + ["test"] + [""] * 8
+    table.to_csv(tmp_path / "ages.csv", index=False)
+    assert "the person 'José' are in train and in test" in generate(*words).stderr
 
 
 def test_a_photo_of_a_table_is_not_in_train_and_in_another_split(tmp_path, generate):
