@@ -43,6 +43,19 @@ def clean_path(text):
     return str(PurePosixPath(text.replace("\\", "/"))) if text else text
 
 
+def path_problem(photo):
+    """Why a list cannot hold the path of a photo, or None.
+
+    It would be read as that of another photo: spaces before a field are skipped, a carriage return
+    ends a row, and a backslash stands between folders.
+    """
+    if "\\" in photo:
+        return "file name has a backslash"
+    if photo.startswith(" "):
+        return "path begins with a space"
+    return "file name has a carriage return" if "\r" in photo else None
+
+
 def age_label(row):
     """The age of a list's row (dict of text), or its interval if only that is known."""
     return f"{float(row['age']):g}" if row["age"].strip() else f"{row['age_min']}-{row['age_max']}"

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from preprocess.columns import COLUMNS, LOCATION, SPLITS
+from preprocess.columns import COLUMNS, LOCATION, SPLITS, path_problem
 from preprocess.face import upright_size
 from preprocess.readers import (
     DATASETS,
@@ -130,10 +130,10 @@ def sort_records(records, data_dir, max_age, drop_older):
         if photo not in checked:  # MegaAge's test photos are in two lists
             checked[photo] = _image_size(Path(data_dir, photo))
         size = checked[photo]
-        if photo != printable(photo):
+        if problem := path_problem(photo):
+            skipped.append(Skipped(photo, problem))
+        elif photo != printable(photo):
             skipped.append(Skipped(printable(photo), "file name is not UTF-8"))
-        elif "\\" in photo:
-            skipped.append(Skipped(photo, "file name has a backslash"))
         elif isinstance(size, str):
             skipped.append(Skipped(photo, size))
         elif problem := location_problem(_located(record, size), size):
@@ -152,8 +152,8 @@ def sort_records(records, data_dir, max_age, drop_older):
 
 
 def printable(name):
-    """A file name with every byte escaped that is not UTF-8."""
-    return name.encode("utf-8", "backslashreplace").decode()
+    """A file name with every byte escaped that is not UTF-8, or would end a line of a list."""
+    return name.encode("utf-8", "backslashreplace").decode().replace("\r", "\\r")
 
 
 def _image_size(path):
