@@ -330,15 +330,24 @@ UTKFACE_RACES = ("white", "black", "asian", "indian", "others")
 
 
 def read_utkface(data_dir, options):
-    """UTKFace: chips or photos in the wild; some file names lack a field or a dot."""
+    """UTKFace: chips or photos in the wild; some file names lack a field or a dot.
+
+    Some copies hold the faces in several folders; each face is taken once.
+    """
+    seen = set()
     for photo in _photos(data_dir):
         name = photo.rsplit("/", 1)[-1]
         match = UTKFACE_NAME.match(name)
         if match is None:
             yield Skipped(photo, "name is not age_gender_race_date")
             continue
+        key = _utkface_key(photo)
+        if key in seen:
+            yield Skipped(photo, "the same face as an earlier photo")
+            continue
+        seen.add(key)
         age, *codes = match[0].split("_")[:-1]
-        row = {"photo": photo, "age": int(age), **by_hash(_utkface_key(photo))}
+        row = {"photo": photo, "age": int(age), **by_hash(key)}
         if codes and codes[0] in "01":
             row["gender"] = ("male", "female")[int(codes[0])]
         if len(codes) == 2 and int(codes[1]) < len(UTKFACE_RACES):

@@ -90,6 +90,18 @@ def test_utkface_odd_names(tmp_path):
     assert set(skipped) == {"cover.jpg", "notes_1_2.jpg"}
 
 
+def test_utkface_in_several_folders_counts_each_face_once(tmp_path, generate):
+    names = [f"{age}_0_0_201701170000000{age}.jpg.chip.jpg" for age in range(20, 50)]
+    folders = ("UTKFace", "crop_part1", "utkface_aligned_cropped/UTKFace")
+    write_photos(tmp_path, [f"{folder}/{name}" for folder in folders for name in names])
+    write_photos(tmp_path / "wild", [names[0].removesuffix(".chip.jpg")])
+    done = generate("--dataset", "utkface", "--data_dir", tmp_path)
+    assert "61 the same face as an earlier photo" in done.stdout
+    photos = [photo for split in SPLITS
+              for photo in pd.read_csv(tmp_path / f"utkface_{split}.csv")["photo"]]
+    assert sorted(photos) == [f"UTKFace/{name}" for name in names]
+
+
 def test_utkface_protocols(tmp_path):
     write_photos(tmp_path, [f"{age}_0_0_201701{age:02}{i:09}.jpg.chip.jpg"
                             for age in range(10, 80, 5) for i in range(30)])
