@@ -10,12 +10,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from filelock import FileLock
 from tqdm import tqdm
 
 from lists import listed
 from preprocess.face import crop_fingerprint
-from utils.files import cache_dir, named_full_disk, size_text, writable_folder, write_to_disk
+from utils.files import cache_dir, named_full_disk, size_text, write_to_disk
+from utils.locks import one_maker
 
 # Faces that a loader process sends at once. One by one, at most 1,200 of them reach the main
 # process in a second, however many cores cut them.
@@ -43,15 +43,10 @@ def cached_crops(crops, folder, workers):
         ValueError: photos that cannot be read, boxes outside; the message names up to twenty.
         OSError: the folder cannot be written to, or the disk is too small.
     """
-    folder = Path(folder)
     shape = (len(crops), crops.size, crops.size, 3)
-    path = folder / f"{_crops_key(crops)}.u8"
+    path = Path(folder, f"{_crops_key(crops)}.u8")
     if not path.is_file():
-        try:
-            writable_folder(folder, "--cache_dir")
-        except OSError as error:
-            raise OSError(f"{error}, or set DATA.CACHE False") from error
-        with FileLock(path.with_suffix(".lock")):
+        with one_maker(path, "cuts the same faces"):
             if not path.is_file():
                 _cut_crops(crops, path, shape, workers)
     return MappedCrops(path, shape)

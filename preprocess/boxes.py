@@ -7,17 +7,16 @@ their faces are found as face_align finds them.
 
 import hashlib
 import warnings
-from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from filelock import FileLock
 from tqdm import tqdm
 
 from preprocess.columns import ALIGNED, BOX
 from preprocess.face import load_photo, photo_quad, upright_size
 from utils.files import replaced
+from utils.locks import one_maker
 
 BOXES_VERSION = 1  # raise when the boxes change
 MIDDLE = 1 / 1.5  # side of the box of a photo in which no face is found, as a share of its sides
@@ -97,11 +96,11 @@ def _box_ratios(rows):
 
 def _kept_boxes(paths, folder):
     path = folder / f"{_photos_key(paths)}.boxes.csv"
-    folder.mkdir(parents=True, exist_ok=True)
-    with nullcontext() if path.is_file() else FileLock(path.with_suffix(".lock")):
-        if not path.is_file():
-            with replaced(path) as temporary:
-                _search(paths).to_csv(temporary, index=False)
+    if not path.is_file():
+        with one_maker(path, "searches the same photos for faces"):
+            if not path.is_file():
+                with replaced(path) as temporary:
+                    _search(paths).to_csv(temporary, index=False)
     return pd.read_csv(path)
 
 

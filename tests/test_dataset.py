@@ -2,6 +2,8 @@
 
 import pickle
 import shutil
+import threading
+import time
 import warnings
 from functools import partial
 from itertools import chain
@@ -12,6 +14,7 @@ import pytest
 import torch
 from demo_inputs import ASTRONAUT, HOPPER
 from faces import TINY, draw_face, write_bomb, write_dataset, write_list
+from filelock import FileLock
 from PIL import Image
 from scripts import script, train
 
@@ -194,6 +197,32 @@ def test_an_interrupted_cache_goes_on_where_it_stopped(folder, tmp_path):
     cached_crops(FaceCrops(faces, 0.0, 32), tmp_path / "cache", 0)
     assert made.read_bytes() == marked + content[2 * face_bytes:]
     assert not list((tmp_path / "cache").glob("*.partial"))
+
+
+@pytest.mark.parametrize(("ending", "work"), [
+    (".u8", "cuts the same faces"), (".boxes.csv", "searches the same photos for faces")])
+def test_a_process_says_that_it_waits_for_another(tmp_path, ending, work):
+    raw = tmp_path / "appa-real-release"
+    (raw / "valid").mkdir(parents=True)
+    Image.fromarray(draw_face(30)).save(raw / "valid" / "1.jpg_face.jpg")
+    (raw / "gt_avg_valid.csv").write_text(
+        "file_name,num_ratings,apparent_age_avg,apparent_age_std,real_age\n1.jpg,,30,4,\n")
+    faces = read_faces(Source(raw, "appa_real", raw), "valid", cfg_of())
+    before = FaceDataset(faces, cfg_of(), False, tmp_path / "cache").face(0)
+    (made,) = (tmp_path / "cache").glob(f"*{ending}")
+    made.unlink()
+    is_held = threading.Event()
+
+    def hold():
+        with FileLock(made.with_suffix(".lock")):
+            is_held.set()
+            time.sleep(1)
+
+    threading.Thread(target=hold).start()
+    is_held.wait()
+    with pytest.warns(UserWarning, match=f"another process {work}; waiting for it .*lock"):
+        data = FaceDataset(faces, cfg_of(), False, tmp_path / "cache")
+    np.testing.assert_array_equal(data.face(0), before)
 
 
 def test_bad_photos_are_all_named_and_leave_no_cache(folder, tmp_path):

@@ -1,8 +1,9 @@
-"""A folder that one process, or processes that share one piece of work, may write to."""
+"""Who may write: to a folder one process, or those that share its work; to the cache one maker."""
 
 import errno
 import os
 import socket
+import warnings
 from contextlib import ExitStack, contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
@@ -10,7 +11,7 @@ from uuid import uuid4
 
 from filelock import FileLock, Timeout
 
-from utils.files import named_full_disk
+from utils.files import named_full_disk, writable_folder
 
 SHARER = ".lock-"  # begins the name of the file that a sharer locks
 MAX_ENTRY_SECONDS = 10  # sharers that start at the same time enter one after the other
@@ -60,6 +61,32 @@ def one_of_writers(folder, work, way_out):
             _refuse_sharers(folder, work, way_out)
             held.enter_context(_locked(folder / f"{SHARER}{work}-{uuid4().hex}"))
         yield
+
+
+@contextmanager
+def one_maker(path, work):
+    """Hold the lock of a file of the cache, which one process makes; the others wait for it.
+
+    Args:
+        path: Path of the file, in the folder that --cache_dir names; created if missing.
+        work: what the process that holds the lock does, for the warning of one that waits.
+    Raises:
+        OSError: the folder cannot be written to.
+    """
+    try:
+        writable_folder(path.parent, "--cache_dir")
+    except OSError as error:
+        raise OSError(f"{error}, or set DATA.CACHE False") from error
+    lock = FileLock(path.with_suffix(".lock"))
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        warnings.warn(f"another process {work}; waiting for it ({lock.lock_file})", stacklevel=3)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 @contextmanager
