@@ -370,6 +370,17 @@ def test_only_twenty_bad_rows_are_shown(tmp_path):
     assert "5 more" in str(raised.value)
 
 
+@pytest.mark.parametrize(("content", "line"), [
+    (b"photo,age\na.png,3\n\n\"b.png\"x,4\nc.png,5\n", 4),
+    (b"photo,age\n\"a\nb.png\",3\n\"c.png,4\n" + b"d.png,5\n" * 9, 4),  # never closed
+    (b"photo,age\na.png,3\nZo\xeb.png,4\n", 3), (b"photo,\xe9ge\na.png,3\n", 1),
+    (b"\xef\xbb\xbfphoto,age\n" + b"a.png,3\n" * 5000 + b"Zo\xeb.png,4\n", 5002)])
+def test_a_broken_line_is_named(tmp_path, content, line):
+    (tmp_path / "ages.csv").write_bytes(content)
+    with pytest.raises(ValueError, match=f"ages.csv: not a CSV file .*: line {line}: "):
+        list(read_rows(tmp_path / "ages.csv", ["photo"]))
+
+
 @pytest.mark.parametrize("content", ["", "photo,age\na.png,3\n", "\0\1\2"])
 def test_a_file_that_is_no_list_is_refused(tmp_path, content):
     (tmp_path / "drawn_train_align.csv").write_text(content)

@@ -45,6 +45,7 @@ def _read_fields(path, required):
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"list '{path}' not found")
+    lines = 0  # of the header and the rows that are read
     try:
         with path.open(encoding=_encoding(path), newline="") as file:
             header = file.readline()
@@ -60,6 +61,7 @@ def _read_fields(path, required):
             if repeated and required:  # without required columns the first line may be no header
                 raise ValueError(f"{path}: column {', '.join(repeated)} is there twice; rename one "
                                  "of the two")
+            lines = 1
             yield names
             reader = csv.reader(file, delimiter=separator, skipinitialspace=True, strict=True)
             for fields in reader:
@@ -71,8 +73,28 @@ def _read_fields(path, required):
                     fields = [with_decimal_points(field, separator) for field in fields]
                 if fields:  # not an empty line
                     yield [*fields, *[""] * (len(names) - len(fields))][:len(names)]
-    except (UnicodeError, csv.Error) as error:
-        raise ValueError(f"{path}: not a CSV file in UTF-8 or UTF-16: {error}") from error
+                lines = reader.line_num + 1
+    except UnicodeError as error:
+        raise ValueError(f"{path}: not a CSV file in UTF-8 or UTF-16: {_bad_line(path)}"
+                         f"{error}") from error
+    except csv.Error as error:
+        raise ValueError(f"{path}: not a CSV file in UTF-8 or UTF-16: line {lines + 1}: "
+                         f"{error}") from error
+
+
+def _bad_line(path):
+    """'line N: ', the first that is not UTF-8; a file is decoded in blocks, whose error has none.
+
+    Empty for UTF-16, whose lines cannot be told apart before they are decoded.
+    """
+    if _encoding(path) != "utf-16":
+        with path.open("rb") as file:
+            for number, line in enumerate(file, 1):
+                try:
+                    line.decode()
+                except UnicodeError:
+                    return f"line {number}: "
+    return ""
 
 
 def table_format(path, required):
