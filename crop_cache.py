@@ -45,9 +45,9 @@ def cached_crops(crops, folder, workers):
     """
     shape = (len(crops), crops.size, crops.size, 3)
     path = Path(folder, f"{_crops_key(crops)}.u8")
-    if not path.is_file():
+    if not _is_whole(path, shape):
         with one_maker(path, "cuts the same faces"):
-            if not path.is_file():
+            if not _is_whole(path, shape):
                 _cut_crops(crops, path, shape, workers)
     return MappedCrops(path, shape)
 
@@ -90,6 +90,11 @@ def _crops_key(crops):
         digest.update(f"{crops.path(index).resolve()}\0{stat.st_size}\0{stat.st_mtime_ns}\0"
                       .encode())
     return digest.hexdigest()[:32]
+
+
+def _is_whole(path, shape):
+    """Whether the file of the crops is there, and not cut short, as by a copy that was stopped."""
+    return path.is_file() and path.stat().st_size == np.prod(shape, dtype=np.int64)
 
 
 def _cut_crops(crops, path, shape, workers):

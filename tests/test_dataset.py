@@ -225,6 +225,13 @@ def test_a_process_says_that_it_waits_for_another(tmp_path, ending, work):
     np.testing.assert_array_equal(data.face(0), before)
 
 
+def test_a_cache_file_that_was_cut_short_is_made_anew(folder, tmp_path):
+    content = dataset(folder, tmp_path).crops[5].copy()
+    (made,) = (tmp_path / "cache").glob("*.u8")
+    made.write_bytes(made.read_bytes()[:-100])
+    np.testing.assert_array_equal(dataset(folder, tmp_path).crops[5], content)
+
+
 def test_bad_photos_are_all_named_and_leave_no_cache(folder, tmp_path):
     whole = (folder / "drawn_1.png").read_bytes()
     (folder / "drawn_1.png").write_bytes(whole[:len(whole) // 2])
@@ -269,6 +276,13 @@ def test_a_cache_folder_that_is_a_file_is_named(folder, tmp_path):
     (tmp_path / "cache").write_text("")
     with pytest.raises(OSError, match=r"--cache_dir '.*cache' is a file.*DATA.CACHE False"):
         dataset(folder, tmp_path)
+    write_dataset(folder / "valid", AGES)
+    (folder / "gt_avg_valid.csv").write_text(  # faces without a box
+        "file_name,num_ratings,apparent_age_avg,apparent_age_std,real_age\n1.jpg,,30,4,\n")
+    (folder / "valid" / "drawn_1.png").rename(folder / "valid" / "1.jpg_face.jpg")
+    raw = read_faces(Source(folder, "appa_real", folder), "valid", cfg_of())
+    with pytest.raises(OSError, match=r"--cache_dir '.*cache' is a file.*DATA.CACHE False"):
+        FaceDataset(raw, cfg_of(), False, tmp_path / "cache")
 
 
 def test_a_cache_reaches_a_loader_process_by_its_path(folder, tmp_path):
