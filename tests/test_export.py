@@ -216,6 +216,7 @@ def test_command_writes_and_verifies(checkpoint, tmp_path, capsys):
     (["--verify", "b.onnx", "--data_dir", ".", "--resume", "default"], "--resume is for writing"),
     (["--verify", "b.onnx", "--data_dir", ".", "--fp32"], "--fp32 is for writing"),
     (["--verify", "b.onnx", "--data_dir", ".", "--licence", "MIT"], "--licence is for writing"),
+    (["a.onnx", "TEST.TTA", "True"], "TEST.TTA True: an .onnx file does not average"),
     (["a.onnx", "--resume", "nosuch"], "model 'nosuch' not found"),
     (["a.onnx", "--data_dir", "."], "is for --verify")])
 def test_wrong_words_end_in_one_line(words, message, capsys):

@@ -8,6 +8,7 @@ from PIL import Image, ImageEnhance, ImageOps
 
 import metrics
 from age_network import OnnxAgeNetwork, TorchAgeNetwork
+from defaults import load_cfg, override_cfg
 from model import PixelsToProbs
 from preprocess.detector import FaceDetector, cut_face
 from preprocess.face import load_photo
@@ -33,11 +34,15 @@ def export_onnx(source, target, opts=(), half=True, licence="not stated"):
     Returns:
         (largest difference in years, largest difference of a probability, number of faces).
     Raises:
-        ValueError: an operator cannot be exported, or the ages differ by more than
-            MAX_AGE_DIFFERENCE, or another process writes to the folder of the target; nothing is
-            written then.
+        ValueError: opts set TEST.TTA, an operator cannot be exported, or the ages differ by more
+            than MAX_AGE_DIFFERENCE, or another process writes to the folder of the target; nothing
+            is written then.
     """
-    opts = [*opts, "TEST.TTA", "False"]  # the file does not average views by itself
+    if override_cfg(load_cfg(), opts, "TEST").TEST.TTA:
+        raise ValueError("TEST.TTA True: an .onnx file does not average the face and its mirror "
+                         "image by itself; leave it out here, and give it to whatever runs the "
+                         "file, such as export.py --verify")
+    opts = [*opts, "TEST.TTA", "False"]  # the checkpoint may have it
     network = TorchAgeNetwork(source, "cpu", opts)
     size = network.cfg.MODEL.IMG_SIZE
     example = torch.zeros(2, 3, size, size, dtype=torch.uint8)
