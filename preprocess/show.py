@@ -14,6 +14,7 @@ from PIL import Image, ImageDraw
 
 from preprocess.columns import BOX, SPLITS, age_label, clean_path
 from preprocess.face import crop_face, load_photo, photo_quad, resize_face
+from preprocess.readers import number_of
 from utils.cli import HelpFormatter, count_text, run_main
 from utils.files import replaced, writable_folder
 from utils.tables import read_rows
@@ -45,7 +46,7 @@ def main():
     if args.count < 1:
         raise ValueError(f"--count must be at least 1, got {args.count}")
     list_dir = Path(args.list_dir or args.data_dir)
-    splits = {split: list(read_rows(path, ["photo", "age", "deg", *BOX])) for split in SPLITS
+    splits = {split: checked_rows(path) for split in SPLITS
               if (path := list_dir / f"{args.dataset}_{split}_align.csv").is_file()}
     faces = [row for rows in splits.values() for row in rows]
     if not faces:
@@ -59,11 +60,33 @@ def main():
     with replaced(sheet_path) as temporary:
         sheet.save(temporary, "PNG")
     ages_path = output_dir / f"{args.dataset}_ages.png"
-    figure = plot_ages({split: [float(row["age"]) for row in rows if row["age"]]
+    figure = plot_ages({split: [float(row["age"]) for row in rows if row["age"].strip()]
                         for split, rows in splits.items()}, args.dataset)
     with replaced(ages_path) as temporary:
         figure.savefig(temporary, format="png", dpi=120)
     print(f"{count_text(len(faces), 'face')} in {', '.join(splits)} -> {sheet_path}, {ages_path}")
+
+
+def checked_rows(path):
+    """The rows of an aligned list, which another program may have written, as dicts of text.
+
+    Raises:
+        ValueError: an age, an angle or a box is not a number, or a box is empty; names the photo.
+    """
+    from preprocess.workers import row_problem  # imported here: OpenCV takes longer than -h may
+
+    rows = list(read_rows(path, ["photo", "age", "deg", *BOX]))
+    for row in rows:
+        [problem] = row_problem(row) or [None]
+        values = {name: number_of(row[name]) for name in ("deg", *BOX)}
+        wrong = [name for name, value in values.items() if value is None]
+        if wrong:
+            problem = f"{wrong[0]} '{row[wrong[0]]}' is not a number"
+        elif values["box3"] <= values["box1"] or values["box4"] <= values["box2"]:
+            problem = "the box is empty"
+        if problem:
+            raise ValueError(f"{path}: photo '{row['photo']}': {problem}")
+    return rows
 
 
 def contact_sheet(rows, data_dir, margin_ratio):

@@ -523,6 +523,24 @@ def test_the_sheet_shows_intervals_when_no_age_is_known(photos, tmp_path, work, 
     assert (tmp_path / "mine_ages.png").is_file()
 
 
+@pytest.mark.parametrize(("change", "message"), [
+    ({"age": ""}, "age '' is not a number"), ({"age": "old"}, "age 'old' is not a number"),
+    ({"deg": ""}, "deg '' is not a number"), ({"box3": "x"}, "box3 'x' is not a number"),
+    ({"box3": "1"}, "the box is empty")])
+def test_the_sheet_names_bad_rows_of_other_programs(photos, tmp_path, monkeypatch, change, message):
+    row = {"photo": "upright.png", "age": "30", "deg": "0", "box1": "50", "box2": "50",
+           "box3": "120", "box4": "120"}
+    path = tmp_path / "mine_train_align.csv"
+    write_rows(path, [row, row | change])
+    monkeypatch.setattr(sys, "argv", ["show", "--data_dir", str(photos), "--dataset", "mine",
+                                      "--list_dir", str(tmp_path)])
+    with pytest.raises(ValueError) as raised:
+        show.main()
+    assert str(raised.value) == f"{path}: photo 'upright.png': {message}"
+    write_rows(path, [row])
+    show.main()
+
+
 @pytest.mark.parametrize("module", ["generate_csv", "face_align", "show"])
 def test_help_needs_neither_torch_nor_pandas_nor_matplotlib(module):
     done = subprocess.run([sys.executable, "-X", "importtime", "-m", f"preprocess.{module}",
