@@ -237,7 +237,8 @@ def report(name, list_dir, rows, skipped, clipped, filled, protocols, is_table):
     elif filled:
         print(f"few photos: the hash left {' and '.join(filled)} empty; "
               f"{'it' if len(filled) == 1 else 'each'} got one photo, and all others of the same "
-              "person")
+              "person. They may be trained on when photos are added: name their splits in a column "
+              "split of --table to keep them")
     if is_table and (count := sum(row.get(LOCATION[0]) in (None, "") for row in rows)):
         print(f"rows that name no face ({LOCATION[0]} to {LOCATION[-1]}): {count} of {len(rows)}; "
               "preprocess.face_align will take the largest one of the photo")

@@ -1,7 +1,8 @@
 """Which photo goes to train, valid or test if a data set has no official split.
 
 The hash of a key decides: of the person, or of the file name if the persons are not known. So a
-photo stays in its split on every machine, and when photos are added to the data set.
+photo stays in its split on every machine, and when photos are added to the data set. In a small
+data set the photos that fill_empty_splits moves may go back when others are added.
 """
 
 import hashlib
@@ -51,7 +52,8 @@ def fill_empty_splits(rows):
     """Move a key to each split that the hash left empty, as it often does with few photos.
 
     Each of train, valid and test, in this order, gets a key if there are enough of them. The key
-    whose position is nearest moves, out of the split that has most to spare.
+    whose position is nearest moves, out of the split that has most to spare. If photos are added,
+    another key may be nearer, or none be needed.
 
     Args:
         rows: list of dicts; those with a key (see by_hash) may get another split.

@@ -652,6 +652,7 @@ def test_a_small_table_gets_a_valid_and_a_test_list(tmp_path, generate):
     counts = {split: len(pd.read_csv(tmp_path / f"mine_{split}.csv")) for split in SPLITS}
     assert min(counts.values()) >= 1 and sum(counts.values()) == 7
     assert " empty; " in done.stdout and " got one photo" in done.stdout
+    assert "when photos are added: name their splits in a column split" in done.stdout
     assert "no valid list" not in done.stdout
     write_text(tmp_path, "ages.csv", "photo,age,split\na.png,30,train\nb.png,40,train\n")
     done = generate(*words, "--list_dir", tmp_path / "other")
