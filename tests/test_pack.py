@@ -110,6 +110,19 @@ def test_missing_photo_is_named(drawn, tmp_path):
     assert "drawn_3.png" in done.stderr
 
 
+def test_rotations_that_an_old_list_ignored_are_told(drawn, tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    Image.fromarray(draw_face(30)).save(drawn / "drawn_0.png", exif=exif)
+    for split in ("train", "valid"):
+        path = drawn / f"drawn_{split}_align.csv"
+        pd.read_csv(path).drop(columns="confidence").to_csv(path, index=False)
+    done = pack(tmp_path / "out", "--data_dir", drawn, "--size", 64)
+    assert done.returncode == 0, done.stderr
+    assert "warning: 1 of 6 photos (drawn_0.png) have an EXIF rotation" in done.stderr
+    assert done.stderr.count("warning:") == 1
+
+
 @pytest.mark.parametrize("what", ["photos", "lists"])
 def test_nothing_that_is_read_is_overwritten(drawn, tmp_path, what):
     lists = tmp_path / "lists"

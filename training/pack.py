@@ -21,7 +21,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from crop_cache import default_cache_dir
-from dataset import FaceCrops, check_photos
+from dataset import FaceCrops, check_photos, warn_of_ignored_rotations
 from defaults import load_cfg
 from lists import OPTIONAL, PLACE, pair_folders, read_faces, splits_of
 from preprocess.boxes import find_boxes
@@ -73,6 +73,7 @@ def pack_dataset(source, cfg, args):
         if note:
             print(note)
     together = pd.concat(tables, ignore_index=True)
+    warn_of_ignored_rotations(together)  # the packed pictures show no trace of it
     together["picture"] = picture_names(together)
     renamed = together["picture"] != together["photo"]
     if renamed.any():
