@@ -12,8 +12,8 @@ from PIL import Image
 from defaults import load_cfg
 from lists import (
     Source,
-    count_photos,
     count_excluded,
+    count_photos,
     count_rejected,
     find_datasets,
     find_protocols,
