@@ -144,7 +144,7 @@ def device_of_process(name):
 def align_list(list_path, work):
     """Align NAME_SPLIT.csv, or this process's share of it; write the result if all is done."""
     target = list_path.with_name(f"{list_path.stem}_align.csv")
-    if not work.restart and is_current(target, list_path):
+    if is_finished(target, list_path, work):
         print(f"{target.name} is newer than its list: kept, with the settings that it was "
               "aligned with; --restart aligns it again")
         return
@@ -156,6 +156,10 @@ def align_list(list_path, work):
         print(f"{target.name} begins again: {others} chunks of {CHUNK_ROWS} photos were aligned "
               "with other settings or for an earlier list, and are not used")
     shards.folder.mkdir(exist_ok=True)
+    if is_finished(target, list_path, work):  # since the first look, and its chunks are gone
+        shards.remove_all()
+        print(f"{target.name} was finished by another process")
+        return
     try:
         fill_shards(shards, list_path, row_count, work)
         if file_sha256(list_path) != checksum:
@@ -166,9 +170,14 @@ def align_list(list_path, work):
             print(f"the share of process {work.rank} is done; the last process to finish writes "
                   f"{target.name}")
     except FileNotFoundError:
-        if shards.folder.is_dir():
+        if not is_current(target, list_path):
             raise
         print(f"{target.name} was finished by another process")
+
+
+def is_finished(target, list_path, work):
+    """Whether a list is aligned already, so that nothing is to be done."""
+    return not work.restart and is_current(target, list_path)
 
 
 def read_list(list_path):

@@ -5,6 +5,7 @@ whole or not at all, in a folder beside the aligned list. A chunk is done if its
 any number of processes can work on a list, together or one run after the other.
 """
 
+import contextlib
 import csv
 import hashlib
 import re
@@ -15,6 +16,7 @@ from pathlib import Path
 from utils.files import replaced
 
 CHUNK_ROWS = 32
+PARTS = r"parts-[0-9a-f]{16}"  # ending of a folder of chunks
 
 
 def chunks(rows):
@@ -79,8 +81,17 @@ class Shards:
             yield from zip(chunk, results, strict=True)
 
     def remove_all(self):
-        """Delete these files, and what earlier settings and versions left of the same list."""
-        for folder in self._beside(r"parts-[0-9a-f]{16}"):
+        """Delete these files, and what earlier settings and versions left of the same list.
+
+        Each folder is renamed first, so that a process that still reads it finds all of it or
+        nothing: of a folder that is half deleted it would take the missing chunks for undone.
+        """
+        for folder in self._beside(PARTS):
+            old = folder.with_name(f"{folder.name}.old")
+            shutil.rmtree(old, ignore_errors=True)  # of a process that was killed here
+            with contextlib.suppress(OSError):  # another process has done it
+                folder.rename(old)
+        for folder in self._beside(rf"{PARTS}(\.old)?"):
             shutil.rmtree(folder, ignore_errors=True)
         # Journals: earlier versions wrote a single file for each process, and locked it.
         for path in self._beside(r"part\d+of\d+(\.lock)?"):
@@ -88,8 +99,8 @@ class Shards:
 
     def count_others(self):
         """How many chunks are done for an earlier version of the list, or with other settings."""
-        return sum(len(list(folder.glob("*.csv"))) for folder in self._beside(
-            r"parts-[0-9a-f]{16}") if folder != self.folder)
+        return sum(len(list(folder.glob("*.csv"))) for folder in self._beside(PARTS)
+                   if folder != self.folder)
 
     def _beside(self, ending):
         """Paths of the files and folders of this list whose ending matches a pattern."""

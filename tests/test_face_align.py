@@ -6,8 +6,11 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 import warnings
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import numpy as np
 import pytest
@@ -332,6 +335,47 @@ def test_a_list_that_another_run_has_finished_ends_quietly(photos, detector, tmp
     assert "finished by another process" in capsys.readouterr().out
     assert len(list(read_rows(aligned, []))) == CHUNK_ROWS // 4
     assert not list(tmp_path.glob("*.part*"))
+
+
+def test_shares_that_finish_together_all_end_well(photos, tmp_path):
+    """Each merges the chunks; the first one deletes them while the others still read them."""
+    count, processes = 400, 4
+    path = tmp_path / "mine_train.csv"
+    write_rows(path, many_rows(count * CHUNK_ROWS))
+    together = threading.Barrier(processes)
+
+    def nothing_left(todo):
+        together.wait(60)
+        assert not list(todo)
+        return []
+
+    works = [Work(photos, nothing_left, rank=rank, world_size=processes)
+             for rank in range(processes)]
+    shards = Shards(tmp_path / "mine_train_align.csv", f"{file_sha256(path)} ")
+    for _ in range(3):
+        shards.folder.mkdir()
+        for number in range(count):
+            shards.path(number).write_text("no age\n" * CHUNK_ROWS)
+        with ThreadPoolExecutor(processes) as pool:
+            list(pool.map(partial(align_list, path), works))  # raises what a process raises
+        assert shards.target.is_file() and not list(tmp_path.glob("*.part*"))
+        shards.target.unlink()
+
+
+def test_a_folder_of_lists_that_is_moved_away_ends_in_an_error(photos, detector, tmp_path, capsys):
+    lists = tmp_path / "lists"
+    lists.mkdir()
+    write_rows(lists / "mine_train.csv", many_rows(2 * CHUNK_ROWS))
+
+    def align_and_move(todo):
+        for rows in todo:
+            if lists.is_dir():
+                lists.rename(tmp_path / "moved")
+            yield align_rows(detector, photos, rows)
+
+    with pytest.raises(FileNotFoundError, match=r"lists/.*\.parts-"):
+        align(lists / "mine_train.csv", Work(photos, align_and_move))
+    assert "finished" not in capsys.readouterr().out
 
 
 def start_script(photos, list_dir):
