@@ -209,33 +209,52 @@ def fill_shards(shards, list_path, row_count, work):
     sizes = {number: min(CHUNK_ROWS, row_count - number * CHUNK_ROWS)
              for number in range(work.rank, chunk_count(row_count), work.world_size)}
     done = sum(size for number, size in sizes.items() if shards.is_done(number))
-    todo, sent = itertools.tee(my_chunks(lambda number: not shards.is_done(number)))
+    # The sizes are read before the photos: of one that is replaced between the two, the size does
+    # not fit, and it is aligned again.
+    todo, sent = itertools.tee((number, rows, photo_sizes(work.data_dir, rows)) for number, rows
+                               in my_chunks(lambda number: not shards.is_done(number)))
     counts = Counter()
     with tqdm(total=sum(sizes.values()), initial=done, unit=" photos", smoothing=0.05,
               desc=list_path.stem, disable=work.rank > 0) as bar:
-        for (number, _), results in zip(todo, work.align(rows for _, rows in sent), strict=False):
-            shards.write(number, results)
+        aligned = work.align(rows for _, rows, _ in sent)
+        for (number, _, sizes), results in zip(todo, aligned, strict=False):
+            shards.write(number, results, sizes)
             counts.update("faces" if len(result) > 1 else "rejected" for result in results)
             bar.set_postfix(counts, refresh=False)
             bar.update(len(results))
 
 
 def forget_outdated(shards, done_chunks, work):
-    """Forget finished chunks with photos that were missing or unreadable and can be read now.
+    """Forget finished chunks with photos that were replaced, or that could not be read and can now.
 
     With work.restart every finished chunk of this process is forgotten.
     """
-    repaired = 0
+    outdated = 0
     for number, rows in done_chunks:
         if work.restart:
             shards.forget(number)
-        elif any(is_readable_now(work.data_dir, row, result[0])
-                 for row, result in zip(rows, shards.read(number), strict=False)):
+        elif any(is_replaced(before, now) or is_readable_now(work.data_dir, row, result[0])
+                 for row, now, (result, before) in zip(rows, photo_sizes(work.data_dir, rows),
+                                                       shards.read(number), strict=False)):
             shards.forget(number)
-            repaired += 1
-    if repaired:
-        print(f"chunks of {CHUNK_ROWS} photos that are aligned again: {repaired}, as photos in "
-              "them were missing or unreadable and can be read now")
+            outdated += 1
+    if outdated:
+        print(f"chunks of {CHUNK_ROWS} photos that are aligned again: {outdated}, as photos in "
+              "them were replaced, or could not be read and can be read now")
+
+
+def photo_sizes(data_dir, rows):
+    """Bytes of the photo of each row; None for one that is missing.
+
+    They tell whether a photo was replaced. Unlike its time they are the same on all machines.
+    """
+    paths = [Path(data_dir, row["photo"]) for row in rows]
+    return [path.stat().st_size if path.is_file() else None for path in paths]
+
+
+def is_replaced(before, now):
+    """Whether a photo has another size than before; None, for an unknown size, fits any."""
+    return None not in (before, now) and before != now
 
 
 def is_readable_now(data_dir, row, reason):
@@ -264,7 +283,7 @@ def write_results(shards, list_path):
         rejected.writerow(["photo", "split", "reason"])
         rejected.writerows(rejected_elsewhere(rejected_path, split, list_path, dataset))
         aligned = None
-        for row, (reason, *values) in shards.merge(read_list(list_path)):
+        for row, ((reason, *values), _) in shards.merge(read_list(list_path)):
             row = {name: text for name, text in row.items() if name not in (*ALIGNED, *LOCATION)}
             if aligned is None:
                 aligned = csv.writer(file, lineterminator="\n")

@@ -13,9 +13,11 @@ import shutil
 from itertools import islice
 from pathlib import Path
 
+from preprocess.columns import ALIGNED
 from utils.files import replaced
 
 CHUNK_ROWS = 32
+RESULT_FIELDS = (1, 1 + len(ALIGNED))  # a reason alone, or no reason and the values
 PARTS = r"parts-[0-9a-f]{16}"  # ending of a folder of chunks
 
 
@@ -52,23 +54,30 @@ class Shards:
     def is_done(self, number):
         return self.path(number).is_file()
 
-    def write(self, number, results):
-        """Write the results of a chunk: for each row a sequence of fields."""
+    def write(self, number, results, sizes):
+        """Write the results of a chunk.
+
+        Args:
+            number: of the chunk.
+            results: for each row a sequence of fields, see workers.align_rows.
+            sizes: for each row the bytes of the photo that the result is about, or None.
+        """
         with replaced(self.path(number)) as path, path.open("w", encoding="utf-8",
                                                             newline="") as file:
-            csv.writer(file, lineterminator="\n").writerows(results)
+            csv.writer(file, lineterminator="\n").writerows(
+                [*result, size] for result, size in zip(results, sizes, strict=True))
 
     def read(self, number):
-        """The results of a chunk as lists of text."""
+        """The results of a chunk: for each row (list of text, bytes of its photo or None)."""
         with self.path(number).open(encoding="utf-8", newline="") as file:
-            return list(csv.reader(file))
+            return [_result_and_size(fields) for fields in csv.reader(file)]
 
     def forget(self, number):
         """Let a chunk be worked on again."""
         self.path(number).unlink(missing_ok=True)
 
     def merge(self, rows):
-        """Yield (row, its result) for all rows of the list, in order.
+        """Yield (row, (its result, bytes of its photo)) for all rows of the list, in order.
 
         Raises:
             ValueError: a file does not hold as many results as its chunk has rows.
@@ -106,3 +115,11 @@ class Shards:
         """Paths of the files and folders of this list whose ending matches a pattern."""
         pattern = re.compile(rf"{re.escape(self.target.stem)}\.{ending}")
         return [path for path in self.target.parent.iterdir() if pattern.fullmatch(path.name)]
+
+
+def _result_and_size(fields):
+    """The fields of a result, and the size of its photo, which earlier versions did not write."""
+    if len(fields) in RESULT_FIELDS:
+        return fields, None
+    *result, size = fields
+    return result, int(size) if size else None

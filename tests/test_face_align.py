@@ -295,7 +295,7 @@ def test_faces_on_their_side_are_found_where_asked_for(photos, tmp_path, capsys,
     aligned.unlink()
     stopped = Shards(aligned, f"{file_sha256(tmp_path / 'mine_train.csv')} 20 0.0")
     stopped.folder.mkdir()
-    stopped.write(0, [["no face in the first pass"]] * 2)
+    stopped.write(0, [["no face in the first pass"]] * 2, [None] * 2)
     sys.argv.append("--any_rotation")
     face_align.main()
     told = capsys.readouterr().out
@@ -482,6 +482,43 @@ def test_photos_that_can_be_read_since_are_aligned_after_all(photos, detector, t
     assert len(list(read_rows(aligned, []))) == 4 * CHUNK_ROWS // 8
 
 
+@pytest.mark.parametrize("in_place", [True, False], ids=["replaced", "other folder"])
+def test_a_stopped_run_goes_on_without_the_boxes_of_other_pictures(detector, photos, tmp_path,
+                                                                   capsys, in_place):
+    first, second = (tmp_path / name for name in ("first", "first" if in_place else "second"))
+    first.mkdir()
+    shutil.copy(photos / "upright.png", first)
+    shutil.copy(photos / "photo 0, é.png", first)
+    path = tmp_path / "mine_train.csv"
+    write_rows(path, [{"photo": ["photo 0, é.png", "upright.png"][number // CHUNK_ROWS % 2],
+                       "age": f"x{number}" if number % CHUNK_ROWS else 20}
+                      for number in range(3 * CHUNK_ROWS)])
+    with pytest.raises(KeyboardInterrupt):
+        align(path, work_on(first, detector, stop_after=2))
+    second.mkdir(exist_ok=True)
+    shutil.copy(photos / "photo 0, é.png", second)
+    upright = Image.open(photos / "upright.png")
+    upright.resize((2 * upright.width, 2 * upright.height)).save(second / "upright.png")
+    aligned = align(path, work_on(second, detector))
+    assert "that are aligned again: 1, as photos in them were replaced" in capsys.readouterr().out
+    (tmp_path / "whole").mkdir()
+    shutil.copy(path, tmp_path / "whole")
+    whole = align(tmp_path / "whole/mine_train.csv", work_on(second, detector))
+    assert aligned.read_bytes() == whole.read_bytes()
+
+
+def test_chunks_of_an_earlier_version_which_knew_no_sizes_are_used(detector, photos, tmp_path):
+    path = tmp_path / "mine_train.csv"
+    write_rows(path, many_rows(CHUNK_ROWS, one_in=1))
+    with pytest.raises(KeyboardInterrupt):
+        align(path, work_on(photos, detector, stop_after=0))
+    [folder] = tmp_path.glob("*.part*")
+    (folder / "000000.csv").write_text('"",1,2,3,4,5,0.9\nno face in the first pass\n'
+                                       * (CHUNK_ROWS // 2))
+    aligned = align(path, work_on(photos, detector, stop_after=0))
+    assert [row["deg"] for row in read_rows(aligned, [])] == ["1"] * (CHUNK_ROWS // 2)
+
+
 def test_a_folder_without_any_photo_of_the_list_is_named(tmp_path, work):
     write_rows(tmp_path / "mine_train.csv", [{"photo": "a.jpg", "age": 3}])
     with pytest.raises(FileNotFoundError, match="none of the 1 photos of .*--data_dir"):
@@ -496,10 +533,10 @@ def test_every_row_is_in_one_chunk(tmp_path, rows, world_size):
     for rank in reversed(range(world_size)):
         for number, chunk in chunks(range(rows)):
             if number % world_size == rank:
-                shards.write(number, [["", str(row), 'a "quoted", é'] for row in chunk])
+                shards.write(number, [["", str(row), 'a "quoted", é'] for row in chunk], chunk)
     assert chunk_count(rows) == len(list(shards.folder.iterdir()))
     assert list(shards.merge(range(rows))) == [
-        (row, ["", str(row), 'a "quoted", é']) for row in range(rows)]
+        (row, (["", str(row), 'a "quoted", é'], row)) for row in range(rows)]
 
 
 @pytest.mark.parametrize(("text", "message"), [
