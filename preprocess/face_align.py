@@ -13,6 +13,7 @@ own number: RANK=0 WORLD_SIZE=4 python -m preprocess.face_align ..., RANK=1 WORL
 import argparse
 import csv
 import itertools
+import json
 import os
 from collections import Counter
 from collections.abc import Callable
@@ -29,11 +30,19 @@ from preprocess.repeats import describe_repeats
 from preprocess.shards import CHUNK_ROWS, Shards, chunk_count, chunks
 from utils.cli import HelpFormatter, add_device_flag, count_text, run_main
 from utils.device import device_name
-from utils.files import file_sha256, is_current, replaced, writable_folder
+from utils.files import (
+    file_sha256,
+    is_current,
+    read_source_record,
+    replaced,
+    source_record,
+    writable_folder,
+)
 from utils.pipeline import available_cores, map_ahead
 from utils.share import process_share
 from utils.tables import read_rows
 
+PHOTO_BYTES = "photo_bytes"  # in the record of an aligned list: the sizes of the list's photos
 AHEAD = 3  # chunks that wait for each worker process
 
 
@@ -144,9 +153,9 @@ def device_of_process(name):
 def align_list(list_path, work):
     """Align NAME_SPLIT.csv, or this process's share of it; write the result if all is done."""
     target = list_path.with_name(f"{list_path.stem}_align.csv")
-    if is_finished(target, list_path, work):
-        print(f"{target.name} is newer than its list: kept, with the settings that it was "
-              "aligned with; --restart aligns it again")
+    if not work.restart and is_aligned(target, list_path, work.data_dir):
+        print(f"{target.name} is aligned already: kept, with the settings that it was aligned "
+              "with; --restart aligns it again")
         return
     row_count = _count_rows(list_path, work.data_dir)
     checksum = file_sha256(list_path)
@@ -155,8 +164,13 @@ def align_list(list_path, work):
     if others and not shards.folder.is_dir():
         print(f"{target.name} begins again: {others} chunks of {CHUNK_ROWS} photos were aligned "
               "with other settings or for an earlier list, and are not used")
+    if not work.restart and is_current(target, list_path):
+        count = count_replaced(target, list_path, work.data_dir)
+        print(f"{target.name} is aligned again: {count_text(count, 'photo')} of '{work.data_dir}' "
+              "had another size when it was aligned")
     shards.folder.mkdir(exist_ok=True)
-    if is_finished(target, list_path, work):  # since the first look, and its chunks are gone
+    # Perhaps another process has finished since the first look, and its chunks are gone.
+    if not work.restart and is_aligned(target, list_path, work.data_dir):
         shards.remove_all()
         print(f"{target.name} was finished by another process")
         return
@@ -165,19 +179,29 @@ def align_list(list_path, work):
         if file_sha256(list_path) != checksum:
             raise ValueError(f"{list_path} was changed while it was aligned; start again")
         if all(shards.is_done(number) for number in range(chunk_count(row_count))):
-            write_results(shards, list_path)
+            write_results(shards, list_path, checksum)
         else:
             print(f"the share of process {work.rank} is done; the last process to finish writes "
                   f"{target.name}")
     except FileNotFoundError:
-        if not is_current(target, list_path):
+        if not is_aligned(target, list_path, work.data_dir):
             raise
         print(f"{target.name} was finished by another process")
 
 
-def is_finished(target, list_path, work):
-    """Whether a list is aligned already, so that nothing is to be done."""
-    return not work.restart and is_current(target, list_path)
+def is_aligned(target, list_path, data_dir):
+    """Whether an aligned list was made from the list and the photos as they are."""
+    return is_current(target, list_path) and not count_replaced(target, list_path, data_dir)
+
+
+def count_replaced(target, list_path, data_dir):
+    """How many photos of a list have another size than those that its aligned list was made from.
+
+    It is 0 if an earlier version aligned the list, which kept no sizes.
+    """
+    before = read_source_record(target).get(PHOTO_BYTES, [])
+    now = photo_sizes(data_dir, read_list(list_path)) if before else []
+    return sum(map(is_replaced, before, now))
 
 
 def read_list(list_path):
@@ -271,19 +295,26 @@ def is_readable_now(data_dir, row, reason):
     return True
 
 
-def write_results(shards, list_path):
-    """Write the aligned list and the list of rejected rows from the results of all processes."""
+def write_results(shards, list_path, checksum):
+    """Write the aligned list and the list of rejected rows from the results of all processes.
+
+    checksum: SHA-256 of the list, for the record of what the aligned list was made from.
+    """
     dataset, split = list_path.stem.rsplit("_", 1)
-    reasons, faces = Counter(), []
+    reasons, faces, sizes = Counter(), [], []
     rejected_path = list_path.with_name(f"{dataset}_rejected.csv")
-    with replaced(shards.target) as target, replaced(rejected_path) as rejected_target, \
+    # The record is put in its place last. If it is not any more, the aligned list does not fit the
+    # record that is there, and is made again.
+    with replaced(source_record(shards.target)) as record, replaced(shards.target) as target, \
+            replaced(rejected_path) as rejected_target, \
             target.open("w", encoding="utf-8", newline="") as file, \
             rejected_target.open("w", encoding="utf-8", newline="") as rejected_file:
         rejected = csv.writer(rejected_file, lineterminator="\n")
         rejected.writerow(["photo", "split", "reason"])
         rejected.writerows(rejected_elsewhere(rejected_path, split, list_path, dataset))
         aligned = None
-        for row, ((reason, *values), _) in shards.merge(read_list(list_path)):
+        for row, ((reason, *values), size) in shards.merge(read_list(list_path)):
+            sizes.append(size)
             row = {name: text for name, text in row.items() if name not in (*ALIGNED, *LOCATION)}
             if aligned is None:
                 aligned = csv.writer(file, lineterminator="\n")
@@ -294,6 +325,7 @@ def write_results(shards, list_path):
             else:
                 faces.append(((row["photo"], *values[:-1]), age_label(row)))
                 aligned.writerow([*row.values(), *values])
+        record.write_text(json.dumps({"sha256": checksum, PHOTO_BYTES: sizes}), encoding="utf-8")
     shards.remove_all()
     total = len(faces) + sum(reasons.values())
     print(f"{shards.target.name}: {count_text(len(faces), 'face')} of "

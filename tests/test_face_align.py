@@ -20,7 +20,7 @@ from skimage.data import astronaut
 
 from dataset import FaceCrops
 from defaults import load_cfg
-from lists import Source, read_faces
+from lists import Source, read_faces, warn_of_stale_lists
 from preprocess import face_align, show
 from preprocess.columns import age_label
 from preprocess.detector import FaceDetector
@@ -244,6 +244,63 @@ def test_finished_lists_are_kept_until_they_change(photos, detector, tmp_path, w
     os.utime(path, (time.time() + 5,) * 2)
     align(path, work)
     assert len(list(read_rows(aligned, ["deg"]))) == 5
+
+
+def test_a_list_is_known_by_what_it_holds_not_by_its_time(tmp_path, work, capsys):
+    """`mv corrected.csv mine_train.csv` keeps the older time; writing it again alters it."""
+    path = tmp_path / "mine_train.csv"
+    write_rows(path, many_rows(3, one_in=1))
+    aligned = align(path, work)
+    corrected = [row | {"age": 80} for row in many_rows(3, one_in=1)]
+    write_rows(path, corrected)
+    os.utime(path, (0, 0))
+    with pytest.warns(UserWarning, match=r"mine_train\.csv"):
+        warn_of_stale_lists([Source(work.data_dir, "mine", tmp_path)])
+    align(path, work)
+    assert [row["age"] for row in read_rows(aligned, [])] == ["80"] * 3
+    write_rows(path, corrected)
+    os.utime(path, (time.time() + 5,) * 2)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        warn_of_stale_lists([Source(work.data_dir, "mine", tmp_path)])
+    capsys.readouterr()
+    align(path, work)
+    assert "aligned already: kept" in capsys.readouterr().out
+
+
+def test_a_list_of_an_earlier_version_is_judged_by_its_time(photos, detector, tmp_path, work):
+    """That version wrote no record of what it aligned."""
+    path = tmp_path / "mine_train.csv"
+    write_rows(path, many_rows(3, one_in=1))
+    aligned = align(path, work)
+    (tmp_path / "mine_train_align.source.json").unlink()
+    write_rows(path, many_rows(5, one_in=1))
+    for age_seconds, count in ((-5, 3), (5, 5)):
+        os.utime(path, (aligned.stat().st_mtime + age_seconds,) * 2)
+        align(path, work)
+        assert len(list(read_rows(aligned, []))) == count
+
+
+def test_a_finished_list_is_aligned_again_if_its_photos_were_replaced(photos, detector, tmp_path,
+                                                                      capsys):
+    other = tmp_path / "other"
+    other.mkdir()
+    path = tmp_path / "mine_train.csv"
+    write_rows(path, many_rows(2, one_in=1))
+    aligned = align(path, work_on(photos, detector))
+    before = aligned.read_bytes()
+    shutil.copy(photos / "photo 0, é.png", other)  # one photo is missing there, none was replaced
+    capsys.readouterr()
+    align(path, work_on(other, detector))
+    assert "kept" in capsys.readouterr().out and aligned.read_bytes() == before
+    photo = Image.open(photos / "photo 1, é.png")
+    photo.resize((2 * photo.width, 2 * photo.height)).save(other / "photo 1, é.png")
+    align(path, work_on(other, detector))
+    assert f"aligned again: 1 photo of '{other}' had another size" in capsys.readouterr().out
+    second = list(read_rows(aligned, []))[1]
+    assert float(second["box3"]) > 1.5 * float(before.decode().splitlines()[2].split(",")[-2])
+    align(path, work_on(other, detector))
+    assert "kept" in capsys.readouterr().out
 
 
 def test_a_restart_aligns_every_chunk_again(photos, detector, tmp_path):

@@ -3,6 +3,7 @@
 import errno
 import glob
 import hashlib
+import json
 import os
 import re
 import shutil
@@ -185,9 +186,30 @@ def file_sha256(path):
     return digest.hexdigest()
 
 
+def source_record(target):
+    """Path of the record, in JSON, of what `target` was made from: `sha256` of its source."""
+    return target.with_suffix(".source.json")
+
+
+def read_source_record(target):
+    """The record beside `target` as a dict; empty if there is none that can be read."""
+    try:
+        return json.loads(source_record(target).read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return {}
+
+
 def is_current(target, source):
-    """Whether `target` exists and is not older than `source`, the file it is made from."""
-    return target.is_file() and target.stat().st_mtime >= source.stat().st_mtime
+    """Whether `target` exists and was made from `source` as it is now.
+
+    Its record tells, see source_record(). Without one `target` must not be older than `source`; but
+    a file that is moved or copied into its place may keep an older time.
+    """
+    if not target.is_file():
+        return False
+    if checksum := read_source_record(target).get("sha256"):
+        return checksum == file_sha256(source)
+    return target.stat().st_mtime >= source.stat().st_mtime
 
 
 def files_below(folder, leave_out=None):
