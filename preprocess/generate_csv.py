@@ -10,6 +10,7 @@ split. NAME_skipped.csv holds the photos that cannot be used, with the reason.
 
 import argparse
 import csv
+import io
 import re
 from collections import Counter
 from pathlib import Path
@@ -220,12 +221,21 @@ def write_lists(rows, list_dir, name):
 
 
 def write_csv(path, header, rows):
-    """Write a CSV file whole or not at all; floats get six significant digits, None is empty."""
-    with replaced(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(header)
-        writer.writerows([f"{value:g}" if isinstance(value, float) else value for value in row]
-                         for row in rows)
+    """Write a CSV file whole or not at all; floats get six significant digits, None is empty.
+
+    A file that holds the same already is left alone, with its time: it would seem newer than what
+    was made from it.
+    """
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(header)
+    writer.writerows([f"{value:g}" if isinstance(value, float) else value for value in row]
+                     for row in rows)
+    content = text.getvalue().encode()
+    if path.is_file() and path.read_bytes() == content:
+        return
+    with replaced(path) as temporary:
+        temporary.write_bytes(content)
 
 
 def report(name, list_dir, rows, skipped, clipped, filled, protocols, is_table):

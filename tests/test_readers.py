@@ -426,6 +426,23 @@ def test_generate_counts_what_it_cannot_use(tmp_path, generate):
     assert "1 older than 100" in done.stdout
 
 
+def test_a_list_that_would_not_change_is_left_alone(tmp_path, generate):
+    """It would seem newer than the list that was aligned from it."""
+    photos = [f"{number}.png" for number in range(5)]
+    write_photos(tmp_path, photos)
+    table = pd.DataFrame({"photo": photos, "age": 30, "split": ["train"] * 4 + ["valid"]})
+    arguments = ["--dataset", "my", "--data_dir", tmp_path, "--table", tmp_path / "ages.csv"]
+    table.to_csv(tmp_path / "ages.csv", index=False)
+    assert generate(*arguments).returncode == 0
+    for split in ("train", "valid"):
+        os.utime(tmp_path / f"my_{split}.csv", (1000, 1000))
+    table.loc[4, "age"] = 31
+    table.to_csv(tmp_path / "ages.csv", index=False)
+    assert generate(*arguments).returncode == 0
+    assert (tmp_path / "my_train.csv").stat().st_mtime == 1000
+    assert (tmp_path / "my_valid.csv").read_text() == "photo,age\n4.png,31\n"
+
+
 def test_train_on_test_moves_the_test_photos_and_refuses_a_list_of_them(tmp_path, generate):
     write_photos(tmp_path, [f"30_0_0_20170117000000{i:03}.jpg" for i in range(60)])
     arguments = ["--dataset", "utkface", "--data_dir", tmp_path, "--list_dir", tmp_path / "lists"]
