@@ -17,7 +17,7 @@ import json
 import os
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -54,7 +54,7 @@ class Work:
     align: function of an iterable of chunks (lists of rows); yields their results in order, see
         workers.align_rows.
     settings: text that changes with every setting that changes results.
-    restart: begin again instead of continuing.
+    restart: align every photo again, also of a list that is finished.
     rank, world_size: number of this process, and how many processes share the work.
     """
 
@@ -84,7 +84,8 @@ def parse_args():
     parser.add_argument("--workers", type=int, metavar="N",
                         help="processes, each on one CPU core; without it one for each core")
     parser.add_argument("--restart", action="store_true",
-                        help="begin again, even if a list is aligned already")
+                        help="align every photo again, even if a list is aligned already; if "
+                             "stopped, it goes on when the same command is started again")
     add_device_flag(parser)
     return parser.parse_args()
 
@@ -110,8 +111,7 @@ def main():
         work = Work(data_dir, align=partial(map_ahead, submit, ahead=workers * AHEAD),
                     settings=settings_text(args), restart=args.restart, rank=rank,
                     world_size=world_size)
-        for path in lists:
-            align_list(path, work)
+        align_lists(lists, work)
 
 
 def settings_text(args):
@@ -150,20 +150,47 @@ def device_of_process(name):
     return f"cuda:{int(os.environ.get('LOCAL_RANK', 0)) % torch.cuda.device_count()}"
 
 
+def align_lists(lists, work):
+    """Align the lists in turn; a restart that was stopped goes on at the list that it had reached.
+
+    lists: paths, in the order in which the stopped run went through them.
+    """
+    reached = [place for place, path in enumerate(lists)
+               if shards_of(path, file_sha256(path), work).folder.is_dir()]
+    first = reached[0] if work.restart and reached else 0
+    for path in lists[:first]:
+        align_list(path, replace(work, restart=False))
+    for path in lists[first:]:
+        align_list(path, work)
+
+
+def shards_of(list_path, checksum, work):
+    """The Shards of a list; a restart has its own, which are new unless it was stopped."""
+    return Shards(aligned_path(list_path),
+                  f"{checksum} {work.settings}{' restart' * work.restart}")
+
+
+def aligned_path(list_path):
+    return list_path.with_name(f"{list_path.stem}_align.csv")
+
+
 def align_list(list_path, work):
     """Align NAME_SPLIT.csv, or this process's share of it; write the result if all is done."""
-    target = list_path.with_name(f"{list_path.stem}_align.csv")
+    target = aligned_path(list_path)
     if not work.restart and is_aligned(target, list_path, work.data_dir):
         print(f"{target.name} is aligned already: kept, with the settings that it was aligned "
               "with; --restart aligns it again")
         return
     row_count = _count_rows(list_path, work.data_dir)
     checksum = file_sha256(list_path)
-    shards = Shards(target, f"{checksum} {work.settings}")
+    shards = shards_of(list_path, checksum, work)
     others = shards.count_others()
     if others and not shards.folder.is_dir():
         print(f"{target.name} begins again: {others} chunks of {CHUNK_ROWS} photos were aligned "
-              "with other settings or for an earlier list, and are not used")
+              "with other settings, for an earlier list or before --restart, and are not used")
+    elif work.restart and shards.folder.is_dir():
+        print(f"{target.name}: a --restart that was stopped, or that other processes share, goes "
+              f"on; to begin again, delete '{shards.folder}'")
     if not work.restart and is_current(target, list_path):
         count = count_replaced(target, list_path, work.data_dir)
         print(f"{target.name} is aligned again: {count_text(count, 'photo')} of '{work.data_dir}' "
@@ -251,15 +278,13 @@ def fill_shards(shards, list_path, row_count, work):
 def forget_outdated(shards, done_chunks, work):
     """Forget finished chunks with photos that were replaced, or that could not be read and can now.
 
-    With work.restart every finished chunk of this process is forgotten.
+    done_chunks: iterable of (number, rows).
     """
     outdated = 0
     for number, rows in done_chunks:
-        if work.restart:
-            shards.forget(number)
-        elif any(is_replaced(before, now) or is_readable_now(work.data_dir, row, result[0])
-                 for row, now, (result, before) in zip(rows, photo_sizes(work.data_dir, rows),
-                                                       shards.read(number), strict=False)):
+        if any(is_replaced(before, now) or is_readable_now(work.data_dir, row, result[0])
+               for row, now, (result, before) in zip(rows, photo_sizes(work.data_dir, rows),
+                                                     shards.read(number), strict=False)):
             shards.forget(number)
             outdated += 1
     if outdated:

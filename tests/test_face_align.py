@@ -25,7 +25,7 @@ from preprocess import face_align, show
 from preprocess.columns import age_label
 from preprocess.detector import FaceDetector
 from preprocess.face import EXIF_ORIENTATION, load_photo
-from preprocess.face_align import Work, align_list
+from preprocess.face_align import Work, align_list, align_lists
 from preprocess.shards import CHUNK_ROWS, Shards, chunk_count, chunks
 from preprocess.workers import align_rows
 from utils.cli import run_main
@@ -312,6 +312,56 @@ def test_a_restart_aligns_every_chunk_again(photos, detector, tmp_path):
     shard.write_text('"",1,2,3,4,5,0.9\n' * CHUNK_ROWS)
     aligned = align(path, work_on(photos, detector, restart=True))
     assert "1" not in {row["deg"] for row in read_rows(aligned, ["deg"])}
+
+
+def test_a_restart_that_was_stopped_goes_on(photos, detector, tmp_path, capsys):
+    path = tmp_path / "mine_train.csv"
+    write_rows(path, many_rows(3 * CHUNK_ROWS))
+    whole = align(path, work_on(photos, detector)).read_bytes()
+    with pytest.raises(KeyboardInterrupt):
+        align(path, work_on(photos, detector, stop_after=2, restart=True))
+    done = []
+
+    def counted(todo):
+        for rows in todo:
+            done.append(len(rows))
+            yield align_rows(detector, photos, rows)
+
+    aligned = tmp_path / "mine_train_align.csv"
+    aligned.write_text("of before the restart")
+    capsys.readouterr()
+    align(path, Work(photos, counted, restart=True))
+    assert done == [CHUNK_ROWS] and aligned.read_bytes() == whole
+    assert "goes on; to begin again, delete" in capsys.readouterr().out
+    align(path, Work(photos, counted, restart=True))
+    assert done == [CHUNK_ROWS] * 4 and "goes on" not in capsys.readouterr().out
+
+
+def test_a_restart_goes_on_at_the_list_that_it_had_reached(photos, detector, tmp_path):
+    lists = [tmp_path / "mine_train.csv", tmp_path / "mine_valid.csv"]
+    for path in lists:
+        write_rows(path, many_rows(2 * CHUNK_ROWS))
+    work = work_on(photos, detector)
+    align_lists(lists, work)
+    calls = []
+
+    def stop_in_the_second_list(todo):
+        calls.append("")
+        yield from work_on(photos, detector, stop_after=1 if len(calls) == 2 else None).align(todo)
+
+    with pytest.raises(KeyboardInterrupt):
+        align_lists(lists, Work(photos, stop_in_the_second_list, restart=True))
+    done = []
+
+    def counted(todo):
+        for rows in todo:
+            done.append(len(rows))
+            yield align_rows(detector, photos, rows)
+
+    align_lists(lists, Work(photos, counted, restart=True))
+    assert done == [CHUNK_ROWS]
+    align_lists(lists, Work(photos, counted, restart=True))
+    assert done == [CHUNK_ROWS] * 5
 
 
 def test_what_an_earlier_list_or_version_left_is_not_used_and_goes(photos, detector, tmp_path):
