@@ -15,6 +15,7 @@ import csv
 import itertools
 import json
 import os
+import warnings
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -23,9 +24,16 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from defaults import load_cfg
 from preprocess.columns import ALIGNED, LOCATION, SPLITS, age_label, clean_path
 from preprocess.face import load_photo
-from preprocess.readers import MISSING, UNREADABLE
+from preprocess.readers import (
+    MISSING,
+    UNREADABLE,
+    number_of,
+    spread_problem,
+    votes_problem,
+)
 from preprocess.repeats import describe_repeats
 from preprocess.shards import CHUNK_ROWS, Shards, chunk_count, chunks
 from utils.cli import HelpFormatter, add_device_flag, count_text, run_main
@@ -43,6 +51,7 @@ from utils.share import process_share
 from utils.tables import read_rows
 
 PHOTO_BYTES = "photo_bytes"  # in the record of an aligned list: the sizes of the list's photos
+MAX_SHOWN = 5  # rows of a list that a message names
 AHEAD = 3  # chunks that wait for each worker process
 
 
@@ -181,7 +190,7 @@ def align_list(list_path, work):
         print(f"{target.name} is aligned already: kept, with the settings that it was aligned "
               "with; --restart aligns it again")
         return
-    row_count = _count_rows(list_path, work.data_dir)
+    row_count = check_rows(list_path, work.data_dir)
     checksum = file_sha256(list_path)
     shards = shards_of(list_path, checksum, work)
     others = shards.count_others()
@@ -237,17 +246,46 @@ def read_list(list_path):
         yield row | {"photo": clean_path(row["photo"])}
 
 
-def _count_rows(list_path, data_dir):
-    """Number of rows of a list; raises FileNotFoundError if none of its photos exists."""
-    count, found = 0, False
+def check_rows(list_path, data_dir):
+    """Look at a list before its photos, as every correction of it aligns all of them again.
+
+    Warns of labels that training refuses with the default config, or with LOSS.LABEL votes.
+
+    Returns:
+        number of rows.
+    Raises:
+        FileNotFoundError: none of the photos exists.
+        ValueError: labels that training always refuses.
+    """
+    data = load_cfg().DATA
+    count, found, refused, doubtful = 0, False, [], []
     for row in read_list(list_path):
         found = found or (row["photo"] and Path(data_dir, row["photo"]).is_file())
         count += 1
+        if problem := spread_problem(row):
+            refused.append(f"{problem} ({row['photo']})")
+        if problem := votes_problem(row) or range_problem(row, data):
+            doubtful.append(f"{problem} ({row['photo']})")
     if count and not found:
         raise FileNotFoundError(f"none of the {count} photos of {list_path}, such as "
                                 f"'{row['photo']}', is in '{data_dir}'; name their folder with "
                                 "--data_dir")
+    if refused:
+        raise ValueError(f"{list_path}: training refuses {len(refused)} of {count} rows; correct "
+                         f"them, or leave the column out: {'; '.join(refused[:MAX_SHOWN])}")
+    if doubtful:
+        warnings.warn(f"{list_path}: training may refuse {len(doubtful)} of {count} rows; correct "
+                      "them now, as a change of the list aligns all its photos again: "
+                      f"{'; '.join(doubtful[:MAX_SHOWN])}", stacklevel=2)
     return count
+
+
+def range_problem(row, data):
+    """Text that names the age of a row if there is no bin for it, or None; data: cfg.DATA."""
+    age = number_of(row["age"])
+    if age is None or row.get("age_min") or data.AGE_MIN <= age <= data.AGE_MAX:
+        return None
+    return f"age {age:g} is outside DATA.AGE_MIN {data.AGE_MIN} to DATA.AGE_MAX {data.AGE_MAX}"
 
 
 def fill_shards(shards, list_path, row_count, work):

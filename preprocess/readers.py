@@ -29,6 +29,7 @@ from utils.tables import read_columns, read_rows
 
 MISSING, UNREADABLE = "file missing", "unreadable image"  # reasons to leave a photo out
 APPA_REAL_LABELS = {"apparent": "apparent_age_avg", "real": "real_age"}  # columns by label
+NO_NUMBER = ("", "nan", "NaN")  # empty, as pandas may write it
 VALID_FROM_TRAIN = (("train", 0.9), ("valid", 0.1))  # if only a test part is published
 MATLAB_EPOCH = 366  # days from Matlab's day 0 to Python's
 INTERVAL = re.compile(r"\(?(?P<low>\d{1,3})(?:-|, ?)(?P<high>\d{1,3})\)?|"
@@ -492,7 +493,7 @@ def table_reader(path):
         given = _given_splits(path)
         for record in read_rows(path, ["photo", "age"]):
             photo, subject = clean_path(record["photo"]), _subject_of(record)
-            ages = _ages_of(record)
+            ages = spread_problem(record) or votes_problem(record) or _ages_of(record)
             if isinstance(ages, str):
                 yield Skipped(photo, ages)
                 continue
@@ -542,6 +543,8 @@ def _ages_of(record):
         return {"age": age} if age != "" else "no age"
     if "" in (low, high) or low > high:
         return f"age_min '{low}' to age_max '{high}' is not an interval"
+    if low != int(low) or high != int(high):
+        return f"age_min {low:g} to age_max {high:g} are not whole years"
     if age == "":
         return ages | {"age": (low + high) / 2}
     return ages if low <= age < high + 1 else f"age {age:g} is outside age_min to age_max"
@@ -610,6 +613,28 @@ def location_problem(row, size=None):
     if None in box:
         return f"{', '.join(LOCATION)} are not four numbers"
     return box_problem(box, size, LOCATION)
+
+
+def spread_problem(row):
+    """What is wrong with a row's age_std, text that may be missing; or None."""
+    spread = _in_one_line(row.get("age_std", ""))
+    if spread in NO_NUMBER or number_of(spread) is not None:
+        return None
+    return f"age_std '{spread}' is not a number"
+
+
+def votes_problem(row):
+    """What is wrong with a row's votes, text that may be missing; or None."""
+    votes = _in_one_line(row.get("votes", ""))
+    for pair in votes.split():
+        numbers = [number_of(text) for text in pair.split(":")]
+        if len(numbers) != 2 or None in numbers or numbers[1] < 0:
+            return f"'{pair}' in votes '{votes}' is not age:weight"
+    return None
+
+
+def _in_one_line(text):
+    return " ".join(text.split())
 
 
 def _gender(text):

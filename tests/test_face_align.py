@@ -633,6 +633,26 @@ def test_a_folder_without_any_photo_of_the_list_is_named(tmp_path, work):
     assert not list(tmp_path.glob("*.part*"))
 
 
+def test_labels_that_training_refuses_stop_the_alignment_before_it_begins(tmp_path, work):
+    path = tmp_path / "mine_train.csv"
+    write_rows(path, [{"photo": "upright.png", "age": 3, "age_std": spread}
+                      for spread in ("2.5", "", "ca. 3")])
+    with pytest.raises(ValueError, match=r"1 of 3 rows; .*: age_std 'ca. 3' is not a number \(upr"):
+        align(path, work)
+    assert not list(tmp_path.glob("*.part*"))
+
+
+def test_labels_that_training_may_refuse_are_told_before_the_alignment(tmp_path, work):
+    path = tmp_path / "mine_train.csv"
+    labels = [(102, "", ""), (-3, "", ""), (3, "80=3", ""), (3, "3:1", ""), (100, "", ""),
+              (105, "", "70")]
+    write_rows(path, [{"photo": "upright.png", "age": age, "votes": votes, "age_min": age_min}
+                      for age, votes, age_min in labels])
+    with pytest.warns(UserWarning, match="3 of 6 rows; .*age 102 is outside .*age -3 .*80=3"):
+        aligned = align(path, work)
+    assert len(list(read_rows(aligned, []))) == 6
+
+
 @pytest.mark.parametrize(("rows", "world_size"), [(0, 1), (1, 2), (64, 2), (70, 2), (70, 5)])
 def test_every_row_is_in_one_chunk(tmp_path, rows, world_size):
     shards = Shards(tmp_path / "a_align.csv", "print")

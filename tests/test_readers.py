@@ -15,6 +15,7 @@ import pytest
 from PIL import Image
 from scipy.io import savemat
 
+from lists import parse_votes
 from preprocess.columns import SPLITS
 from preprocess.generate_csv import main, sort_records
 from preprocess.readers import (
@@ -24,6 +25,7 @@ from preprocess.readers import (
     age_on_1_july,
     parse_interval,
     table_reader,
+    votes_problem,
 )
 from preprocess.splits import by_hash, fill_empty_splits, share_by_hash
 from utils.cli import run_main
@@ -622,7 +624,8 @@ def test_a_group_photo_whose_persons_are_in_several_splits_is_told(tmp_path, gen
     (",,", "no age"), ("30,25,", "age_min '25.0' to age_max '' is not an interval"),
     ("30,40,20", "age_min '40.0' to age_max '20.0' is not an interval"),
     ("50,20,29", "age 50 is outside age_min to age_max"),
-    (",20s,29", "age_min '20s' is not a number")])
+    (",20s,29", "age_min '20s' is not a number"),
+    (",20.5,29", "age_min 20.5 to age_max 29 are not whole years"), (",20.0,29", (24.5, 20, 29))])
 def test_a_table_gives_rows_that_training_takes(tmp_path, row, kept):
     write_photos(tmp_path, ["a.png", "b.png"])
     write_text(tmp_path, "ages.csv", f"photo,age,age_min,age_max,split\na.png,{row},train\n"
@@ -633,6 +636,28 @@ def test_a_table_gives_rows_that_training_takes(tmp_path, row, kept):
         assert skipped == [("a.png", kept)] and len(rows) == 1
     else:
         assert tuple(rows[0].get(name) or None for name in ("age", "age_min", "age_max")) == kept
+
+
+@pytest.mark.parametrize(("name", "text", "problem"), [
+    ("age_std", "ca. 3", "age_std 'ca. 3' is not a number"),
+    ("age_std", "inf", "age_std 'inf' is not a number"),
+    ("votes", "23:1 80=3", "'80=3' in votes '23:1 80=3' is not age:weight"),
+    ("votes", "23:-1", "'23:-1' in votes '23:-1' is not age:weight"),
+    ("votes", "23:nan", "'23:nan' in votes '23:nan' is not age:weight")])
+def test_labels_that_training_refuses_are_skipped(tmp_path, name, text, problem):
+    """Otherwise they are found after hours of alignment, which a correction repeats."""
+    write_text(tmp_path, "ages.csv", f"photo,age,{name}\na.png,3,{text}\nb.png,3,\n")
+    skipped, row = table_reader(tmp_path / "ages.csv")(tmp_path, Options())
+    assert skipped == ("a.png", problem) and row["photo"] == "b.png"
+    if name == "votes":
+        with pytest.raises(ValueError, match="votes"):
+            parse_votes(text, list(range(101)))
+
+
+@pytest.mark.parametrize("text", ["", "23:3 24:7", " 7:0.5", "130:2", "23.4:1"])
+def test_votes_that_training_takes_are_taken(text):
+    assert votes_problem({"votes": text}) is None
+    assert parse_votes(text, list(range(101))).sum() >= 0
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 5, 10, 20])
