@@ -272,9 +272,11 @@ def _as_uint8(pixels):
 
 
 def read_or_explain(read, source):
-    """What `read` gives for a source; if it raises OSError, a Reading that says why."""
+    """What `read` gives for a source; if it cannot be read, a Reading that says why."""
     try:
         return read(source)
+    except MemoryError:
+        return Reading(None, [], "not enough memory")
     except OSError as error:
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
         if isinstance(source, (str, os.PathLike)):

@@ -5,6 +5,7 @@ Preparation, training, testing and the demo all use the same `load_photo`, `crop
 in the rotated, expanded canvas, which is `PIL.Image.rotate(roll_deg, expand=True)` of the photo.
 """
 
+import errno
 import functools
 import hashlib
 import io
@@ -32,6 +33,9 @@ HEIF_BRANDS = (b"ftypheic", b"ftypheix", b"ftypheim", b"ftypheis", b"ftyphevc", 
 IMAGE_ENDINGS = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".webp", ".bmp", ".dib",
                  ".tif", ".tiff", ".gif", ".avif", ".jp2", ".j2k", ".j2c", ".jpc", ".jpf", ".jpx",
                  ".pbm", ".pgm", ".ppm", ".pnm", ".tga", ".heic", ".heif")
+# Errors of the system that are about a path or a file, not about the moment: it is a folder, leads
+# nowhere, or sends PIL to a place before its start.
+DAMAGE = (errno.ENOENT, errno.EISDIR, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.EINVAL)
 GRAY_SCALES = (1.0, 255.0, 4095.0, 65535.0)  # largest values of float, 8, 12 and 16 bits
 
 
@@ -46,6 +50,7 @@ def load_photo(source):
         PIL.Image in mode RGB, EXIF orientation applied.
     Raises:
         OSError: the file is missing, is not an image, is truncated, or has negative gray values.
+        MemoryError: there is not enough memory for it.
     """
     return _from_file(source, upright_rgb)
 
@@ -59,7 +64,7 @@ def upright_rgb(photo):
     """
     try:
         photo.load()  # first: the getexif of a PNG does it too, but hides its errors
-    except (OSError, ValueError):
+    except (OSError, ValueError, MemoryError):
         raise
     except Exception as error:  # SyntaxError of a PNG, RuntimeError of an AVIF file
         raise OSError(f"cannot read image: {error}") from error
@@ -71,6 +76,7 @@ def _from_file(source, read):
 
     Raises:
         OSError: whatever the file makes PIL raise.
+        MemoryError: there is not enough memory, which says nothing about the file.
     """
     try:
         try:
@@ -81,10 +87,32 @@ def _from_file(source, read):
                 raise
             with _without_text(source) as photo:
                 return read(photo)
-    except OSError:
+    except (OSError, MemoryError):
         raise
     except Exception as error:  # on broken files decoders raise errors of any class
         raise OSError(f"cannot read image: {error}") from error
+
+
+def stop_unless_damaged(error, path):
+    """Raise an error that says nothing about a photo, so that the photo is not left out for it.
+
+    Such are full memory, a refused permission, and what a disk or a network reports.
+
+    Args:
+        error: OSError or MemoryError of load_photo or upright_size.
+        path: of the photo.
+    Raises:
+        OSError: names the photo and the way out.
+    """
+    if isinstance(error, MemoryError):
+        reason = "not enough memory"
+    elif error.errno is None or error.errno in DAMAGE:  # PIL's own errors have no number
+        return
+    else:
+        reason = error.strerror
+    raise OSError(f"'{path}': {reason}; the photo itself may be good, so it is not left out. Mend "
+                  "this, or move the photo away, and start again: finished work is kept"
+                  ) from error
 
 
 def _opened(source):

@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 from defaults import load_cfg
 from preprocess.columns import ALIGNED, LOCATION, SPLITS, age_label, clean_path
-from preprocess.face import load_photo
+from preprocess.face import load_photo, stop_unless_damaged
 from preprocess.readers import (
     MISSING,
     UNREADABLE,
@@ -353,7 +353,8 @@ def is_readable_now(data_dir, row, reason):
         return False
     try:
         load_photo(path)
-    except OSError:
+    except (OSError, MemoryError) as error:
+        stop_unless_damaged(error, path)
         return False
     return True
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from preprocess.columns import COLUMNS, LOCATION, SPLITS, path_problem
-from preprocess.face import upright_size
+from preprocess.face import stop_unless_damaged, upright_size
 from preprocess.readers import (
     DATASETS,
     MISSING,
@@ -163,7 +163,8 @@ def _image_size(path):
         return upright_size(path)  # the detector gets the upright photo
     except FileNotFoundError:
         return MISSING
-    except OSError:
+    except (OSError, MemoryError) as error:
+        stop_unless_damaged(error, path)
         return "not an image"
 
 

@@ -21,7 +21,7 @@ import numpy as np
 
 from preprocess.columns import LOCATION
 from preprocess.detector import FaceDetector, detection_batches
-from preprocess.face import BOX_DECIMALS, ROLL_DECIMALS, as_listed, load_photo
+from preprocess.face import BOX_DECIMALS, ROLL_DECIMALS, as_listed, load_photo, stop_unless_damaged
 from preprocess.readers import MISSING, UNREADABLE, location_problem, number_of
 
 
@@ -76,6 +76,8 @@ def align_rows(detector, data_dir, rows):
     Returns:
         list with, for each row, a list of texts: the reason why there is no face, or "" and the
         values of the columns ALIGNED.
+    Raises:
+        OSError: see face.stop_unless_damaged.
     """
     results = [None] * len(rows)
 
@@ -83,12 +85,16 @@ def align_rows(detector, data_dir, rows):
         for index, row in enumerate(rows):
             results[index] = row_problem(row)
             if results[index] is None:
+                path = data_dir / row["photo"]
                 try:
-                    yield index, load_photo(data_dir / row["photo"])
+                    photo = load_photo(path)
                 except FileNotFoundError:
                     results[index] = [MISSING]
-                except OSError:
+                except (OSError, MemoryError) as error:
+                    stop_unless_damaged(error, path)
                     results[index] = [UNREADABLE]
+                else:
+                    yield index, photo
 
     for batch in detection_batches(photos(), photo_of=operator.itemgetter(1)):
         indices, images = zip(*batch, strict=True)

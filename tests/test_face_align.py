@@ -11,6 +11,7 @@ import time
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -631,6 +632,51 @@ def test_a_folder_without_any_photo_of_the_list_is_named(tmp_path, work):
     with pytest.raises(FileNotFoundError, match="none of the 1 photos of .*--data_dir"):
         align(tmp_path / "mine_train.csv", work)
     assert not list(tmp_path.glob("*.part*"))
+
+
+@pytest.mark.skipif(not Path("/proc/self/mem").exists(), reason="no /proc")
+def test_an_error_of_the_disk_stops_and_leaves_no_photo_out(photos, detector, tmp_path):
+    shutil.copy(photos / "upright.png", tmp_path)
+    (tmp_path / "on a bad disk.png").symlink_to("/proc/self/mem")  # opens, and fails with EIO
+    path = tmp_path / "mine_train.csv"
+    write_rows(path, [{"photo": "upright.png", "age": 20 if number == 0 else f"x{number}"}
+                      for number in range(CHUNK_ROWS)]
+               + [{"photo": "on a bad disk.png", "age": 30}])
+    for _ in range(2):
+        with pytest.raises(OSError, match=r"bad disk.png': Input/output error; .* start again"):
+            align(path, work_on(tmp_path, detector))
+        assert shards_in(tmp_path) == ["000000.csv"]
+    (tmp_path / "on a bad disk.png").unlink()
+    shutil.copy(photos / "photo 0, é.png", tmp_path / "on a bad disk.png")
+    aligned = list(read_rows(align(path, work_on(tmp_path, detector)), []))
+    assert [row["age"] for row in aligned] == ["20", "30"]
+
+
+def test_paths_that_can_be_no_photo_are_left_out(tmp_path, detector):
+    (tmp_path / "folder.png").mkdir()
+    (tmp_path / "loop.png").symlink_to(tmp_path / "loop.png")
+    (tmp_path / "file.png").write_bytes(b"")
+    names = ["folder.png", "loop.png", "file.png", "file.png/a.png", "a" * 300 + ".png"]
+    results = align_rows(detector, tmp_path, [{"photo": name, "age": "3"} for name in names])
+    assert results == [["unreadable image"]] * 5
+
+
+def test_full_memory_stops_and_leaves_no_photo_out(tmp_path):
+    Image.new("RGB", (6000, 6000), "gray").save(tmp_path / "large.jpg")
+    code = """
+import resource, sys
+from pathlib import Path
+from preprocess.detector import FaceDetector
+from preprocess.workers import align_rows
+detector = FaceDetector(threads=1)
+held = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (held + 60_000_000,) * 2)
+print(align_rows(detector, Path(sys.argv[1]), [{"photo": "large.jpg", "age": "3"}]))
+"""
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True,
+                          text=True)
+    assert done.returncode == 1 and not done.stdout
+    assert f"OSError: '{tmp_path}/large.jpg': not enough memory; " in done.stderr
 
 
 def test_labels_that_training_refuses_stop_the_alignment_before_it_begins(tmp_path, work):

@@ -19,7 +19,14 @@ import metrics
 from dataset import FaceDataset
 from lists import Source, read_faces
 from media.results import FIELDS, ResultFiles
-from predictor import AgeEstimator, Reading, as_photo, face_from_probs, pixel_count
+from predictor import (
+    AgeEstimator,
+    Reading,
+    as_photo,
+    face_from_probs,
+    pixel_count,
+    read_or_explain,
+)
 from preprocess import face_align
 from preprocess.detector import _aligned_face
 from preprocess.face import expand_bbox, turned_bbox
@@ -383,3 +390,11 @@ def test_file_name_that_is_not_utf8_survives(tmp_path):
         results.write({"file": name}, [])
     assert b"caf\xe9.jpg,,," in (tmp_path / "results.csv").read_bytes()
     assert Path(tmp_path, "results.jsonl").read_bytes().count(b"caf\xe9.jpg") == 1
+
+
+def test_a_photo_that_the_memory_does_not_hold_is_told_and_the_next_is_read(tmp_path):
+    def read(source):
+        return bytearray(2**62 if source == "large.png" else 1)
+
+    assert read_or_explain(read, "large.png").problem == "not enough memory"
+    assert read_or_explain(read, "small.png") == bytearray(1)

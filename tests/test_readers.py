@@ -445,6 +445,17 @@ def test_a_list_that_would_not_change_is_left_alone(tmp_path, generate):
     assert (tmp_path / "my_valid.csv").read_text() == "photo,age\n4.png,31\n"
 
 
+@pytest.mark.skipif(not Path("/proc/self/mem").exists(), reason="no /proc")
+def test_an_error_of_the_disk_stops_and_skips_no_photo(tmp_path, generate):
+    write_photos(tmp_path, ["1.png", "2.png"])
+    (tmp_path / "3.png").symlink_to("/proc/self/mem")  # opens, and fails with EIO
+    write_text(tmp_path, "ages.csv", "photo,age\n1.png,3\n2.png,4\n3.png,5\n")
+    done = generate("--dataset", "my", "--data_dir", tmp_path, "--table", tmp_path / "ages.csv")
+    assert done.returncode == 2 and done.stderr.count("\n") == 1
+    assert f"'{tmp_path}/3.png': Input/output error; " in done.stderr
+    assert not list(tmp_path.glob("my_*"))
+
+
 def test_train_on_test_moves_the_test_photos_and_refuses_a_list_of_them(tmp_path, generate):
     write_photos(tmp_path, [f"30_0_0_20170117000000{i:03}.jpg" for i in range(60)])
     arguments = ["--dataset", "utkface", "--data_dir", tmp_path, "--list_dir", tmp_path / "lists"]
