@@ -48,7 +48,7 @@ from utils.files import (
 )
 from utils.pipeline import available_cores, map_ahead
 from utils.share import process_share
-from utils.tables import read_rows
+from utils.tables import read_columns, read_rows
 
 PHOTO_BYTES = "photo_bytes"  # in the record of an aligned list: the sizes of the list's photos
 MAX_SHOWN = 5  # rows of a list that a message names
@@ -366,6 +366,8 @@ def write_results(shards, list_path, checksum):
     """
     dataset, split = list_path.stem.rsplit("_", 1)
     reasons, faces, sizes = Counter(), [], []
+    columns = [name for name in read_columns(list_path, ["photo", "age"])
+               if name not in (*ALIGNED, *LOCATION)]
     rejected_path = list_path.with_name(f"{dataset}_rejected.csv")
     # The record is put in its place last. If it is not any more, the aligned list does not fit the
     # record that is there, and is made again.
@@ -376,19 +378,16 @@ def write_results(shards, list_path, checksum):
         rejected = csv.writer(rejected_file, lineterminator="\n")
         rejected.writerow(["photo", "split", "reason"])
         rejected.writerows(rejected_elsewhere(rejected_path, split, list_path, dataset))
-        aligned = None
+        aligned = csv.writer(file, lineterminator="\n")
+        aligned.writerow([*columns, *ALIGNED])
         for row, ((reason, *values), size) in shards.merge(read_list(list_path)):
             sizes.append(size)
-            row = {name: text for name, text in row.items() if name not in (*ALIGNED, *LOCATION)}
-            if aligned is None:
-                aligned = csv.writer(file, lineterminator="\n")
-                aligned.writerow([*row, *ALIGNED])
             if reason:
                 reasons[reason] += 1
                 rejected.writerow([row["photo"], split, reason])
             else:
                 faces.append(((row["photo"], *values[:-1]), age_label(row)))
-                aligned.writerow([*row.values(), *values])
+                aligned.writerow([*(row[name] for name in columns), *values])
         record.write_text(json.dumps({"sha256": checksum, PHOTO_BYTES: sizes}), encoding="utf-8")
     shards.remove_all()
     total = len(faces) + sum(reasons.values())

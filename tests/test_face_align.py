@@ -133,6 +133,19 @@ def test_columns_rejections_and_odd_rows(tmp_path, work):
     assert not list(tmp_path.glob("*.part*"))
 
 
+def test_a_list_without_rows_becomes_one_without_rows(photos, tmp_path, work, monkeypatch):
+    write_rows(tmp_path / "mine_train.csv", many_rows(2, one_in=1))
+    (tmp_path / "mine_valid.csv").write_text("photo,age,deg,face_x1\n")
+    align_lists([tmp_path / "mine_train.csv", tmp_path / "mine_valid.csv"], work)
+    assert (tmp_path / "mine_valid_align.csv").read_text() == (
+        "photo,age,deg,box1,box2,box3,box4,confidence\n")
+    monkeypatch.setattr(sys, "argv", ["show", "--data_dir", str(photos), "--dataset", "mine",
+                                      "--list_dir", str(tmp_path)])
+    show.main()
+    with pytest.raises(ValueError, match="holds no faces"):
+        read_faces(Source(photos, "mine", tmp_path), "valid", load_cfg())
+
+
 def test_rows_about_the_same_face_are_told(tmp_path, work, capsys):
     names = ["upright.png", ".\\upright.png", "photo 3, é.png", "photo 3, é.png"]
     ages = (30, 5, 7, 7)
