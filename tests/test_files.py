@@ -35,6 +35,40 @@ def test_a_file_that_cannot_be_written_is_named_as_the_user_did(tmp_path):
         assert str(path) in str(raised.value) and ".tmp" not in str(raised.value)
 
 
+def test_the_file_behind_a_link_is_replaced_and_the_link_stays(tmp_path):
+    shared, own = tmp_path / "shared", tmp_path / "own"
+    shared.mkdir()
+    own.mkdir()
+    (shared / "a.csv").write_text("old")
+    (own / "a.csv").symlink_to("../shared/a.csv")
+    (own / "new.csv").symlink_to(shared / "new.csv")  # there is no such file yet
+    for name in ("a.csv", "new.csv"):
+        with replaced(own / name) as temporary:
+            temporary.write_text("new")
+        assert (own / name).is_symlink() and (shared / name).read_text() == "new"
+    with pytest.raises(KeyboardInterrupt), replaced(own / "a.csv") as temporary:
+        temporary.write_text("half")
+        raise KeyboardInterrupt
+    assert (shared / "a.csv").read_text() == "new"
+    (own / "loop.csv").symlink_to("loop.csv")
+    with replaced(own / "loop.csv") as temporary:
+        temporary.write_text("new")
+    assert (own / "loop.csv").read_text() == "new"
+    assert sorted(path.name for path in tmp_path.glob("*/*")) == [
+        "a.csv", "a.csv", "loop.csv", "new.csv", "new.csv"]
+
+
+def test_a_read_only_file_behind_a_link_is_not_replaced(tmp_path):
+    (tmp_path / "shared.csv").write_text("old")
+    (tmp_path / "shared.csv").chmod(0o444)
+    if os.access(tmp_path / "shared.csv", os.W_OK):
+        pytest.skip("this user may write to read-only files")
+    (tmp_path / "a.csv").symlink_to("shared.csv")
+    with pytest.raises(PermissionError, match="shared.csv"), replaced(tmp_path / "a.csv") as path:
+        path.write_text("new")
+    assert (tmp_path / "shared.csv").read_text() == "old"
+
+
 def test_a_folder_that_cannot_be_written_to_is_named(small_disk):
     subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
     for held in (only_writer(small_disk, "wait"), one_of_writers(small_disk, "a", "wait")):

@@ -20,9 +20,15 @@ TEMPORARY_NAME = re.compile(r"\.[0-9a-f]{32}\.tmp")
 def replaced(path):
     """Yield the path of a temporary file; at the end it is renamed to path.
 
-    An error, an interruption or a power cut leaves path as it was.
+    An error, an interruption or a power cut leaves path as it was. If path is a link, the file that
+    it leads to is replaced, and the link stays. As with open(), that file must not be read-only.
     """
     path = Path(path)
+    if path.is_symlink():
+        path = Path(os.path.realpath(path))
+        if path.is_file() and not os.access(path, os.W_OK):
+            raise PermissionError(errno.EACCES, "it is read-only, and a link leads to it",
+                                  str(path))
     # Not made from the name of path, which may have the maximum length already.
     temporary = path.with_name(f".{uuid4().hex}.tmp")
     try:
