@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from preprocess.columns import BOX, SPLITS, clean_path
-from preprocess.readers import APPA_REAL_LABELS, Skipped, appa_real_rows
+from preprocess.readers import APPA_REAL_LABELS, Skipped, appa_real_rows, votes_of
 from preprocess.repeats import describe_repeats
 from utils.files import is_current
 from utils.tables import read_columns, table_format
@@ -119,13 +119,13 @@ def _is_list(path):
 
 
 def warn_of_stale_lists(sources):
-    """Warn if a list is newer than the aligned list made from it; sources: list of Source."""
+    """Warn if an aligned list was made from another list; sources: list of Source."""
     for source in sources:
         for split in SPLITS:
             path, aligned = source.file(split), source.file(f"{split}_align")
             if path.is_file() and aligned.is_file() and not is_current(aligned, path):
-                warnings.warn(f"{path} is newer than the list that was aligned from it; if its "
-                              "faces changed, start "
+                warnings.warn(f"{path} has changed since it was aligned, so its new faces or ages "
+                              "are not used; start "
                               f"{_align_command(source.list_dir, source.dataset)}", stacklevel=2)
 
 
@@ -354,17 +354,9 @@ def parse_votes(text, age_bins):
         ValueError: a pair is malformed, or a weight is negative.
     """
     histogram = np.zeros(len(age_bins), np.float32)
-    for pair in text.split():
-        try:
-            age, weight = (float(number) for number in pair.split(":"))
-        except ValueError as error:
-            raise ValueError(f"'{pair}' in votes '{text}' is not age:weight") from error
-        if not (np.isfinite(age) and np.isfinite(weight)):
-            raise ValueError(f"'{pair}' in votes '{text}' is not finite")
+    for age, weight in votes_of(text):
         position = np.clip(round(age) - age_bins[0], 0, len(age_bins) - 1)
         histogram[position] += weight
-    if (histogram < 0).any():
-        raise ValueError(f"negative weight in votes '{text}'")
     return histogram
 
 

@@ -625,12 +625,26 @@ def spread_problem(row):
 
 def votes_problem(row):
     """What is wrong with a row's votes, text that may be missing; or None."""
-    votes = _in_one_line(row.get("votes", ""))
-    for pair in votes.split():
-        numbers = [number_of(text) for text in pair.split(":")]
-        if len(numbers) != 2 or None in numbers or numbers[1] < 0:
-            return f"'{pair}' in votes '{votes}' is not age:weight"
+    try:
+        votes_of(row.get("votes", ""))
+    except ValueError as error:
+        return str(error)
     return None
+
+
+def votes_of(text):
+    """[(age, weight), ...] of votes such as '23:3 24:7'.
+
+    Raises:
+        ValueError: a pair is not two finite numbers, or a weight is negative; names the pair.
+    """
+    votes = []
+    for pair in text.split():
+        numbers = tuple(map(number_of, pair.split(":")))
+        if len(numbers) != 2 or None in numbers or numbers[1] < 0:
+            raise ValueError(f"'{pair}' in votes '{_in_one_line(text)}' is not age:weight")
+        votes.append(numbers)
+    return votes
 
 
 def _in_one_line(text):

@@ -471,7 +471,7 @@ def test_a_list_that_was_changed_after_it_was_aligned_warns(tmp_path):
         warnings.simplefilter("error")
         warn_of_stale_lists(sources)
     os.utime(tmp_path / "drawn_train.csv", ns=(changed, changed + 10**9))
-    with pytest.warns(UserWarning, match=r"drawn_train\.csv is newer .*--dataset drawn"):
+    with pytest.warns(UserWarning, match=r"drawn_train\.csv has changed since .*--dataset drawn"):
         warn_of_stale_lists(sources)
 
 
