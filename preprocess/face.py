@@ -100,7 +100,7 @@ def stop_unless_damaged(error, path):
 
     Args:
         error: OSError or MemoryError of load_photo or upright_size.
-        path: of the photo.
+        path: file of the photo, for the message.
     Raises:
         OSError: names the photo and the way out.
     """

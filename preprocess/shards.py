@@ -58,7 +58,7 @@ class Shards:
         """Write the results of a chunk.
 
         Args:
-            number: of the chunk.
+            number: place of the chunk in the list, from 0.
             results: for each row a sequence of fields, see workers.align_rows.
             sizes: for each row the bytes of the photo that the result is about, or None.
         """
@@ -93,7 +93,7 @@ class Shards:
         """Delete these files, and what earlier settings and versions left of the same list.
 
         Each folder is renamed first, so that a process that still reads it finds all of it or
-        nothing: of a folder that is half deleted it would take the missing chunks for undone.
+        nothing. It would take chunks that are deleted already for chunks that are not done yet.
         """
         for folder in self._beside(PARTS):
             old = folder.with_name(f"{folder.name}.old")
