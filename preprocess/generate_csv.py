@@ -83,9 +83,9 @@ def main():
         raise ValueError(f"no usable photo of {args.dataset} in '{data_dir}': {len(skipped)} "
                          f"skipped, most often because: {reasons[0][0] if reasons else 'none'}")
     filled = fill_empty_splits(rows)
+    warn_of_shared_photos(rows)
     if args.train_on_test:
         train_on_test(rows, args.dataset)
-    warn_of_shared_photos(rows)
     refuse_earlier_lists(rows, list_dir, args.dataset)
     write_lists(rows, list_dir, args.dataset)
     protocols = dataset.protocols(rows, data_dir)
