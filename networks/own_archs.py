@@ -4,8 +4,16 @@ from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
-from networks.face_weights import CASIA_MEAN, CASIA_STD, MEAN_BGR, STD_BGR
+from networks.face_weights import (
+    CASIA_MEAN,
+    CASIA_STD,
+    MEAN_BGR,
+    STD_BGR,
+    WEBFACE_MEAN,
+    WEBFACE_STD,
+)
 from networks.inception_resnet_v1 import InceptionResnetV1
+from networks.mobilefacenet import MobileFaceNet
 from networks.thin_vgg import ThinVGG
 
 
@@ -39,5 +47,6 @@ OWN_ARCHS = {
     "thinage": OwnArch(partial(ThinVGG, width=1 / 2), FACE_MEAN, FACE_STD),
     "tinyage": OwnArch(partial(ThinVGG, width=1 / 4), FACE_MEAN, FACE_STD),
     "inception_resnet_v1": OwnArch(InceptionResnetV1, CASIA_MEAN, CASIA_STD),
+    "mobilefacenet": OwnArch(MobileFaceNet, WEBFACE_MEAN, WEBFACE_STD),
     "mobilenetv1": OwnArch(mobilenet_v1, MEAN_BGR, STD_BGR, bgr=True),
 }

