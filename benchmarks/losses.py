@@ -158,6 +158,9 @@ def run_all(args, tables, chosen, workshop):
                         del active[name]
                         finish(job, results, workshop, tables[job.run.table])
                         write_page(tables, results, args.page)
+                        # A search may go on to other learning rates than those expected.
+                        bar.total = bar.n + sum(table.count_epochs(results) for table in chosen) \
+                            - sum(other.epochs_seen for other in active.values())
         finally:
             for job in active.values():
                 job.stop()

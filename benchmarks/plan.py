@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import chain, zip_longest
 from pathlib import Path
 from typing import NamedTuple
 
@@ -91,7 +92,7 @@ class Table:
 
     name: key in rows.yaml.
     baseline: name of the row that the others are compared with.
-    rates: learning rates that are searched; one means no search.
+    rates: learning rates that can be tried, in ascending order; one means no search.
     rotations, seeds: what is repeated.
     groups, rows: {name: Group}, {name: Row}.
     opts: flat KEY VALUE pairs of the command line, for every run; none of varied_keys.
@@ -134,19 +135,43 @@ class Table:
         return Run(self.name, group, row, rotation, seed, rate, (*opts, *self.opts),
                    self.rows[row].aligned)
 
-    def search(self, group, row):
-        """The runs that the learning rate is chosen by, one for each."""
-        return [self.run(group, row, *self.repeats(row)[0], rate) for rate in self.rates]
+    @property
+    def first_rate(self):
+        """The learning rate in the middle, which every search begins with."""
+        return self.rates[len(self.rates) // 2]
+
+    def search(self, group, row, results):
+        """The runs that the learning rate is chosen by, as far as the results tell.
+
+        It begins with first_rate. The best rate so far gets its two neighbours tried, until both
+        are worse. A run that diverged is worse than any other, and of two the larger rate.
+
+        Args:
+            results: {name of a run: record}.
+        Returns:
+            list of Run in the order in which they are tried; those without a result come next.
+        """
+        runs = [self.run(group, row, *self.repeats(row)[0], rate) for rate in self.rates]
+        maes = [results.get(run.name, {}).get("valid_mae", float("inf")) for run in runs]
+        tried = [len(runs) // 2]
+        while True:
+            best = min(tried, key=lambda number: (maes[number], number))
+            new = [number for number in (best - 1, best + 1)
+                   if number in range(len(runs)) and number not in tried]
+            tried += new
+            if not new or any(runs[number].name not in results for number in new):
+                return [runs[number] for number in tried]
 
     def best_rate(self, group, row, results):
         """The learning rate of the smallest MAE on valid so far; None if there is none yet."""
-        found = {run.rate: results[run.name]["valid_mae"] for run in self.search(group, row)
+        found = {run.rate: results[run.name]["valid_mae"]
+                 for run in self.search(group, row, results)
                  if "valid_mae" in results.get(run.name, {})}
         return min(found, key=found.get) if found else None
 
     def is_searched(self, group, row, results):
-        """Whether all learning rates of a row have been tried."""
-        return all(run.name in results for run in self.search(group, row))
+        """Whether the learning rate of a row is known for good."""
+        return all(run.name in results for run in self.search(group, row, results))
 
     def beaten(self, group, row, results):
         """The runs of a row whose learning rate is not the best so far."""
@@ -158,15 +183,15 @@ class Table:
     def to_do(self, results):
         """Yield the runs without a result that can start now, the most telling first.
 
-        All rows are run once, with the first learning rate; then the others are tried; then each
+        All rows are run once, with the first learning rate; then others are tried; then each
         rotation follows, and each seed. A row waits until its learning rate is known.
 
         Args:
             results: {name of a run: record}.
         """
-        searches = [self.search(*cell) for cell in self.cells]
-        yield from (run for runs in zip(*searches, strict=True) for run in runs
-                    if run.name not in results)
+        searches = [self.search(*cell, results) for cell in self.cells]
+        yield from (run for run in chain(*zip_longest(*searches))
+                    if run and run.name not in results)
         for rotation, seed in [(rotation, seed) for seed in self.seeds
                                for rotation in self.rotations][1:]:
             for group, row in self.cells:
@@ -179,19 +204,19 @@ class Table:
     def missing(self, group, row, results):
         """The runs of a row that have no result yet, also those that must wait.
 
-        Until a learning rate has been tried, the first stands for it. If all have diverged, no
-        other runs follow.
+        Until a learning rate has been tried, the first stands for it. The search may turn out to
+        need more than these. If all its runs have diverged, no others follow.
         """
-        runs, rate = self.search(group, row), self.best_rate(group, row, results)
+        runs, rate = self.search(group, row, results), self.best_rate(group, row, results)
         if rate is not None or not self.is_searched(group, row, results):
-            runs += [self.run(group, row, *repeat, rate or self.rates[0])
+            runs += [self.run(group, row, *repeat, rate or self.first_rate)
                      for repeat in self.repeats(row)[1:]]
         return [run for run in runs if run.name not in results]
 
     def count_epochs(self, results):
         """Epochs of all runs that have no result yet."""
-        return sum(self.search(*cell)[0].cfg.TRAIN.EPOCHS * len(self.missing(*cell, results))
-                   for cell in self.cells)
+        return sum(self.search(*cell, results)[0].cfg.TRAIN.EPOCHS
+                   * len(self.missing(*cell, results)) for cell in self.cells)
 
 
 def read_tables(path=ROWS, opts=()):
@@ -208,7 +233,7 @@ def read_tables(path=ROWS, opts=()):
         tree = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
         tables = {name: Table(
             name, entry["baseline"],
-            tuple(map(float, entry["learning_rates"])),  # YAML takes 1e-4 for text
+            tuple(sorted(map(float, entry["learning_rates"]))),  # YAML takes 1e-4 for text
             tuple(entry["rotations"]), tuple(entry["seeds"]),
             {key: Group(**group) for key, group in entry["groups"].items()},
             {key: Row(**row) for key, row in entry["rows"].items()}, tuple(opts))
@@ -231,5 +256,5 @@ def read_tables(path=ROWS, opts=()):
             raise ValueError(f"'{path}': the baseline '{table.baseline}' of '{table.name}' is not "
                              f"one of its rows {', '.join(table.rows)}")
         for cell in table.cells:
-            _ = table.search(*cell)[0].cfg  # refuses unknown keys before anything is trained
+            _ = table.search(*cell, {})[0].cfg  # refuses unknown keys before anything is trained
     return tables

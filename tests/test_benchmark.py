@@ -48,7 +48,7 @@ def valid_mae_of(run):
 
 def test_what_the_runs_differ_in_cannot_be_given_for_all():
     plain, changed = (read_tables(opts=opts)["losses"] for opts in ((), ("MODEL.DROPOUT", "0.5")))
-    assert changed.search(*changed.cells[0])[0].cfg.MODEL.DROPOUT == 0.5
+    assert changed.search(*changed.cells[0], {})[0].cfg.MODEL.DROPOUT == 0.5
     assert plain.varied_keys == {"TRAIN.LR", "TRAIN.SEED", "MODEL.PRETRAINED", "TRAIN.EPOCHS",
                                  "LOSS.NAME"}
     for key, value in (("TRAIN.LR", "0.01"), ("TRAIN.SEED", "5"), ("LOSS.NAME", "sord"),
@@ -63,18 +63,40 @@ def test_all_losses_come_once_before_any_comes_twice():
     while (run := next(table.to_do(results), None)) is not None:
         runs.append(run)
         results[run.name] = {"valid_mae": valid_mae_of(run)}
-    first, other_rates, others = runs[:12], runs[12:36], runs[36:]
+    first, neighbours, beyond, others = runs[:12], runs[12:36], runs[36:40], runs[40:]
     assert [(run.group, run.row) for run in first] == table.cells
-    assert {run.rotation for run in (*first, *other_rates)} == {"rotation0"}
+    assert {run.rotation for run in (*first, *neighbours, *beyond)} == {"rotation0"}
     assert {run.rate for run in first} == {0.001}
-    assert {run.rate for run in other_rates} == {0.0003, 0.003}
+    assert {run.rate for run in neighbours} == {0.0003, 0.003}
+    assert [(run.row, run.rate) for run in beyond] == [("ce", 0.01), ("or_cnn", 0.0001)] * 2
     assert [run.rotation for run in others] == [
         f"rotation{number}" for number in range(1, 5) for _ in table.cells]
     assert {(run.row, run.rate) for run in others} == {
         ("ce", 0.003), ("kl", 0.001), ("kl_l1", 0.001), ("mean_variance", 0.001),
         ("or_cnn", 0.0003), ("sord", 0.001)}
-    assert table.count_epochs({}) == sum(run.cfg.TRAIN.EPOCHS for run in runs)
+    unforeseen = sum(run.cfg.TRAIN.EPOCHS for run in beyond)
+    assert table.count_epochs({}) == sum(run.cfg.TRAIN.EPOCHS for run in runs) - unforeseen
     assert table.count_epochs(results) == 0
+
+
+@pytest.mark.parametrize(("maes", "tried", "best", "is_over"), [
+    ({}, [0.001, 0.0003, 0.003], None, False),
+    ({0.001: 5.0}, [0.001, 0.0003, 0.003], 0.001, False),
+    ({0.001: 5.0, 0.003: 4.0}, [0.001, 0.0003, 0.003], 0.003, False),
+    ({0.001: 5.0, 0.0003: 6.0, 0.003: 5.5}, [0.001, 0.0003, 0.003], 0.001, True),
+    ({0.001: 5.0, 0.0003: 6.0, 0.003: 4.0}, [0.001, 0.0003, 0.003, 0.01], 0.003, False),
+    ({0.001: 5.0, 0.0003: 6.0, 0.003: 4.0, 0.01: None}, [0.001, 0.0003, 0.003, 0.01], 0.003, True),
+    ({0.001: 5.0, 0.0003: 6.0, 0.003: 4.0, 0.01: 3.0, 0.03: 2.0},  # the last that there is
+     [0.001, 0.0003, 0.003, 0.01, 0.03], 0.03, True),
+    ({0.001: None, 0.0003: None, 0.003: None}, [0.001, 0.0003, 0.003, 0.0001], None, False)])
+def test_the_search_goes_on_until_both_neighbours_are_worse(maes, tried, best, is_over):
+    table = read_tables()["losses"]
+    results = {table.run("random", "kl", "rotation0", 0, rate).name:
+               {"error": "diverged"} if mae is None else {"valid_mae": mae}
+               for rate, mae in maes.items()}
+    assert [run.rate for run in table.search("random", "kl", results)] == tried
+    assert table.best_rate("random", "kl", results) == best
+    assert table.is_searched("random", "kl", results) == is_over
 
 
 def test_one_group_can_be_run_alone():
@@ -87,28 +109,31 @@ def test_one_group_can_be_run_alone():
 
 def test_a_row_waits_for_its_learning_rate_and_does_without_one_that_diverged():
     table = read_tables()["losses"]
-    first, second, third = table.search("imagenet", "ce")
-    results = {first.name: {"valid_mae": 5.0}, second.name: {"valid_mae": 4.0}}
-    assert table.best_rate("imagenet", "ce", results) == second.rate
+    first, lower, higher = table.search("imagenet", "ce", {})
+    results = {first.name: {"valid_mae": 5.0}, lower.name: {"valid_mae": 6.0}}
+    assert table.best_rate("imagenet", "ce", results) == first.rate
     assert not any(run.rotation != "rotation0" for run in table.to_do(results))
-    results[third.name] = {"error": "the training has diverged"}
+    results[higher.name] = {"error": "the training has diverged"}
     waiting = [run for run in table.to_do(results) if run.rotation != "rotation0"]
-    assert {(run.row, run.rate) for run in waiting} == {("ce", second.rate)}
+    assert {(run.row, run.rate) for run in waiting} == {("ce", first.rate)}
     assert table.missing("imagenet", "ce", results) == waiting and len(waiting) == 4
-    for run in (first, second):
-        results[run.name] = {"error": "the training has diverged"}
+    results = dict.fromkeys(results, {"error": "the training has diverged"})
+    while not table.is_searched("imagenet", "ce", results):
+        for run in table.search("imagenet", "ce", results):
+            results[run.name] = {"error": "the training has diverged"}
     assert table.missing("imagenet", "ce", results) == []
+    assert min(float(name.rpartition("lr")[2]) for name in results) == table.rates[0]
 
 
 def test_every_row_has_a_config_of_its_own_and_one_budget():
     for table in read_tables().values():
         for group in table.groups:
-            runs = [table.search(group, row)[0] for row in table.rows]
+            runs = [table.search(group, row, {})[0] for row in table.rows]
             assert len({(run.aligned, json.dumps(run.keys)) for run in runs}) == len(runs)
             assert {len(table.repeats(row)) for row in table.rows} <= {1, 3, 5}
     losses = read_tables()["losses"]
     for group in losses.groups:
-        budgets = [{key: value for key, value in losses.search(group, row)[0].keys.items()
+        budgets = [{key: value for key, value in losses.search(group, row, {})[0].keys.items()
                     if not key.startswith("LOSS.")} for row in losses.rows]
         assert budgets == [budgets[0]] * len(losses.rows)
 
@@ -161,7 +186,7 @@ def test_the_page_states_scores_and_paired_differences(tmp_path):
     shifts = {"ce": 2.0, "kl": 0.5, "or_cnn": 3.0, "sord": 2.0}
     for number, rotation in enumerate(("rotation0", "rotation1", "rotation2")):
         for row, shift in shifts.items():
-            rate = min((run.rate for run in table.search("imagenet", row)), key=lambda rate: abs(
+            rate = min(table.rates, key=lambda rate: abs(
                 np.log(rate / {"ce": 0.003, "or_cnn": 0.0003}.get(row, 0.001))))
             add_run(results, table.run("imagenet", row, rotation, 0, rate),
                     predictions_of(shift, first=1000 * number, jitter=0.5 * (row == "sord")))
