@@ -117,7 +117,7 @@ def test_a_row_waits_for_its_learning_rate_and_does_without_one_that_diverged():
     waiting = [run for run in table.to_do(results) if run.rotation != "rotation0"]
     assert {(run.row, run.rate) for run in waiting} == {("ce", first.rate)}
     assert table.missing("imagenet", "ce", results) == waiting and len(waiting) == 4
-    results = dict.fromkeys(results, {"error": "the training has diverged"})
+    results = {name: {"error": "the training has diverged"} for name in results}
     while not table.is_searched("imagenet", "ce", results):
         for run in table.search("imagenet", "ce", results):
             results[run.name] = {"error": "the training has diverged"}
