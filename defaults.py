@@ -7,6 +7,7 @@ or in a recipe (`--cfg configs/NAME.yaml`); test.py and demo.py read it from the
 import contextlib
 import difflib
 import math
+from collections.abc import Mapping
 from pathlib import Path
 
 import yaml
@@ -190,7 +191,7 @@ def override_cfg(cfg, opts, *free):
     merged = cfg.clone()
     merged.defrost()
     _merge_pairs(merged, opts)
-    for key in opts[::2]:
+    for key, _ in _pairs(opts):
         section = key.split(".")[0]
         if not {section, key} & {*free} and value_of(merged, key) != value_of(cfg, key):
             allowed = " and ".join(word if "." in word else f"{word}.*" for word in free)
@@ -200,15 +201,24 @@ def override_cfg(cfg, opts, *free):
 
 
 def _merge_pairs(cfg, opts):
-    if len(opts) % 2:
-        raise ValueError(f"override '{opts[-1]}' has no value; write KEY VALUE pairs, "
-                         "for example TRAIN.LR 0.01")
-    for key, text in zip(opts[::2], opts[1::2], strict=True):
-        value = text
-        if not _is_text(key):  # in a path, YAML would take ' #' for a comment
+    for key, value in _pairs(opts):
+        # In a path, YAML would take ' #' for a comment.
+        if isinstance(value, str) and not _is_text(key):
             with contextlib.suppress(*YAML_ERRORS):
-                value = yaml.safe_load(text)
+                value = yaml.safe_load(value)
         _assign(cfg, key, value)
+
+
+def _pairs(opts):
+    """[(key, value)] of flat KEY VALUE pairs, whose values need not be text."""
+    if isinstance(opts, (str, Mapping)):
+        raise ValueError("expected overrides as a flat list, such as ['TEST.TTA', True]; got "
+                         f"{opts!r}")
+    words = list(opts)
+    if len(words) % 2:
+        raise ValueError(f"override '{words[-1]}' has no value; write KEY VALUE pairs, "
+                         "for example TRAIN.LR 0.01")
+    return list(zip(words[::2], words[1::2], strict=True))
 
 
 def _merge_yaml(cfg, text, name):

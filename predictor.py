@@ -25,7 +25,7 @@ from preprocess import face as geometry
 from preprocess.detector import FaceDetector, cut_face
 from utils.device import device_name
 from utils.download import find_model
-from utils.pipeline import batches, map_ahead, worker_count
+from utils.pipeline import batches, check_threads, map_ahead, worker_count
 
 MIN_FACE = 20  # pixels
 MIN_CONFIDENCE = 0.9  # of the detector; most of what it finds below is not a face
@@ -53,7 +53,8 @@ class AgeEstimator:
             uses PyTorch's own setting.
         any_rotation: find faces that lie on their side or upside down too, see FaceDetector.
     Raises:
-        FileNotFoundError, ValueError, OSError: see device_name, find_model, load_age_network.
+        FileNotFoundError, ValueError, OSError: see device_name, find_model, load_age_network,
+            FaceDetector.
 
     Attributes: `cfg`, `age_bins` (K,) list of years, `device` (its name).
     """
@@ -61,6 +62,8 @@ class AgeEstimator:
     def __init__(self, path=None, device="auto", opts=(), min_face=MIN_FACE, min_face_ratio=0.0,
                  min_confidence=MIN_CONFIDENCE, threads=None, any_rotation=False):
         self.device = device_name(device)
+        if threads is not None:
+            check_threads(threads)
         file = find_model(path, prefer_onnx=self.device == "cpu")
         if device == "auto" and Path(file).suffix.lower() == ONNX:
             self.device = "cpu"
@@ -142,7 +145,7 @@ class AgeEstimator:
             list of Face in the order of the boxes, with these boxes.
         Raises:
             ValueError: boxes or landmarks of another shape or not finite, an empty box, or a box
-                that does not overlap the photo.
+                that does not overlap the photo or is many times larger.
         """
         photo, boxes = as_photo(photo), _as_numbers(boxes, BOXES)
         if boxes.ndim and not len(boxes):
@@ -236,8 +239,8 @@ def as_photo(image):
     """Any kind of image as a PIL.Image, RGB and upright.
 
     Args:
-        image: path, bytes, open binary file, PIL.Image, or array of the shape (H, W), (H, W, 3)
-            or (H, W, 4), uint8 or float in 0..1.
+        image: path, bytes, open binary file, PIL.Image, or array of the shape (H, W), (H, W, 1),
+            (H, W, 3) or (H, W, 4), uint8 or float in 0..1.
     Raises:
         OSError: the file or the bytes, also those behind a PIL.Image, cannot be read, or hold
             values of no known range.
@@ -254,15 +257,25 @@ def as_photo(image):
             else ""
         raise ValueError("expected a path, bytes, an open file, a PIL image or an array, got "
                          f"{type(image).__name__}{hint}")
+    if not all(image.size):  # such as PIL's crop() of an empty box
+        raise ValueError(f"the image is empty: {image.width} x {image.height} pixels")
     return geometry.upright_rgb(image)
 
 
 def _as_uint8(pixels):
     is_float = np.issubdtype(pixels.dtype, np.floating)
-    is_picture = pixels.ndim == 2 or (pixels.ndim == 3 and pixels.shape[2] in (3, 4))
+    is_picture = pixels.ndim == 2 or (pixels.ndim == 3 and pixels.shape[2] in (1, 3, 4))
     if not (is_float or pixels.dtype == np.uint8) or not is_picture or not pixels.size:
-        raise ValueError("expected an (H, W, 3) RGB array, uint8 or float in 0..1, got "
-                         f"{pixels.dtype} of shape {pixels.shape}")
+        hint = ""
+        if pixels.dtype == np.uint16:
+            hint = "; divide 16 bits by 65535"
+        elif pixels.ndim == 3 and pixels.shape[0] in (1, 3, 4) and not is_picture:
+            hint = "; move the colours to the end: array.transpose(1, 2, 0)"
+        raise ValueError("expected an array of the shape (H, W), (H, W, 3) or (H, W, 4), gray, RGB "
+                         f"or RGBA, uint8 or float in 0..1; got {pixels.dtype} of shape "
+                         f"{pixels.shape}{hint}")
+    if pixels.ndim == 3 and pixels.shape[2] == 1:
+        pixels = pixels[:, :, 0]
     if not is_float:
         return pixels
     if not (pixels.min() >= 0 and pixels.max() <= 1):  # NaN is not

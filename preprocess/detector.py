@@ -14,6 +14,7 @@ import warnings
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property
+from numbers import Real
 
 import numpy as np
 from PIL import Image
@@ -94,7 +95,7 @@ class FaceDetector:
 
     def __init__(self, device="cpu", min_face_size=20, min_face_ratio=0.0, threads=None,
                  min_confidence=0.0, any_rotation=False):
-        if min_face_size < 1:
+        if not isinstance(min_face_size, Real) or not min_face_size >= 1:
             raise ValueError(f"min_face_size must be at least 1 pixel, got {min_face_size}")
         if not 0 <= min_face_ratio <= 1:
             raise ValueError(f"min_face_ratio must lie in 0..1, got {min_face_ratio}")

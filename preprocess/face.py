@@ -11,6 +11,7 @@ import hashlib
 import io
 import math
 import struct
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -36,7 +37,11 @@ IMAGE_ENDINGS = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".webp", ".b
 # Errors of the system that are about a path or a file, not about the moment: it is a folder, leads
 # nowhere, or sends PIL to a place before its start.
 DAMAGE = (errno.ENOENT, errno.EISDIR, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.EINVAL)
+MAX_BOX_RATIO = 3  # of a face's box to the photo's longer side
 GRAY_SCALES = (1.0, 255.0, 4095.0, 65535.0)  # largest values of float, 8, 12 and 16 bits
+
+# PIL warns above 89 million pixels, which may be a panorama, and refuses twice as many.
+warnings.simplefilter("ignore", Image.DecompressionBombWarning)
 
 
 def load_photo(source):
@@ -271,6 +276,9 @@ def box_problem(bbox, size=None, names=("x1", "y1", "x2", "y2")):
         return "the box is no larger than a pixel (expected pixels, not shares of the photo)"
     if size and (x1 >= size[0] or y1 >= size[1] or x2 <= 0 or y2 <= 0):
         return f"the box is outside the photo of {size[0]} x {size[1]} pixels"
+    if size and max(x2 - x1, y2 - y1) > MAX_BOX_RATIO * max(size):
+        return (f"the box is more than {MAX_BOX_RATIO} times as large as the photo of {size[0]} x "
+                f"{size[1]} pixels (expected pixels of this photo)")
     return None
 
 

@@ -1,5 +1,6 @@
 """utils/files.py and utils/locks.py: temporary files, walks of folders, who may write."""
 
+import errno
 import os
 import subprocess
 import sys
@@ -7,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from utils import locks
+from utils import locks, pipeline
 from utils.files import files_below, remove_leftovers, replaced
 from utils.locks import one_of_writers, only_writer
 
@@ -74,6 +75,27 @@ def test_a_folder_that_cannot_be_written_to_is_named(small_disk):
     for held in (only_writer(small_disk, "wait"), one_of_writers(small_disk, "a", "wait")):
         with pytest.raises(OSError, match=f"^folder '{small_disk}' cannot be written to"), held:
             pass
+
+
+def test_a_disk_without_locks_is_named(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("fcntl.flock", refuse)  # as a network disk without a lock daemon does
+    with pytest.raises(OSError, match=f"^folder '{tmp_path}' is on a disk that has no file lock"), \
+            only_writer(tmp_path, "wait"):
+        pass
+
+
+def test_a_container_s_quota_limits_the_threads(tmp_path, monkeypatch):
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: range(64))
+    for text, cores in (("200000 100000", 2), ("150000 100000", 2), ("10000 100000", 1),
+                        ("max 100000", 64), ("nonsense", 64)):
+        (tmp_path / "cpu.max").write_text(f"{text}\n")
+        monkeypatch.setattr(pipeline, "CPU_QUOTA", tmp_path / "cpu.max")
+        assert pipeline.available_cores() == cores
+    monkeypatch.setattr(pipeline, "CPU_QUOTA", tmp_path / "none")
+    assert pipeline.available_cores() == 64
 
 
 def test_processes_of_one_work_write_together_and_no_others(tmp_path, monkeypatch):

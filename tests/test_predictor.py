@@ -135,6 +135,9 @@ def test_bytes_open_files_and_floats_give_the_same_faces(estimator):
 @pytest.mark.parametrize(("image", "words"), [
     (np.full((8, 8, 3), 200, np.float32), r"0..1.*200..200; divide by 255"),
     (np.full((8, 8, 3), np.nan), "0..1"), (np.zeros((8, 8, 3), np.int64), "int64"),
+    (np.zeros((8, 8), np.uint16), "uint16 .*; divide 16 bits by 65535"),
+    (np.zeros((3, 8, 8), np.uint8), r"\(3, 8, 8\); move the colours to the end: .*1, 2, 0"),
+    (Image.new("RGB", (0, 10)), "the image is empty: 0 x 10 pixels"),
     (np.zeros((8, 8, 2), np.uint8), "expected"), (np.zeros((0, 8, 3), np.uint8), "expected"),
     ([7], "got int"), (None, r"got NoneType \(OpenCV's imread"), ([None], "got NoneType")])
 def test_what_is_no_image_is_refused(estimator, image, words):
@@ -192,6 +195,7 @@ def test_boxes_of_another_shape_are_refused(estimator, boxes, landmarks):
     ((1, 2, 30, np.nan), "not finite"),
     ((1, 2, np.inf, 40), "not finite"), ((9000, 2, 9090, 90), "outside the photo of 512 x 600"),
     ((1, -90, 80, -5), "outside the photo of 512 x 600"),
+    ((-40000, -40000, 40000, 40000), "more than 3 times as large as the photo of 512 x 600"),
     ((0.1, 0.2, 0.4, 0.5), "expected pixels"), ((1.5, 2, 2.5, 40), "expected pixels")])
 def test_a_box_that_cannot_be_a_face_is_named(estimator, box, problem):
     with pytest.raises(ValueError, match=rf"^box 1 \({box[0]:g} .*\): .*{problem}"):
@@ -208,6 +212,11 @@ def test_landmarks_that_are_not_finite_are_refused(estimator):
 def test_a_single_crop_is_no_list_of_crops(estimator, crop):
     with pytest.raises(ValueError, match="pass a list of crops"):
         estimator.ages_of_crops(crop)
+
+
+def test_an_empty_crop_is_refused(estimator):
+    with pytest.raises(ValueError, match="the image is empty: 0 x 10 pixels"):
+        estimator.ages_of_crops([Image.open(HOPPER).crop((5, 0, 5, 10))])
 
 
 def test_an_array_of_crops_is_several(estimator):
@@ -252,6 +261,12 @@ def test_probability_of_being_old_enough():
 @pytest.mark.parametrize(("words", "message"), [
     ({"device": None}, "unknown device None; choose auto, cpu"),
     ({"device": 0}, "unknown device 0; choose auto, cpu"),
+    ({"threads": "2"}, "threads must be a whole number of at least 1, got '2'"),
+    ({"threads": 0}, "threads must be a whole number of at least 1, got 0"),
+    ({"min_face": float("nan")}, "min_face_size must be at least 1 pixel, got nan"),
+    ({"min_face": None}, "min_face_size must be at least 1 pixel, got None"),
+    ({"opts": {"TEST.TTA": "True"}}, "flat list, such as"),
+    ({"opts": ["TEST.TTA"]}, "override 'TEST.TTA' has no value"),
     ({"path": 7}, "expected a model as a path, a name or an https URL, got int")])
 def test_an_estimator_of_another_kind_of_value_is_refused(words, message):
     with pytest.raises(ValueError, match=message):
@@ -322,6 +337,11 @@ def test_only_test_keys_can_be_overridden(model_path):
         AgeEstimator(model_path, opts=["MODEL.IMG_SIZE", "96"])
     with pytest.raises(ValueError, match="confidence"):
         AgeEstimator(model_path, min_confidence=2)
+
+
+def test_overrides_may_be_python_values(model_path):
+    cfg = AgeEstimator(model_path, opts=("TEST.TTA", True, "TEST.BATCH_SIZE", 16)).cfg
+    assert cfg.TEST.TTA is True and cfg.TEST.BATCH_SIZE == 16
 
 
 # ---- Streams

@@ -133,6 +133,9 @@ def _locked(path, seconds=0):
                 if not tries_left:
                     raise
             except OSError as error:
+                if error.errno in (errno.ENOLCK, errno.EOPNOTSUPP):
+                    raise OSError(f"folder '{path.parent}' is on a disk that has no file locks "
+                                  f"({error.strerror}); choose one on a local disk") from error
                 if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
                     raise
                 raise OSError(f"folder '{path.parent}' cannot be written to ({error.strerror}); "

@@ -1,13 +1,16 @@
 """Long work: sent ahead to a pool, in batches of bounded size, on every core, until a signal."""
 
+import math
 import os
 import signal
 from collections import deque
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 
 # Ctrl-C, a job scheduler, and a terminal that is closed (Windows has no SIGHUP).
 STOP_SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP")
                 if hasattr(signal, name)]
+CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")  # "QUOTA PERIOD" in microseconds, or "max PERIOD"
 
 
 def map_ahead(submit, items, ahead):
@@ -53,8 +56,23 @@ def batches(items, pixels_of, max_pixels, max_count=None):
 
 
 def available_cores():
-    """CPU cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    """CPU cores that this process may use; a container's quota counts as rounded up."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return min(cores, _cores_of_quota() or cores)
+
+
+def _cores_of_quota():
+    """What `docker --cpus` and the like leave to this process, by control group; None for all."""
+    with suppress(OSError, ValueError):  # no Linux, an older kernel, or no quota: "max"
+        quota, period = CPU_QUOTA.read_text(encoding="ascii").split()
+        return max(1, math.ceil(int(quota) / int(period)))
+    return None
+
+
+def check_threads(threads):
+    """Raise a ValueError unless this is a number of threads."""
+    if not isinstance(threads, int) or threads < 1:
+        raise ValueError(f"threads must be a whole number of at least 1, got {threads!r}")
 
 
 def worker_count(asked):
