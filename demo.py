@@ -162,8 +162,8 @@ def list_photos(args):
     """(folder, names in it) of the photos asked for; none of them will be overwritten."""
     if args.img_dir.is_file():
         if args.output_dir is not None and args.img_dir.suffix.lower() not in IMAGE_ENDINGS:
-            raise ValueError(f"'{args.img_dir}' is not one of the images that can be read "
-                             f"({', '.join(IMAGE_ENDINGS)}); a clip is given with --video")
+            raise ValueError(f"'{args.img_dir}' is no image that can be read; a clip is given with "
+                             f"--video, images end in {', '.join(IMAGE_ENDINGS)}")
         folder, names = args.img_dir.parent, [Path(args.img_dir.name)]
     elif args.img_dir.is_dir():
         folder = args.img_dir
@@ -282,7 +282,7 @@ class PhotoSummary:
                 words += f" ({status})"
         if len(self.lines) < MAX_TABLE_ROWS:
             self.lines.append((shortened(name), words))
-        return f"{name}: {words}"
+        return f"{printable(name)}: {words}"
 
     def print(self, seconds, args, missing):
         count = self.read_count + self.unreadable_count
@@ -306,9 +306,14 @@ class PhotoSummary:
 
 
 def shortened(name):
-    """A long file name with its middle left out."""
+    """A file name for a table: a long one with its middle left out."""
     half = (MAX_NAME - 3) // 2
-    return name if len(name) <= MAX_NAME else f"{name[:half]}...{name[-half:]}"
+    return printable(name if len(name) <= MAX_NAME else f"{name[:half]}...{name[-half:]}")
+
+
+def printable(name):
+    """A file name without line breaks and other characters that steer a terminal."""
+    return "".join(letter if letter.isprintable() else "?" for letter in name)
 
 
 # ---- Camera and clip

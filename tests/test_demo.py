@@ -333,7 +333,7 @@ def test_folder_without_a_readable_image(model_path, tmp_path, capsys):
     (["--img_dir", "{samples}", "--output_dir", "{tmp}/o", "--min_face", "0"], "at least 1"),
     (["--img_dir", "{samples}", "--output_dir", "{tmp}/o", "--min_confidence", "7"], "0..1"),
     (["--img_dir", "{tmp}/file", "--output_dir", "{tmp}/o"],
-     "not one of the images that can be read .*; a clip is given with --video"),
+     "is no image that can be read; a clip is given with --video, images end in .jpg"),
     (["--video", "{tmp}/deeper", "--output_dir", "{tmp}/o"], "is a folder; name a clip in it"),
     (["--video", "http://localhost:1/a.mp4", "--output_dir", "{tmp}/o"], "is the address right"),
     (["--img_dir", "{samples}", "--tables_only"], "--output_dir"),
@@ -630,6 +630,26 @@ def test_long_names_are_shortened_in_the_printed_table(model_path, tmp_path, cap
 
 
 # ---- What a folder holds
+
+
+def test_a_name_cannot_steer_the_terminal(model_path, tmp_path, capsys):
+    source = tmp_path / "photos"
+    source.mkdir()
+    for name in ("two\nlines.png", "\x1b[31mred.png"):
+        Image.new("RGB", (64, 64)).save(source / name)
+    (source / "empty\x1b[31m.png").write_text("")
+    assert run(model_path, "--img_dir", source, "--output_dir", tmp_path / "out") == 0
+    printed = "".join(capsys.readouterr())
+    assert "two?lines.png" in printed and "?[31mred.png" in printed and "empty?[31m" in printed
+    assert "\x1b[31m" not in printed and "two\nlines" not in printed
+
+
+def test_a_large_photo_is_read_without_a_warning(model_path, tmp_path):
+    Image.new("1", (12000, 7600)).save(tmp_path / "panorama.png")  # over 89 million pixels
+    ended = subprocess.run(command(model_path, "--img_dir", tmp_path, "--output_dir",
+                                   tmp_path / "out", "--tables_only", "--min_face", "2000"),
+                           cwd=ROOT, capture_output=True, text=True, check=True)
+    assert "panorama.png  no face" in ended.stdout and "Warning" not in ended.stderr
 
 
 def test_links_are_followed_once(tmp_path):
