@@ -1,5 +1,8 @@
 """Faces in batches: which faces form a batch, and who loads it."""
 
+import atexit
+import multiprocessing
+import signal
 import warnings
 
 import torch
@@ -88,17 +91,30 @@ def build_eval_loader(faces, cfg, device, cache_dir=None):
 
 
 def to_device(batch, device):
-    """The batch's tensors on the device."""
-    return {name: values.to(device, non_blocking=True) for name, values in batch.items()}
+    """The batch's tensors on the device.
+
+    Only CUDA's memory is pinned, see build_loader(); from other memory a copy that nobody waits
+    for may read what the next batch has written there.
+    """
+    return {name: values.to(device, non_blocking=device.type == "cuda")
+            for name, values in batch.items()}
 
 
 def _as_it_is(batch):
     return batch
 
 
-def _start_worker(_):
-    import signal
+@atexit.register
+def _end_workers():
+    """End the loaders' processes that an error has left: they ignore what Python ends them with."""
+    workers = [process for process in multiprocessing.active_children() if process.daemon]
+    if workers and hasattr(signal, "SIGCHLD"):
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler would report a fault
+    for process in workers:
+        process.kill()
 
+
+def _start_worker(_):
     import cv2
     cv2.setNumThreads(0)
     for number in STOP_SIGNALS:  # the main process handles them and ends its workers

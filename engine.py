@@ -14,6 +14,8 @@ from losses import expected_age
 from utils import distributed
 from utils.precision import autocast, keep_freed_memory
 
+STEPS_ASKED = 10  # after so many steps on GPUs, all processes are asked whether to stop
+
 
 def train_one_epoch(trainer, loader, progress, should_stop, description):
     """Train on the batches of one epoch.
@@ -39,12 +41,14 @@ def train_one_epoch(trainer, loader, progress, should_stop, description):
     for batch in bar:
         parts, ages = trainer.step(batch)
         parts_seen.append({name: part.sum() for name, part in parts.items()})
-        index.append(batch["index"])
+        index.append(batch["index"].clone())  # else the worker's shared memory stays open
         pred_ages.append(ages)  # stays on the device: copying would wait for the GPU each step
         progress.steps += 1
         if progress.steps % 20 == 0:
             bar.set_postfix(loss=f"{parts['loss'].mean().item():.3f}")
-        if distributed.any_true(should_stop(), trainer.device):
+        # Asking all processes waits for the GPU.
+        is_asked = trainer.device.type != "cuda" or progress.steps % STEPS_ASKED == 0
+        if is_asked and distributed.any_true(should_stop(), trainer.device):
             stopped = progress.steps < bar.total
             break
     bar.close()
@@ -74,9 +78,9 @@ def predict(model, loader, device, tta=False, description="predicting"):
     log_probs, index = [], []
     for batch in tqdm(loader, desc=description, leave=False, unit="batch",
                       disable=None if distributed.is_main() else True):
-        pixels = batch["pixels"].to(device, non_blocking=True)
+        pixels = to_device({"pixels": batch["pixels"]}, device)["pixels"]
         log_probs.append(log_probs_of(model, pixels, tta).cpu())
-        index.append(batch["index"])
+        index.append(batch["index"].clone())  # else the worker's shared memory stays open
     rows = distributed.concatenate(torch.cat(log_probs))
     ordered = torch.empty_like(rows)
     ordered[distributed.concatenate(torch.cat(index))] = rows
@@ -177,12 +181,16 @@ class Trainer:
     def step(self, batch):
         """Train on one batch.
 
+        Args:
+            batch: dict of (B, ...) tensors, see dataset.FaceDataset.batch().
         Returns:
             parts: dict of (B,) loss values, and pred_ages (B,), both detached.
+        Raises:
+            ValueError: batch normalisation sees a single value, of one face.
         """
         batch = to_device(batch, self.device)
         with autocast(self.device, self.amp):
-            logits = self.model(batch["pixels"])
+            logits = self._logits(batch["pixels"])
             if self.teachers is not None:
                 batch["teacher"] = self.teachers(batch["pixels"])
         parts = self.criterion(logits, batch)
@@ -201,6 +209,16 @@ class Trainer:
         with torch.no_grad():
             return ({name: part.detach() for name, part in parts.items()},
                     expected_age(logits, self.age_bins))
+
+    def _logits(self, pixels):
+        try:
+            return self.model(pixels)
+        except ValueError as error:
+            if "more than 1 value per channel" not in str(error):
+                raise
+            raise ValueError("a batch of one face is too small for the batch normalisation of this "
+                             "network: TRAIN.BATCH_SIZE must give each process two faces, or "
+                             "MODEL.IMG_SIZE be larger") from error
 
     def evaluated_model(self):
         """The model that is validated and saved: the averaged one if TRAIN.EMA_DECAY is on."""

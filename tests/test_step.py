@@ -7,11 +7,16 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import pandas as pd
 import pytest
 import torch
+from faces import TINY
 
+import engine
+from batches import build_eval_loader
 from defaults import load_cfg
 from engine import Trainer
+from lists import Source, read_faces
 from losses import build_criterion, kl_divergence
 from model import build_model
 from training import build, optim
@@ -78,6 +83,44 @@ def test_the_backbone_learns_at_its_share_of_the_rate(opt):
         assert decay == (0 if opt == "adamw" and parameter.ndim == 1 else 0.05)
 
 
+# ---- Memory of the loaders' workers
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="open files are counted on Linux")
+def test_no_batch_leaves_a_file_of_its_worker_open(folder):
+    cfg = load_cfg(opts=[*TINY, "TRAIN.BATCH_SIZE", "2", "TEST.BATCH_SIZE", "2", "DATA.CACHE",
+                         "False", "TRAIN.WORKERS", "1", "TEST.WORKERS", "1"])
+    faces = pd.concat([read_faces(Source(folder, "drawn", folder), "train", cfg)] * 10,
+                      ignore_index=True)
+    loaders = [build.build_train_loader(faces, cfg, CPU), build_eval_loader(faces, cfg, CPU)]
+    trainer = build.build_trainer(cfg, CPU, build.build_network(cfg, CPU), loaders[0])
+    counts = []  # of open files, at each batch
+    trainer.model.register_forward_pre_hook(
+        lambda *_: counts.append(sum(1 for _ in Path("/proc/self/fd").iterdir())))
+    engine.train_one_epoch(trainer, loaders[0], engine.EpochProgress(), lambda: False, "")
+    engine.predict(trainer.model, loaders[1], CPU)
+    assert len(counts) == 80
+    for loop in (counts[:40], counts[40:]):
+        assert loop[-1] - loop[10] < 10
+
+
+def test_an_error_that_holds_a_loader_ends_the_process(folder):
+    program = f"""
+import torch
+from batches import build_eval_loader
+from defaults import load_cfg
+from lists import Source, read_faces
+cfg = load_cfg(opts={[*TINY, "TEST.WORKERS", "1", "TEST.BATCH_SIZE", "1", "DATA.CACHE", "False"]})
+faces = read_faces(Source({str(folder)!r}, "drawn", {str(folder)!r}), "train", cfg)
+held = iter(build_eval_loader(faces, cfg, torch.device("cpu")))
+next(held)
+raise RuntimeError("a fault")
+"""
+    ended = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True,
+                           text=True, timeout=60)
+    assert ended.returncode == 1 and ended.stderr.endswith("RuntimeError: a fault\n")
+
+
 # ---- Precision
 
 
@@ -94,7 +137,7 @@ def choose(amp="auto", device=CPU, deterministic=False):
 
     before = {name: value.clone() for name, value in layer.state_dict().items()}
     state = torch.get_rng_state()
-    chosen = build.choose_amp(amp, deterministic, device, layer, criterion, batch)
+    chosen = build.choose_amp(amp, deterministic, device, layer, criterion, lambda: batch)
     assert torch.equal(torch.get_rng_state(), state)
     assert all(torch.equal(value, before[name]) for name, value in layer.state_dict().items())
     assert all(parameter.grad is None for parameter in layer.parameters())
@@ -115,6 +158,10 @@ def test_what_must_repeat_does_not_ask_the_clock():
 def test_a_gpu_that_only_emulates_bf16_gets_fp16(monkeypatch, capability, amp):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
     assert choose(device=torch.device("cuda")) == (amp, [])
+
+
+def test_a_device_that_a_clock_cannot_time_gets_no_mixed_precision():
+    assert choose(device=torch.device("mps")) == ("off", [])
 
 
 @pytest.mark.parametrize("faster", ["off", "bf16"])
