@@ -284,6 +284,19 @@ def test_an_epoch_is_not_continued_over_other_faces(folder, tmp_path):
     assert "best model so far" not in train(other, tmp_path / "run", *words).stdout
 
 
+def test_going_back_to_an_earlier_epoch_keeps_where_the_run_stood(folder, tmp_path):
+    run = tmp_path / "run"
+    train(folder, run, *TINY, "TRAIN.EPOCHS", "3")
+    kept = {name: (run / name).read_bytes() for name in ("last.pth", "best.pth", "log.jsonl")}
+    first = next(run.glob("epoch001_*.pth"))
+    done = train(folder, run, "--resume", first, "TRAIN.EPOCHS", "2")
+    assert f"last.pth was further than {first}, with 3 epochs done; it is kept in " in done.stdout
+    assert {name: (run / "earlier-1" / name).read_bytes() for name in kept} == kept
+    assert load_checkpoint(run / "last.pth")["epochs_done"] == 2
+    train(folder, run, "--resume", run / "last.pth", "TRAIN.EPOCHS", "3")  # not further back
+    assert not (run / "earlier-2").exists()
+
+
 def test_the_log_forgets_epochs_that_were_gone_back_before(folder, tmp_path):
     run = tmp_path / "run"
     train(folder, run, *TINY, "TRAIN.EPOCHS", "3")

@@ -67,13 +67,13 @@ def build_trainer(cfg, device, model, loader, teachers=None, resumed=None):
         age_weights = rare_age_weights(age_share(cfg, data.labels, bins.cpu()),
                                        cfg.LOSS.RARE_AGE_POWER, 1 / len(data))
     criterion = build_criterion(cfg, bins, age_weights)
-    batch = data.batch(next(iter(loader.batch_sampler)))
-    if resumed is not None and resumed.get("device", device.type) == device.type and \
+    if device.type == "cpu" and resumed is not None and resumed.get("device", "cpu") == "cpu" and \
             parse_cfg(resumed["cfg"]).TRAIN.AMP == cfg.TRAIN.AMP:
-        amp = resumed["amp"]
+        amp = resumed["amp"]  # it was timed
     else:
         amp = distributed.from_main(choose_amp(
-            cfg.TRAIN.AMP, cfg.TRAIN.DETERMINISTIC, device, model, criterion, batch, teachers))
+            cfg.TRAIN.AMP, cfg.TRAIN.DETERMINISTIC, device, model, criterion,
+            lambda: data.batch(next(iter(loader.batch_sampler))), teachers))
     model = arranged(model, amp)
     optimizer = build_optimizer(model, cfg)
     steps_per_epoch = len(loader.batch_sampler)
@@ -96,17 +96,17 @@ def build_trainer(cfg, device, model, loader, teachers=None, resumed=None):
     return trainer
 
 
-def choose_amp(amp, deterministic, device, model, criterion, batch, teachers=None):
+def choose_amp(amp, deterministic, device, model, criterion, draw_batch, teachers=None):
     """Resolve TRAIN.AMP auto.
 
-    A GPU that has bf16 (NVIDIA's from Ampere on) gets it, another one fp16. On a CPU a few steps
-    are timed both ways, since the gain of bf16 depends on the network and the CPU.
+    A GPU that has bf16 (NVIDIA's from Ampere on) gets it, another one fp16, and Apple's off. On a
+    CPU a few steps are timed both ways, since the gain of bf16 depends on the network and the CPU.
 
     Args:
         amp: auto | bf16 | fp16 | off.
         deterministic: True if the choice must not depend on a clock; a CPU then gets off.
         device, model, criterion: what the run uses; model and random state do not change.
-        batch: a training batch.
+        draw_batch: function () -> a training batch, called if steps are timed.
         teachers: ModelTeachers, or None.
     Returns:
         bf16 | fp16 | off.
@@ -116,8 +116,9 @@ def choose_amp(amp, deterministic, device, model, criterion, batch, teachers=Non
     if device.type == "cuda":
         # Not is_bf16_supported(): it is also True on GPUs that emulate bf16, slowly or in part.
         return "bf16" if torch.cuda.get_device_capability(device) >= (8, 0) else "fp16"
-    if deterministic:
+    if deterministic or device.type != "cpu":
         return "off"
+    batch = draw_batch()
     with torch.random.fork_rng(devices=[]):
         seconds = {name: seconds_per_step(name, device, model, criterion, batch, teachers)
                    for name in ("off", "bf16")}

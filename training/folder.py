@@ -17,7 +17,8 @@ class RunFolder:
     best.pth    the best epoch by validation
     epochNNN_LOSS_METRIC.pth    every epoch that improved a validation metric
     config.yaml, log.jsonl      the config; one line of figures an epoch
-    earlier-N/  the files of a run that used this folder before
+    earlier-N/  the files of a run that used this folder before, or where this run stood before it
+                went on from an earlier epoch
 
     Args:
         path: where the folder lies.
@@ -52,14 +53,38 @@ class RunFolder:
                  for path in self.path.glob(pattern)]
         if not files:
             return
+        earlier = self._new_earlier()
+        for path in files:
+            path.rename(earlier / path.name)
+        print(f"{self.path}/ held an earlier run; its files are now in {earlier}/")
+
+    def keep_further_state(self, resumed, checkpoint):
+        """Copy where the run stood to earlier-N, if it goes on from an earlier checkpoint.
+
+        Args:
+            resumed: Path of the checkpoint in this folder that the run goes on from.
+            checkpoint: its dict.
+        """
+        if not self.last.is_file() or self.last.samefile(resumed):
+            return
+        last = load_checkpoint(self.last)
+        if _steps_done(last) <= _steps_done(checkpoint):
+            return
+        earlier = self._new_earlier()
+        for path in (self.last, self.best, self.path / "log.jsonl"):
+            if path.is_file():
+                shutil.copyfile(path, earlier / path.name)
+        print(f"{self.last} was further than {resumed}, with {last['epochs_done']} epochs done; it "
+              f"is kept in {earlier}/")
+
+    def _new_earlier(self):
+        """A new folder earlier-N."""
         number = 1
         while (self.path / f"earlier-{number}").exists():
             number += 1
         earlier = self.path / f"earlier-{number}"
         earlier.mkdir()
-        for path in files:
-            path.rename(earlier / path.name)
-        print(f"{self.path}/ held an earlier run; its files are now in {earlier}/")
+        return earlier
 
     def save(self, checkpoint, kept_as=None, is_best=False):
         """Write last.pth.
@@ -107,6 +132,11 @@ class RunFolder:
                     _copy(candidate, self.best)
                 return True
         return False
+
+
+def _steps_done(checkpoint):
+    """(whole epochs, batches of the next one)."""
+    return checkpoint["epochs_done"], (checkpoint["progress"] or {"steps": 0})["steps"]
 
 
 def _copy(source, target):

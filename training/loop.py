@@ -14,7 +14,15 @@ import torch
 
 from batches import build_eval_loader
 from checkpoint import load_checkpoint
-from defaults import FREE_OF_RESUME, known_keys, load_cfg, override_cfg, parse_cfg, value_of
+from defaults import (
+    FREE_OF_RESUME,
+    OF_MACHINE,
+    known_keys,
+    load_cfg,
+    override_cfg,
+    parse_cfg,
+    value_of,
+)
 from engine import train_one_epoch
 from evaluation.predict import predict_split
 from lists import SPLITS, read_sources, splits_of, warn_of_stale_lists
@@ -30,8 +38,7 @@ from utils.pipeline import stop_on_interrupt
 PROTOCOL_SCORES = {"interval_accuracy": "in the right interval, %",
                    "interval_distance": "distance to the interval, years", "mae": "test mae"}
 # May change when a command over several protocols is started again. The teachers' files may not.
-FREE_OF_RESTART = ("TRAIN.EPOCHS", "TRAIN.WORKERS", "TRAIN.SAVE_MINUTES", "TEST.WORKERS",
-                   "TEST.BATCH_SIZE", "DATA.CACHE", "LOSS.TEACHER")
+FREE_OF_RESTART = (*OF_MACHINE, "TRAIN.EPOCHS", "LOSS.TEACHER")
 
 
 def train(job, cfg):
@@ -66,7 +73,7 @@ def _prepare(job, cfg):
     if resumed is not None:
         _check_can_continue(job, cfg, resumed)
         _check_same_teachers(job, cfg, resumed, digests)
-    _fix_seeds(cfg)
+    fix_seeds(cfg)
     faces = {split: _read_list(job, cfg, split, job.protocol) for split in ("train", "valid")}
     if distributed.is_main():
         warn_of_stale_lists(job.sources)
@@ -150,14 +157,20 @@ def read_config(recipe, resume, opts):
     """
     if not resume:
         return load_cfg(recipe, opts)
-    resumed = distributed.call_in_main(partial(load_checkpoint, resume))
+    text, has_state = distributed.call_in_main(partial(_cfg_of_run, resume))
     if recipe:
         raise ValueError("--cfg: the config of a resumed run comes from its checkpoint; override "
                          "single keys with TRAIN.KEY VALUE")
-    if "optimizer" not in resumed:
+    if not has_state:
         raise ValueError(f"--resume {resume}: the file contains weights without the state of a "
                          f"run; start a new run from it with MODEL.PRETRAINED {resume}")
-    return override_cfg(parse_cfg(resumed["cfg"]), opts, "TRAIN", "TEST", *FREE_OF_RESUME)
+    return override_cfg(parse_cfg(text), opts, "TRAIN", "TEST", *FREE_OF_RESUME)
+
+
+def _cfg_of_run(path):
+    """(config as YAML, whether it has the state of a run) of a checkpoint."""
+    checkpoint = load_checkpoint(path)
+    return checkpoint["cfg"], "optimizer" in checkpoint
 
 
 def _check_can_continue(job, cfg, resumed):
@@ -252,7 +265,8 @@ def warn_of_shared_photos(faces):
                       "show how well the network does on other photos", stacklevel=2)
 
 
-def _fix_seeds(cfg):
+def fix_seeds(cfg):
+    """Seed every source of random numbers, and set cuDNN, as a config asks for."""
     random.seed(cfg.TRAIN.SEED)
     np.random.seed(cfg.TRAIN.SEED)  # noqa: NPY002 (libraries draw from it)
     torch.manual_seed(cfg.TRAIN.SEED + distributed.rank())

@@ -21,9 +21,9 @@ from PIL import Image
 from tqdm import tqdm
 
 from crop_cache import default_cache_dir
-from dataset import FaceCrops, check_photos, warn_of_ignored_rotations
+from dataset import FaceCrops, check_photos, crop_frame, warn_of_ignored_rotations
 from defaults import load_cfg
-from lists import OPTIONAL, PLACE, pair_folders, read_faces, splits_of
+from lists import OPTIONAL, PLACE, list_file, pair_folders, read_faces, splits_of
 from preprocess.boxes import find_boxes
 from preprocess.columns import BOX
 from utils.cli import HelpFormatter, add_data_flags, count_text, run_main
@@ -72,6 +72,8 @@ def pack_dataset(source, cfg, args):
                                          args.cache_dir or default_cache_dir())
         if note:
             print(note)
+    if not tables:
+        list_file(source, "train")  # says what there is
     together = pd.concat(tables, ignore_index=True)
     warn_of_ignored_rotations(together)  # the packed pictures show no trace of it
     together["picture"] = picture_names(together)
@@ -132,8 +134,7 @@ def pack(faces, pictures, cfg, folder, quality):
         ValueError: photos that cannot be read, boxes outside of them; a file would replace a photo.
         OSError: the folder cannot be written to.
     """
-    size, border = cfg.MODEL.IMG_SIZE, _border(cfg)
-    crops = FaceCrops(faces, border / size, size + 2 * border)
+    crops = FaceCrops(faces, *crop_frame(cfg, cfg.DATA.CONTEXT))
     check_photos(crops)
     refuse_overwriting([Path(folder, name) for name in pictures],
                        [crops.path(index) for index in range(len(crops))], "OUT")
@@ -146,17 +147,13 @@ def pack(faces, pictures, cfg, folder, quality):
 
 def write_list(faces, cfg, path):
     """Write the aligned list of packed faces: nothing to turn, the box in the middle."""
-    size, border = cfg.MODEL.IMG_SIZE, _border(cfg)
-    box = (border, border, border + size, border + size)
+    _, side = crop_frame(cfg, cfg.DATA.CONTEXT)
+    border = (side - cfg.MODEL.IMG_SIZE) // 2
+    box = (border, border, side - border, side - border)
     table = faces[["photo", "age"]].assign(deg=0.0, **dict(zip(BOX, box, strict=True)))
     known = [name for name in OPTIONAL if faces[name].notna().any()]
     with replaced(path) as temporary:
         table.join(faces[known]).to_csv(temporary, index=False)
-
-
-def _border(cfg):
-    """Pixels on each side of the face, as in dataset.FaceDataset."""
-    return round(cfg.MODEL.IMG_SIZE * cfg.DATA.CONTEXT)
 
 
 class _PackedFaces(torch.utils.data.Dataset):

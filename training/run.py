@@ -111,7 +111,7 @@ class Run:
             setattr(self, key, checkpoint[key])
         self.name = checkpoint["run_name"]
         if checkpoint["progress"] is not None:
-            if checkpoint.get("faces", self.faces_digest()) != self.faces_digest():
+            if checkpoint.get("faces", self.faces_digest) != self.faces_digest:
                 raise ValueError(f"{path} was saved in the middle of an epoch, and the training "
                                  "list has changed since; restore the list, or resume an "
                                  "epochNNN_*.pth")
@@ -120,11 +120,14 @@ class Run:
             return
         if path.resolve().parent != self.files.path.resolve():
             self.files.set_aside_earlier_run()
+        else:
+            self.files.keep_further_state(path, checkpoint)
         if self.best and not self.files.restore_best(self.name, self.best["epoch"], path):
             print(f"best.pth of epoch {self.best['epoch']} is not in the folder of {path}, so the "
                   "next epoch becomes the best")
             self.best = {}
 
+    @cached_property
     def faces_digest(self):
         """Hash of which faces are trained on, and in which order the list has them."""
         faces = self.loaders["train"].dataset.faces
@@ -282,6 +285,13 @@ class Run:
             is_improved: keep it as the checkpoint of this epoch too.
             is_best: keep it as best.pth too.
         """
+        state = self.trainer.state_dict()
+        self.saved_at = time.monotonic()
+        if not distributed.is_main():
+            return
+        if not self.trainer.is_finite():
+            print("\nthe weights are not finite numbers any more: last.pth is left as it was")
+            return
         checkpoint = {
             "cfg": self.cfg.dump(), "commit": self.commit, "run_name": self.name,
             "epochs_done": self.epochs_done, "progress": progress, "amp": self.trainer.amp,
@@ -289,14 +299,7 @@ class Run:
             "best": self.best, "best_ca": self.best_ca, "metrics": self.metrics,
             "datasets": [source.dataset for source in self.job.sources],
             "protocol": self.job.protocol, "age_share": self.age_share,
-            "faces": self.faces_digest(), "teachers": self.teachers,
-            **self.trainer.state_dict()}
-        self.saved_at = time.monotonic()
-        if not distributed.is_main():
-            return
-        if not self.trainer.is_finite():
-            print("\nthe weights are not finite numbers any more: last.pth is left as it was")
-            return
+            "faces": self.faces_digest, "teachers": self.teachers, **state}
         kept_as = f"epoch{self.epochs_done:03d}_{self.metrics['loss']:.4f}_" \
             f"{self.metrics[self.metric]:.4f}.pth" if is_improved else None
         self.files.save(checkpoint, kept_as, is_best)

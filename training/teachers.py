@@ -89,7 +89,8 @@ class ModelTeachers(nn.Module):
         cfg: the student's config.
     Raises:
         FileNotFoundError: no such file.
-        ValueError: a file is no checkpoint, or its network takes other faces or tells other ages.
+        ValueError: a file is not a checkpoint, or its network takes other faces or predicts other
+            ages.
     """
 
     def __init__(self, paths, cfg):
@@ -110,7 +111,7 @@ def _teacher_network(path, cfg):
     model, own = restore_model(checkpoint)
     bins, wanted = age_bins(own), age_bins(cfg)
     if not bins[0] <= wanted[0] <= wanted[-1] <= bins[-1]:
-        raise ValueError(f"LOSS.TEACHER '{path}' tells the ages {bins[0]} to {bins[-1]}, not "
+        raise ValueError(f"LOSS.TEACHER '{path}' predicts the ages {bins[0]} to {bins[-1]}, not "
                          f"{wanted[0]} to {wanted[-1]}; choose another teacher, or set "
                          "DATA.AGE_MIN and DATA.AGE_MAX")
     for key in ("MODEL.IMG_SIZE", "DATA.MARGIN", "DATA.AGE_MIN", "DATA.AGE_MAX"):
