@@ -8,7 +8,7 @@ Keys of a checkpoint:
     commit           of the code that trained it
     epochs_done, best {metric, value, epoch}, metrics {name: value of the last validation}
                      how long it was trained, and how good it is
-    datasets [name]  what it was trained on; absent in a mean with a run that does not tell
+    datasets [name]  what it was trained on; absent if a run of a mean does not have it
     age_share        (K,) share of each age among the training faces; absent before it was kept
     temperature      [T at the first age, T at the last] of the calibration, or one number for
                      both; absent before `test.py --calibrate`
@@ -115,7 +115,7 @@ def load_checkpoint(path):
 
 
 def _check_archive(path):
-    """Refuse a checkpoint of which bytes have changed, by the checksums that its archive has."""
+    """Refuse a checkpoint whose bytes have changed, by the checksums that its archive has."""
     if not zipfile.is_zipfile(path):
         return  # torch.load says what it is
     try:

@@ -68,9 +68,7 @@ class FaceDataset(Dataset):
         self.faces, self.note = find_boxes(faces, cache_dir)
         # A training crop has a border at the same scale, so that rotated crops show real pixels.
         self.context = cfg.DATA.CONTEXT if train and cfg.AUG.STRENGTH > 0 else 0
-        border = round(self.size * self.context)
-        margin = cfg.DATA.MARGIN + (1 + 2 * cfg.DATA.MARGIN) * border / self.size
-        self.crops = FaceCrops(self.faces, margin, self.size + 2 * border)
+        self.crops = FaceCrops(self.faces, *crop_frame(cfg, self.context))
         warn_of_ignored_rotations(self.faces)
         if cfg.DATA.MARGIN > 0:
             warn_of_narrow_photos(self.faces, cfg.DATA.MARGIN)
@@ -109,6 +107,21 @@ class FaceDataset(Dataset):
             return crop
         rng = np.random.default_rng((self.cfg.TRAIN.SEED, epoch, index))
         return augment(crop, self.size, rng, self.cfg.AUG)
+
+
+def crop_frame(cfg, context):
+    """How a face is cut out with a border around what the network sees.
+
+    Args:
+        cfg: MODEL.IMG_SIZE and DATA.MARGIN are read.
+        context: the border on each side, as a share of the network's input.
+    Returns:
+        margin: share of the face's box that is added on each side.
+        side: pixels of the square crop.
+    """
+    size, margin = cfg.MODEL.IMG_SIZE, cfg.DATA.MARGIN
+    border = round(size * context)
+    return margin + (1 + 2 * margin) * border / size, size + 2 * border
 
 
 class FaceCrops(Dataset):

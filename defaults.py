@@ -28,7 +28,7 @@ _C.DATA.AGE_MIN = 0  # years, first age bin
 _C.DATA.AGE_MAX = 100  # years, last age bin; the head has AGE_MAX - AGE_MIN + 1 outputs
 _C.DATA.MARGIN = 0.0  # share of the face box added on each side before the crop
 _C.DATA.APPA_REAL_LABEL = "apparent"  # which age of a raw APPA-REAL folder is learned
-_C.DATA.EXCLUDE = ""  # CSV with photo names in its first column, which are left out; or none
+_C.DATA.EXCLUDE = ""  # CSV with photo names in its first column, which are left out; "" for none
 _C.DATA.CACHE = True  # keep the resized crops in a memory-mapped file
 # Border around each cached crop, as a share of its side, so that rotated crops show real pixels.
 _C.DATA.CONTEXT = 0.1
@@ -102,6 +102,7 @@ CHOICES = {
 }
 
 MAX_BINS, MAX_SIZE = 10_000, 4_096  # a typing error must not fill the memory
+MAX_SEED = 2 ** 32 - 1  # of NumPy
 POSITIVE = ("be positive", lambda value: value > 0)
 NOT_NEGATIVE = ("not be negative", lambda value: value >= 0)
 SHARE = ("lie in 0..1", lambda value: 0 <= value <= 1)
@@ -109,7 +110,7 @@ RANGES = {
     "MODEL.IMG_SIZE": (f"lie in 1..{MAX_SIZE}", lambda value: 1 <= value <= MAX_SIZE),
     "MODEL.DROPOUT": SHARE, "MODEL.DROP_PATH": SHARE,
     "DATA.MARGIN": ("exceed -0.5, which leaves nothing of the box", lambda value: value > -0.5),
-    "DATA.CONTEXT": SHARE,
+    "DATA.CONTEXT": SHARE, "DATA.AGE_MIN": NOT_NEGATIVE,
     "AUG.STRENGTH": NOT_NEGATIVE, "AUG.FLIP": SHARE, "AUG.ROTATION": NOT_NEGATIVE,
     "AUG.CROP_AREA": ("lie above 0 and up to 1", lambda value: 0 < value <= 1),
     "AUG.STRETCH": SHARE, "AUG.SHIFT": SHARE, "AUG.BRIGHTNESS": SHARE, "AUG.CONTRAST": SHARE,
@@ -124,7 +125,8 @@ RANGES = {
     "TRAIN.WARMUP_EPOCHS": NOT_NEGATIVE, "TRAIN.MOMENTUM": NOT_NEGATIVE,
     "TRAIN.WEIGHT_DECAY": NOT_NEGATIVE, "TRAIN.BATCH_SIZE": POSITIVE, "TRAIN.EPOCHS": POSITIVE,
     "TRAIN.AGE_STDDEV": POSITIVE, "TRAIN.CLIP_NORM": NOT_NEGATIVE, "TRAIN.EMA_DECAY": SHARE,
-    "TRAIN.SAVE_MINUTES": NOT_NEGATIVE, "TRAIN.SEED": NOT_NEGATIVE,
+    "TRAIN.SAVE_MINUTES": NOT_NEGATIVE,
+    "TRAIN.SEED": (f"lie in 0..{MAX_SEED}", lambda value: 0 <= value <= MAX_SEED),
     "TEST.WORKERS": NOT_NEGATIVE, "TEST.BATCH_SIZE": POSITIVE,
 }
 
@@ -132,7 +134,10 @@ RANGES = {
 # RecursionError.
 YAML_ERRORS = (yaml.YAMLError, ValueError, RecursionError)
 
-# May differ from the checkpoint's: they do not affect the network.
+# Of the machine and its disk; they change no result.
+OF_MACHINE = ("TRAIN.WORKERS", "TRAIN.SAVE_MINUTES", "TEST.WORKERS", "TEST.BATCH_SIZE",
+              "DATA.CACHE")
+# May differ from the checkpoint's: they do not affect a trained network.
 FREE_OF_CHECKPOINT = ("DATA.CACHE", "DATA.EXCLUDE")
 # Of a run that is continued; its teachers may lie elsewhere now, but must be the same files.
 FREE_OF_RESUME = (*FREE_OF_CHECKPOINT, "LOSS.TEACHER")

@@ -1,6 +1,7 @@
 """The network: a backbone, its own input normalisation, and a linear head over the age bins.
 
-Every architecture has the same parts: features, global average pooling, dropout, one linear layer.
+Every architecture has the same parts: features, one vector of them for each face (mostly their
+average; VGG, AlexNet and transformers have their own way), dropout, one linear layer.
 First come the network and the functions that build one, then the backbones from libraries. What
 neither library has is in networks/.
 pretrainedmodels and timm take seconds to import: only the functions that need them do it.
@@ -20,10 +21,16 @@ from checkpoint import load_checkpoint
 from defaults import ARCHS, age_bins, parse_cfg
 from losses import ORDINAL, ordinal_log_probs
 from networks.own_archs import OWN_ARCHS
-from pretrained import TIMM_PREFIX, find_source, import_pretrainedmodels, load_pretrained
+from pretrained import (
+    SOURCES,
+    TIMM_PREFIX,
+    find_source,
+    import_pretrainedmodels,
+    load_pretrained,
+)
 from utils.download import find_model
 
-MAX_SIZE = 512  # pixels, the last size that is tried after one that does not work
+MAX_SIZE_TRIED = 512  # pixels, the last one tried after one that does not work
 
 
 class AgeModel(nn.Module):
@@ -135,6 +142,8 @@ def build_model(cfg):
         OSError: the weights cannot be downloaded or read.
     """
     model = _build(cfg)
+    if cfg.MODEL.ARCH.startswith(TIMM_PREFIX):
+        _refuse_cut_patches(model.backbone, cfg)
     start = cfg.MODEL.PRETRAINED
     if find_source(start):
         load_pretrained(start, model.backbone, cfg.MODEL.ARCH, cfg.MODEL.IMG_SIZE)
@@ -196,6 +205,19 @@ def _build(cfg):
                     cfg.MODEL.DROPOUT, cfg.LOSS.NAME in ORDINAL)
 
 
+def _refuse_cut_patches(backbone, cfg):
+    """Refuse a size at which a transformer would not see the right and lower edge of the faces."""
+    from timm.layers import PatchEmbed
+    patches, size = getattr(backbone, "patch_embed", None), cfg.MODEL.IMG_SIZE
+    if not isinstance(patches, PatchEmbed) or patches.dynamic_img_pad or not patches.patch_size:
+        return
+    side = max(patches.patch_size)
+    if size % side:
+        raise ValueError(f"MODEL.IMG_SIZE {size}: MODEL.ARCH '{cfg.MODEL.ARCH}' sees patches of "
+                         f"{side} pixels and would leave out the edge of each face; choose a "
+                         f"multiple, such as {size + side - size % side}")
+
+
 def _check_arch(arch):
     name, known, prefix = arch, ARCHS, ""
     if arch.startswith(TIMM_PREFIX):
@@ -229,9 +251,9 @@ def _size_message(arch, size, error):
 
 
 def _next_size(arch, size):
-    """The smallest larger input size that an architecture takes; None if none up to MAX_SIZE."""
+    """The smallest larger input size that an architecture takes, or None."""
     with torch.device("meta"):  # shapes without numbers: fast
-        for larger in range(size + 1, MAX_SIZE + 1):
+        for larger in range(size + 1, MAX_SIZE_TRIED + 1):
             with suppress(RuntimeError, AssertionError):
                 _count_features(_backbone(arch, larger), larger)
                 return larger
@@ -243,7 +265,9 @@ def _load_start(model, path, cfg):
     try:
         checkpoint = load_checkpoint(find_model(path))
     except FileNotFoundError as error:
-        raise FileNotFoundError(f"MODEL.PRETRAINED: {error}; or choose imagenet or none") from error
+        raise FileNotFoundError(f"MODEL.PRETRAINED '{path}' not found; name a .pth file, an https "
+                                "URL ending in #sha256=HEX, `default`, or one of "
+                                f"{', '.join(SOURCES)} and none") from error
     trained_cfg = parse_cfg(checkpoint["cfg"])
     if trained_cfg.MODEL.ARCH != cfg.MODEL.ARCH:
         raise ValueError(f"MODEL.PRETRAINED '{path}' holds a '{trained_cfg.MODEL.ARCH}', not the "

@@ -75,8 +75,10 @@ def load_pretrained(source, backbone, arch, size):
         if weights is not None:
             copy_weights(weights, getattr(backbone, "network", backbone))
     if weights is None:
+        fitting = [name for name, package in PACKAGES.items() if package.arch == arch]
         raise ValueError(f"MODEL.PRETRAINED {source}: MODEL.ARCH '{arch}' has no such weights; set "
-                         "MODEL.PRETRAINED none or the path of a checkpoint")
+                         f"MODEL.PRETRAINED {', '.join([*fitting, 'none'])} or the path of a "
+                         "checkpoint")
 
 
 @contextmanager

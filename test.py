@@ -49,7 +49,7 @@ def parse_args(argv=None):
                         "any model instead of predicting")
     parser.add_argument("--calibrate", action="store_true",
                         help="fit the temperatures that make the 80 and 90%% intervals true, and "
-                        "store it in the checkpoint")
+                        "store them in the checkpoint")
     add_device_flag(parser)
     return parse_with_overrides(parser, argv, f"TEST.*, {', '.join(FREE_OF_CHECKPOINT)} only, for "
                                 "example TEST.TTA True")

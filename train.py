@@ -89,9 +89,13 @@ def _check_folders(folder, tensorboard):
 def _torchrun_hint():
     import torch
 
-    words = shlex.join(word for word in sys.argv if word != "--multi_gpu")
-    return (f"--multi_gpu: start one process for each of the {torch.cuda.device_count()} GPUs of "
-            f"this machine instead: torchrun --nproc_per_node=N {words}")
+    words, count = shlex.join(word for word in sys.argv if word != "--multi_gpu"), \
+        torch.cuda.device_count()
+    if not count:
+        return ("--multi_gpu: PyTorch sees no GPU on this machine; leave it out, or train in two "
+                f"processes on the CPU: torchrun --nproc_per_node=2 {words}")
+    return (f"--multi_gpu: start one process for each GPU of this machine instead: torchrun "
+            f"--nproc_per_node={count} {words}")
 
 
 if __name__ == "__main__":

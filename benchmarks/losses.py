@@ -197,7 +197,7 @@ def finish(job, results, workshop, table):
     name, error = job.run.name, job.error()
     if error and DIVERGED not in error:
         raise ValueError(f"the run {name} failed: {error} (all of it: {job.log}); start the same "
-                         "command again when that is mended")
+                         "command again once that is fixed")
     if error:
         results.add(name, workshop.record(job) | {"error": error})
         tell(f"{name}: {error}")

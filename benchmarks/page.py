@@ -10,6 +10,7 @@ from benchmarks.plan import BASE
 from benchmarks.results import PER_FACE
 from defaults import load_cfg
 from evaluation.bootstrap import bootstrap_sums, measured, pooled_means
+from utils.cli import count_text
 from utils.files import replaced
 
 SAMPLES = 1000  # of the bootstrap
@@ -255,8 +256,8 @@ def counted_machines(records):
     """{machine and how it was used: [runs, smallest, largest minutes]}."""
     counted = {}
     for record in records:
-        key = (f"{record['machine']}, {record['jobs']} runs side by side, {record['threads']} "
-               f"thread{'s' if record['threads'] > 1 else ''} each")
+        key = (f"{record['machine']}, {count_text(record['jobs'], 'run')} side by side, "
+               f"{count_text(record['threads'], 'thread')} each")
         number, low, high = counted.get(key, (0, np.inf, 0))
         minutes = record["minutes"]
         counted[key] = number + 1, min(low, minutes), max(high, minutes)

@@ -8,12 +8,10 @@ from typing import NamedTuple
 
 import yaml
 
-from defaults import known_keys, load_cfg, value_of
+from defaults import OF_MACHINE, known_keys, load_cfg, value_of
 
 CONFIGS = Path(__file__).parents[1] / "configs" / "benchmark"
 BASE, ROWS = CONFIGS / "base.yaml", CONFIGS / "rows.yaml"
-# Of the machine; they change no result.
-OF_MACHINE = ("TRAIN.WORKERS", "TEST.WORKERS", "TRAIN.SAVE_MINUTES", "DATA.CACHE")
 
 
 class Group(NamedTuple):

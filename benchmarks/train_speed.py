@@ -19,6 +19,7 @@ from batches import to_device
 from defaults import load_cfg
 from lists import pair_folders, read_sources
 from training.build import build_network, build_teachers, build_train_loader, build_trainer
+from training.loop import fix_seeds
 from utils.cli import (
     HelpFormatter,
     add_data_flags,
@@ -43,6 +44,7 @@ def main():
     if not args.data_dir:
         raise ValueError("no --data_dir: name the folder of the photos")
     cfg, device = load_cfg(None, args.opts), choose_device(args.device)
+    fix_seeds(cfg)
     sources = pair_folders(args.data_dir, args.dataset, args.list_dir)
     loader = build_train_loader(read_sources(sources, "train", cfg), cfg, device, args.cache_dir)
     trainer = build_trainer(cfg, device, build_network(cfg, device), loader,

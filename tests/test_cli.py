@@ -11,7 +11,13 @@ import pytest
 import torch
 from faces import TINY, write_dataset
 
-from utils.cli import MEMORY_ADVICE, parse_with_overrides, robust_output, run_main
+from utils.cli import (
+    LOADER_PROBLEM,
+    MEMORY_ADVICE,
+    parse_with_overrides,
+    robust_output,
+    run_main,
+)
 
 ROOT = Path(__file__).parent.parent
 SCRIPTS = [path for folder in ("", "preprocess", "training", "evaluation", "benchmarks")
@@ -98,6 +104,26 @@ def exhaust_gpu():
     raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nSee more")
 
 
+def exhaust_memory_in_torch():
+    torch.empty(1 << 50, dtype=torch.uint8)
+
+
+def exhaust_mps():
+    raise RuntimeError("MPS backend out of memory (MPS allocated: 5.00 GB, max allowed: 5.43 GB).")
+
+
+def lose_a_worker():
+    raise RuntimeError("DataLoader worker (pid 7) exited unexpectedly with exit code 1.")
+
+
+def lose_the_pipe_to_a_worker():
+    raise ConnectionResetError(104, "Connection reset by peer")
+
+
+def open_too_many():
+    raise RuntimeError("received 0 items of ancdata: Too many open files")
+
+
 def raise_in_two_lines():
     raise ValueError("one thing\n  and another")
 
@@ -112,6 +138,11 @@ def raise_nothing():
                      "install -r requirements.txt"),
     (exhaust_memory, "error: not enough memory (of this process)"),
     (exhaust_gpu, f"error: CUDA out of memory; {MEMORY_ADVICE}"),
+    (exhaust_memory_in_torch, f"error: not enough memory; {MEMORY_ADVICE}"),
+    (exhaust_mps, f"error: MPS out of memory; {MEMORY_ADVICE}"),
+    (lose_a_worker, f"error: {LOADER_PROBLEM}"),
+    (lose_the_pipe_to_a_worker, f"error: {LOADER_PROBLEM}"),
+    (open_too_many, f"error: {LOADER_PROBLEM}"),
     (raise_in_two_lines, "error: one thing and another"),
     (raise_nothing, "error: OSError"),
 ])

@@ -306,6 +306,13 @@ def test_size_error_names_the_smallest_that_works(arch, size, works):
     check_one_step(arch, works)
 
 
+@pytest.mark.parametrize("arch", ["vit_tiny_patch16_224", "deit_tiny_patch16_224"])
+def test_a_size_at_which_patches_would_leave_out_an_edge_is_refused(arch):
+    with pytest.raises(ValueError, match=r"MODEL.IMG_SIZE 111: .*patches of 16 .* such as 112$"):
+        build(f"timm/{arch}", "MODEL.IMG_SIZE", "111")
+    build(f"timm/{arch}", "MODEL.IMG_SIZE", "112")
+
+
 # ---- weights -------------------------------------------------------------------------------
 
 def twin_of(arch):
@@ -405,6 +412,10 @@ def test_a_source_of_weights_is_a_function_and_an_entry(monkeypatch):
         torch.testing.assert_close(tensor, weights[name], rtol=0, atol=0)
     with pytest.raises(ValueError, match="MODEL.PRETRAINED ours: .*'thinage' has no such weights"):
         build("thinage", pretrained="ours")
+    with pytest.raises(ValueError, match="set MODEL.PRETRAINED vggface2, none or the path"):
+        build("mobilenetv1", pretrained="ours")
+    with pytest.raises(FileNotFoundError, match=r"'vggface' not found.*vggface2, .*webface600k"):
+        build("mobilenetv1", pretrained="vggface")
 
 
 @pytest.mark.parametrize("arch", ["thinage", "timm"])

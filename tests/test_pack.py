@@ -103,6 +103,12 @@ def test_data_sets_of_one_name_are_not_packed_over_each_other(drawn, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_a_data_set_without_lists_is_named(drawn, tmp_path):
+    done = pack(tmp_path / "out", "--data_dir", drawn, "--dataset", "nosuch")
+    assert done.returncode == 2
+    assert "nosuch_train_align.csv" in done.stderr
+
+
 def test_missing_photo_is_named(drawn, tmp_path):
     (drawn / "drawn_3.png").unlink()
     done = pack(tmp_path / "out", "--data_dir", drawn)

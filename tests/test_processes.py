@@ -16,6 +16,7 @@ from scripts import (
     draw_ages,
     interrupt_after,
     read_log,
+    refusal,
     script,
     start_on_two_machines,
     start_training,
@@ -137,6 +138,14 @@ def test_both_machines_say_that_their_lists_differ(tmp_path):
         _, err = process.communicate(timeout=120)
         assert "error: the valid list of process 1 and of process 0 differ" in err
     assert not run.exists()
+
+
+def test_numbers_of_a_job_system_alone_start_no_training(folder, tmp_path, monkeypatch):
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.delenv("MASTER_ADDR", raising=False)
+    done = train(folder, tmp_path / "run", *TINY, check=False)
+    assert "not by torchrun: start the training with torchrun, or unset them" in refusal(done)
 
 
 @pytest.mark.parametrize(("name", "problem"), [

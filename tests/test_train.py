@@ -192,7 +192,7 @@ def test_a_network_learns_from_models_that_see_what_it_sees(folder, trained, tmp
     for key, value in (("MODEL.IMG_SIZE", "64"), ("DATA.MARGIN", "0.1"), ("DATA.AGE_MAX", "90")):
         assert re.search(rf"60.pth' has {key} \S+, not {value}; let it write a table", refused(
             "LOSS.TEACHER", model, key, value))
-    assert "60.pth' tells the ages 0 to 100, not 0 to 110; choose another teacher" in refused(
+    assert "60.pth' predicts the ages 0 to 100, not 0 to 110; choose another teacher" in refused(
         "LOSS.TEACHER", model, "DATA.AGE_MAX", "110")
     for gone in ("none.pth", "none", "none*.csv"):
         assert f"LOSS.TEACHER '{gone}': no such file or folder; give the path of models" in \
@@ -364,6 +364,11 @@ def test_train_refuses_bad_input_in_one_line(folder, tmp_path, words, named):
     assert not (tmp_path / "run").exists()
 
 
+def test_a_batch_that_is_too_small_for_the_network_is_named(folder, tmp_path):
+    done = train(folder, tmp_path / "run", *TINY, "TRAIN.BATCH_SIZE", "1", check=False)
+    assert "TRAIN.BATCH_SIZE must give each process two faces" in refusal(done)
+
+
 @pytest.mark.parametrize("flag", ["--checkpoint", "--tensorboard"])
 def test_a_folder_that_is_a_file_is_named_before_anything_is_read(folder, tmp_path, flag):
     (tmp_path / "file").touch()
@@ -378,6 +383,7 @@ def test_a_folder_that_is_a_file_is_named_before_anything_is_read(folder, tmp_pa
 
 @pytest.mark.parametrize(("device", "problem"), [
     ("cuda:77", "--device cuda:77: no such device found; use --device cpu"),
+    ("mps:7", "unknown device 'mps:7'; choose auto, cpu, cuda, cuda:N or mps"),
     ("tpu", "unknown device 'tpu'; choose auto, cpu, cuda, cuda:N or mps")])
 def test_a_missing_device_is_named(folder, tmp_path, device, problem):
     done = train(folder, tmp_path / "run", *TINY, "--device", device, check=False)

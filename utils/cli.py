@@ -19,6 +19,9 @@ READER_GONE = (errno.EPIPE, errno.EINVAL, errno.EIO)
 GPU_MEMORY_ERROR = "OutOfMemoryError"  # of PyTorch, by its name: not every script imports PyTorch
 MEMORY_ADVICE = ("choose a smaller TRAIN.BATCH_SIZE (without training: TEST.BATCH_SIZE), a smaller "
                  "MODEL.IMG_SIZE or a smaller network, or use --device cpu")
+LOADER_PROBLEM = ("a process that loads faces was killed, or the limit of open files was reached: "
+                  "give it more memory (in a container also --shm-size=4g), or set TRAIN.WORKERS 0 "
+                  "and TEST.WORKERS 0, which is slower")
 
 
 def run_main(main):
@@ -40,17 +43,31 @@ def run_main(main):
             print(f"error: {_message(error)}", file=sys.stderr)
             sys.exit(2)
         except RuntimeError as error:
-            if type(error).__name__ != GPU_MEMORY_ERROR:
+            if not (known := _resource_problem(error)):
                 raise
-            print(f"error: CUDA out of memory; {MEMORY_ADVICE}", file=sys.stderr)
+            print(f"error: {known}", file=sys.stderr)
             sys.exit(2)
         except KeyboardInterrupt:
             print("\ninterrupted", file=sys.stderr)
             sys.exit(130)
 
 
+def _resource_problem(error):
+    """What a RuntimeError of PyTorch says of memory and processes, with the way out; or None."""
+    message = str(error)
+    if type(error).__name__ == GPU_MEMORY_ERROR or "out of memory" in message:
+        return f"{'MPS' if 'MPS' in message else 'CUDA'} out of memory; {MEMORY_ADVICE}"
+    if "can't allocate memory" in message:
+        return f"not enough memory; {MEMORY_ADVICE}"
+    if "DataLoader worker" in message or "Too many open files" in message:
+        return LOADER_PROBLEM
+    return None
+
+
 def _message(error):
     message = str(error)
+    if isinstance(error, ConnectionError) and error.filename is None:  # to a worker
+        return LOADER_PROBLEM
     if message.startswith("Caught "):  # in a loader's worker: torch adds its traceback
         return message.strip().splitlines()[-1].split(": ", 1)[-1]
     if isinstance(error, MemoryError):

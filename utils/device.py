@@ -5,7 +5,7 @@ import importlib.util
 import re
 from pathlib import Path
 
-DEVICE = re.compile(r"cpu|(cuda|mps)(:\d+)?")
+DEVICE = re.compile(r"cpu|mps|cuda(:\d+)?")
 CUDA_DRIVERS = ("libcuda.so.1", "nvcuda.dll")  # on Linux and on Windows
 ROCM_DEVICE = Path("/dev/kfd")  # of AMD's driver, whose GPUs PyTorch calls cuda as well
 
@@ -18,7 +18,7 @@ def device_name(asked="auto"):
     Args:
         asked: auto (a GPU of CUDA if there is one), cpu, cuda, cuda:N or mps.
     Raises:
-        ValueError: another name, no text at all, or there is no such device.
+        ValueError: another name, not a string, or there is no such device.
         OSError: a GPU is asked for, but PyTorch is not installed.
     """
     if asked == "auto":

@@ -26,11 +26,14 @@ def processes(device):
     Yields:
         torch.device of this process.
     Raises:
-        ValueError: there are more processes than GPUs.
+        ValueError: there are more processes than GPUs, or torchrun has not started this one.
     """
     if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
         yield device
         return
+    if "MASTER_ADDR" not in os.environ:
+        raise ValueError("RANK and WORLD_SIZE are set, but not by torchrun: start the training "
+                         "with torchrun, or unset them")
     if device.type == "cuda":
         number, count = int(os.environ.get("LOCAL_RANK", 0)), torch.cuda.device_count()
         if number >= count:
