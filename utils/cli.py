@@ -56,7 +56,8 @@ def _resource_problem(error):
     """What a RuntimeError of PyTorch says of memory and processes, with the way out; or None."""
     message = str(error)
     if type(error).__name__ == GPU_MEMORY_ERROR or "out of memory" in message:
-        return f"{'MPS' if 'MPS' in message else 'CUDA'} out of memory; {MEMORY_ADVICE}"
+        what = "MPS out of memory" if "MPS" in message else "CUDA out of memory"
+        return f"{what}; {MEMORY_ADVICE}"
     if "can't allocate memory" in message:
         return f"not enough memory; {MEMORY_ADVICE}"
     if "DataLoader worker" in message or "Too many open files" in message:
