@@ -13,19 +13,11 @@ import { gzipSync } from "node:zlib";
 import { build } from "esbuild";
 
 import { modelWarnings } from "./modelCard.js";
+import { networkPaths } from "./networkFiles.js";
 import { onnxMetadata } from "./onnxMetadata.js";
 
 const WEB = path.dirname(fileURLToPath(import.meta.url));
 const ROOT = path.dirname(WEB);
-
-// Where the networks are, from the repository's root; --networks takes files of the same names from
-// one folder instead. The order is that in which the page starts them.
-const NETWORK_FILES = {
-  propose: "misc/mtcnn_pnet.onnx",
-  refine: "misc/mtcnn_rnet.onnx",
-  output: "misc/mtcnn_onet.onnx",
-  age: "misc/model.onnx",
-};
 const DETECTOR_LICENCE = "misc/mtcnn_LICENSE.txt";
 const SAMPLE = "misc/samples/two_faces.jpg";
 const WASM = "node_modules/onnxruntime-web/dist/ort-wasm-simd-threaded.wasm";
@@ -54,18 +46,6 @@ async function main() {
   await mkdir(path.dirname(args.out), { recursive: true });
   await writeFile(args.out, html);
   console.log(`${args.out}: ${(Buffer.byteLength(html) / 1e6).toFixed(1)} MB`);
-}
-
-function networkPaths(folder) {
-  const paths = Object.entries(NETWORK_FILES).map(([name, file]) =>
-    [name, folder ? path.join(folder, path.basename(file)) : path.join(ROOT, file)]);
-  for (const [, file] of paths) {
-    if (!existsSync(file)) {
-      throw new Error(`the network '${file}' is missing; is the clone complete? --networks FOLDER `
-        + "takes the networks from another folder");
-    }
-  }
-  return Object.fromEntries(paths);
 }
 
 /** Text of the whole page. */

@@ -2,6 +2,7 @@
 
 import { massAbove } from "./metrics.js";
 import { MIN_FACE } from "./predictor.js";
+import { UNREADABLE } from "./results.js";
 
 /** "one face", "3 faces". */
 export function faceCount(count) {
@@ -42,7 +43,7 @@ export function photoProblem(name, error) {
       ? "This browser cannot read HEIC photos; Safari can. Save the photo as JPEG and try again."
       : "This file cannot be read as a picture. It may be damaged, incomplete, or no picture at "
         + "all. JPEG, PNG, WebP, AVIF, GIF and BMP can be read.";
-    return { status: `unreadable: ${error.message}`, words };
+    return { status: `${UNREADABLE}: ${error.message}`, words };
   }
   const words = /alloc|memory|too large/i.test(error.message)
     ? "This photo is too large for the browser's memory. Make it smaller and try again."

@@ -11,7 +11,7 @@ import { promisify } from "node:util";
 import puppeteer from "puppeteer-core";
 
 const HERE = path.dirname(fileURLToPath(import.meta.url));
-const PAGE = path.join(HERE, "..", "dist", "index.html");
+const PAGE = path.join(HERE, "..", "..", "dist", "index.html");
 const CHROMIUMS = ["/usr/bin/chromium", "/usr/bin/chromium-browser", "/usr/bin/google-chrome"];
 const chromium = [process.env.CHROMIUM, ...CHROMIUMS].find((file) => file && existsSync(file));
 
@@ -88,12 +88,12 @@ export function textOf(page, selector) {
  * Scenes and what AgeEstimator finds in them, made by expected.py.
  *
  * @param minFaceRatio of the page.
- * @returns { folder, faces: { file: faces }, constants }.
+ * @returns { folder, faces: { file: faces } }.
  */
 export async function expectedResults(minFaceRatio) {
   const folder = await mkdtemp(path.join(tmpdir(), "page-"));
   await promisify(execFile)(process.env.PYTHON ?? "python3", [
     path.join(HERE, "expected.py"), folder, "--min_face_ratio", String(minFaceRatio)]);
   const text = await readFile(path.join(folder, "expected.json"), "utf8");
-  return { folder, ...JSON.parse(text) };
+  return { folder, faces: JSON.parse(text) };
 }

@@ -8,13 +8,9 @@ import { tmpdir } from "node:os";
 import path from "node:path";
 import { after, before, describe, test } from "node:test";
 
-import * as detector from "../src/detector.js";
-import * as drawing from "../src/drawing.js";
-import { iou } from "../src/face.js";
-import * as mtcnn from "../src/mtcnn.js";
-import * as predictor from "../src/predictor.js";
-import * as results from "../src/results.js";
-import * as tracking from "../src/tracking.js";
+import { iou } from "../../src/face.js";
+import { PHOTO_FACE_RATIO } from "../../src/predictor.js";
+import { FIELDS } from "../../src/results.js";
 import { PAGE_FILE, PAGE_URL, addPhotos, expectedResults, launch, openPage, skip, tableOf, textOf,
          waitForPhotos } from "./browser.js";
 
@@ -28,20 +24,11 @@ describe("the page", { skip }, () => {
   const file = (name) => path.join(expected.folder, name);
 
   before(async () => {
-    expected = await expectedResults(predictor.PHOTO_FACE_RATIO);
+    expected = await expectedResults(PHOTO_FACE_RATIO);
     browser = await launch("--use-fake-ui-for-media-stream", "--use-fake-device-for-media-stream",
                            `--use-file-for-fake-video-capture=${file("camera.mjpeg")}`);
   });
   after(() => browser?.close());
-
-  test("repeats the constants of the Python modules", () => {
-    const modules = { mtcnn, detector, predictor, results, drawing, tracking };
-    for (const [module, constants] of Object.entries(expected.constants)) {
-      for (const [name, value] of Object.entries(constants)) {
-        assert.deepEqual(modules[module][name], value, `${module}.${name}`);
-      }
-    }
-  });
 
   test("finds the faces that AgeEstimator finds, and their ages", LIMIT, async () => {
     const { page, errors } = await openPage(browser);
@@ -126,11 +113,11 @@ describe("the page", { skip }, () => {
     await addPhotos(page, file("two_faces.jpg"));
     const csv = await saved(page, "article .actions button:nth-child(2)", "two_faces.csv");
     const lines = csv.trimEnd().split("\n");
-    assert.equal(lines[0], results.FIELDS.join(","));
+    assert.equal(lines[0], FIELDS.join(","));
     assert.equal(lines.length, 3);
     const json = await saved(page, "article .actions button:nth-child(3)", "two_faces.jsonl");
     const [first] = json.trimEnd().split("\n").map(JSON.parse);
-    assert.deepEqual(Object.keys(first), [...results.FIELDS, "probs"]);
+    assert.deepEqual(Object.keys(first), [...FIELDS, "probs"]);
     expected.faces["two_faces.jpg"][0].probs.forEach((prob, i) => {
       assert.ok(Math.abs(first.probs[i] - prob) < 0.01);
     });
@@ -139,7 +126,7 @@ describe("the page", { skip }, () => {
     await page.waitForFunction(() => document.querySelector("article .actions").innerText
       .includes("Copied"));
     const copied = await page.evaluate(() => navigator.clipboard.readText());
-    assert.equal(copied.split("\n")[0], results.FIELDS.join("\t"));
+    assert.equal(copied.split("\n")[0], FIELDS.join("\t"));
     const picture = await saved(page, "article .actions button:nth-child(4)",
                                 "two_faces_ages.jpg", "latin1");
     assert.ok(picture.length > 50_000);
