@@ -10,8 +10,6 @@ import { fileURLToPath } from "node:url";
 import { parseArgs } from "node:util";
 import { gzipSync } from "node:zlib";
 
-import { build } from "esbuild";
-
 import { modelWarnings } from "./modelCard.js";
 import { networkPaths } from "./networkFiles.js";
 import { onnxMetadata } from "./onnxMetadata.js";
@@ -42,7 +40,11 @@ async function main() {
     networks: { type: "string" },
     out: { type: "string", default: path.join(WEB, "dist", "index.html") },
   } });
-  const html = await buildPage(networkPaths(args.networks));
+  const networks = networkPaths(args.networks);
+  if (!existsSync(path.join(WEB, "node_modules"))) {
+    throw new Error("the npm packages are missing; make web installs them");
+  }
+  const html = await buildPage(networks);
   await mkdir(path.dirname(args.out), { recursive: true });
   await writeFile(args.out, html);
   console.log(`${args.out}: ${(Buffer.byteLength(html) / 1e6).toFixed(1)} MB`);
@@ -106,6 +108,7 @@ async function pack(files) {
 
 /** A source file with all that it imports, as one text. */
 async function bundle(file) {
+  const { build } = await import("esbuild"); // not at the top: main() says if it is missing
   const { outputFiles: [{ text }] } = await build({
     entryPoints: [path.join(WEB, "src", file)],
     bundle: true,
