@@ -2,13 +2,14 @@
 
 import { execFile } from "node:child_process";
 import { existsSync } from "node:fs";
-import { mkdtemp, readFile } from "node:fs/promises";
-import { tmpdir } from "node:os";
+import { readFile } from "node:fs/promises";
 import path from "node:path";
 import { fileURLToPath, pathToFileURL } from "node:url";
 import { promisify } from "node:util";
 
 import puppeteer from "puppeteer-core";
+
+import { temporaryFolder } from "../folders.js";
 
 const HERE = path.dirname(fileURLToPath(import.meta.url));
 const PAGE = path.join(HERE, "..", "..", "dist", "index.html");
@@ -91,7 +92,7 @@ export function textOf(page, selector) {
  * @returns { folder, faces: { file: faces } }.
  */
 export async function expectedResults(minFaceRatio) {
-  const folder = await mkdtemp(path.join(tmpdir(), "page-"));
+  const folder = temporaryFolder();
   await promisify(execFile)(process.env.PYTHON ?? "python3", [
     path.join(HERE, "expected.py"), folder, "--min_face_ratio", String(minFaceRatio)]);
   const text = await readFile(path.join(folder, "expected.json"), "utf8");

@@ -2,15 +2,15 @@
 // does with everything that is no photo with a face.
 
 import assert from "node:assert/strict";
-import { mkdtemp, readFile, readdir, writeFile } from "node:fs/promises";
+import { readFile, readdir, writeFile } from "node:fs/promises";
 import { createServer } from "node:http";
-import { tmpdir } from "node:os";
 import path from "node:path";
 import { after, before, describe, test } from "node:test";
 
 import { iou } from "../../src/face.js";
 import { PHOTO_FACE_RATIO } from "../../src/predictor.js";
 import { FIELDS } from "../../src/results.js";
+import { temporaryFolder } from "../folders.js";
 import { PAGE_FILE, PAGE_URL, addPhotos, expectedResults, launch, openPage, skip, tableOf, textOf,
          waitForPhotos } from "./browser.js";
 
@@ -276,7 +276,7 @@ function compareFaces(name, rows, faces) {
 
 /** Content of the file that a click on a button saves. */
 async function saved(page, button, name, encoding = "utf8") {
-  const folder = await mkdtemp(path.join(tmpdir(), "saved-"));
+  const folder = temporaryFolder();
   const session = await page.browser().target().createCDPSession();
   await session.send("Browser.setDownloadBehavior", { behavior: "allow", downloadPath: folder });
   await page.$eval(button, (found) => found.click());
