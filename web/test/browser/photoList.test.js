@@ -1,0 +1,98 @@
+// The built page with many photos: how they come in, wait, go, and are named and counted.
+
+import assert from "node:assert/strict";
+import { copyFile, mkdir, writeFile } from "node:fs/promises";
+import path from "node:path";
+import { after, before, describe, test } from "node:test";
+import { fileURLToPath } from "node:url";
+
+import { temporaryFolder } from "../folders.js";
+import { launch, openPage, skip, waitForPhotos }
+  from "./browser.js";
+
+const LIMIT = { timeout: 120_000 }; // milliseconds a test
+const SAMPLES = fileURLToPath(new URL("../../../misc/samples/", import.meta.url));
+
+describe("many photos", { skip }, () => {
+  const folder = temporaryFolder();
+  let browser;
+
+  before(async () => {
+    await copySamples("a.png", "b.png", "c.png", "d.png", "e.png", "f.png");
+    browser = await launch("--use-fake-ui-for-media-stream", "--use-fake-device-for-media-stream");
+  });
+  after(() => browser?.close());
+
+  /** Copies of one photo in the folder; the paths of all. */
+  async function copySamples(...names) {
+    await Promise.all(names.map(async (name) => {
+      await mkdir(path.dirname(path.join(folder, name)), { recursive: true });
+      await copyFile(path.join(SAMPLES, "astronaut.png"), path.join(folder, name));
+    }));
+  }
+
+  const paths = (...names) => names.map((name) => path.join(folder, name));
+
+  test("a removed photo is not computed, and is not spoken of", LIMIT, async () => {
+    const { page } = await openPage(browser);
+    const asked = await watchWorker(page);
+    await writeFile(path.join(folder, "notes.txt"), "no picture");
+    const input = await page.$("#photo-files");
+    await input.uploadFile(...paths("a.png", "b.png", "notes.txt", "c.png"));
+    await keepAnnouncements(page);
+    await page.$$eval("article .remove", (buttons) => {
+      for (const button of buttons) if (!/ [ac]\.png$/.test(button.ariaLabel)) button.click();
+    });
+    await waitForPhotos(page, 2);
+    assert.deepEqual(await asked(), ["photo", "photo"]);
+    const spoken = await page.evaluate(() => globalThis.spoken);
+    assert.deepEqual(spoken.map((text) => text.slice(0, 5)), ["a.png", "c.png"]);
+    await page.close();
+  });
+
+  test("the camera's next frame goes before the next photo", LIMIT, async () => {
+    const { page } = await openPage(browser);
+    const asked = await watchWorker(page);
+    const input = await page.$("#photo-files");
+    await input.uploadFile(...paths("a.png", "b.png", "c.png", "d.png", "e.png", "f.png"));
+    await page.click("#use-camera");
+    await waitForPhotos(page, 6);
+    const order = await asked();
+    const first = order.indexOf("frame");
+    assert.ok(first > 0 && first < order.lastIndexOf("photo"), `${order}`);
+    const between = order.slice(first).join(" ").match(/photo( photo)+/);
+    assert.equal(between, null, `${order}`);
+    await page.close();
+  });
+
+  test("photos of one name have names of their own", LIMIT, async () => {
+    const { page } = await openPage(browser);
+    await copySamples("other/a.png");
+    await addPhotos(page, ...paths("a.png", "other/a.png"));
+    await addPhotos(page, ...paths("a.png"));
+    const names = await page.$$eval("article", (cards) => cards.map((card) => card.ariaLabel));
+    assert.deepEqual(names, ["a (3).png", "a.png", "a (2).png"]);
+    assert.equal((await tableOf(page, "a (2).png"))[0].file, "a (2).png");
+    await page.close();
+  });
+});
+
+/** Function that gives all requests to the page's worker from now on, in order. */
+async function watchWorker(page) {
+  const [worker] = page.workers();
+  await worker.evaluate(() => {
+    self.asked = [];
+    self.addEventListener("message", ({ data }) => self.asked.push(data.request));
+  });
+  return () => worker.evaluate(() => self.asked);
+}
+
+/** Keeps what the page says to screen readers from now on in globalThis.spoken. */
+function keepAnnouncements(page) {
+  return page.evaluate(() => {
+    globalThis.spoken = [];
+    const place = document.getElementById("announcements");
+    new MutationObserver(() => globalThis.spoken.push(place.textContent))
+      .observe(place, { childList: true });
+  });
+}
