@@ -44,6 +44,11 @@ export class PhotoCard {
     this.image.addEventListener("error", () => this.picture.remove(), { once: true });
   }
 
+  /** Whether there is a result, or a problem. */
+  get isDone() {
+    return this.rows.length > 0;
+  }
+
   /** Shows another file in the place of the photo's: the same picture, upright. */
   showPicture(file) {
     URL.revokeObjectURL(this.#url);

@@ -1,9 +1,10 @@
-// All photos on the page: whose turn it is, their common table.
+// All photos on the page: whose turn it is, how many are done, their common table.
 
 import { announce, byId } from "./dom.js";
 import { PhotoCard } from "./photoCard.js";
 import { resultButtons } from "./resultTable.js";
 import { uprightFile } from "./webp.js";
+import { progressText } from "./words.js";
 
 export class PhotoList {
   #started;
@@ -11,6 +12,7 @@ export class PhotoList {
   #threshold;
   #cards = new Set(); // in the order in which they were added
   #turn = Promise.resolve(); // ends when all photos added so far have had theirs
+  #buttons;
 
   /**
    * @param started promise of { client }, an EstimatorClient.
@@ -21,8 +23,8 @@ export class PhotoList {
     this.#started = started;
     this.#ageBins = ageBins;
     this.#threshold = threshold;
-    byId("results-actions").append(
-      ...resultButtons(() => [...this.#cards].flatMap(({ rows }) => rows), "results"));
+    this.#buttons = resultButtons(() => [...this.#cards].flatMap(({ rows }) => rows), "results");
+    byId("results-actions").append(...this.#buttons);
   }
 
   /**
@@ -41,7 +43,7 @@ export class PhotoList {
       return card.element;
     });
     byId("photos").prepend(...added);
-    this.#showCount();
+    this.#showProgress();
   }
 
   async #estimate(card, minFaceRatio) {
@@ -59,18 +61,24 @@ export class PhotoList {
       if (!isGone()) card.showProblem(error);
     }
     if (isGone()) return;
-    announce(card.summary);
+    const progress = this.#showProgress();
+    announce(progress ? `${card.summary} ${progress}.` : card.summary);
   }
 
   #remove(card) {
     card.remove();
     this.#cards.delete(card);
-    this.#showCount();
+    this.#showProgress();
     byId("choose-photos").focus(); // the button that had it is gone
   }
 
-  /** Shows whether there are photos. */
-  #showCount() {
+  /** Shows how many photos are done, and returns the text of it. */
+  #showProgress() {
+    const done = [...this.#cards].filter(({ isDone }) => isDone).length;
+    const text = progressText(done, this.#cards.size);
     document.body.classList.toggle("has-photos", this.#cards.size > 0);
+    byId("results-progress").textContent = text;
+    for (const button of this.#buttons) button.disabled = done < this.#cards.size;
+    return text;
   }
 }

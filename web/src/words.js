@@ -9,6 +9,11 @@ export function faceCount(count) {
   return count === 1 ? "one face" : `${count} faces`;
 }
 
+/** "5 of 12 photos done"; nothing for a single photo, whose card says it. */
+export function progressText(done, count) {
+  return count > 1 ? `${done} of ${count} photos done` : "";
+}
+
 /** "86 years, 80% interval 80 to 92". */
 export function ageSentence({ age, low, high }) {
   return `${age.toFixed()} years, 80% interval ${low.toFixed()} to ${high.toFixed()}`;

@@ -7,7 +7,7 @@ import { after, before, describe, test } from "node:test";
 import { fileURLToPath } from "node:url";
 
 import { temporaryFolder } from "../folders.js";
-import { launch, openPage, skip, waitForPhotos }
+import { launch, openPage, skip, textOf, waitForPhotos }
   from "./browser.js";
 
 const LIMIT = { timeout: 120_000 }; // milliseconds a test
@@ -33,6 +33,23 @@ describe("many photos", { skip }, () => {
 
   const paths = (...names) => names.map((name) => path.join(folder, name));
 
+  test("the tables of all photos can be saved when all are done", LIMIT, async () => {
+    const { page } = await openPage(browser);
+    const input = await page.$("#photo-files");
+    await input.uploadFile(...paths("a.png", "b.png", "c.png"));
+    const disabled = () => page.$$eval("#results-actions button", (buttons) =>
+      buttons.map((button) => button.disabled));
+    assert.deepEqual(await disabled(), [true, true, true]);
+    assert.equal(await textOf(page, "#results-progress"), "0 of 3 photos done");
+    assert.equal(await textOf(page, "article:last-child .news"), "Waiting");
+    await waitForPhotos(page, 1);
+    assert.match(await textOf(page, "#announcements"), /one face\. \d+ years.* 1 of 3 photos done\.$/);
+    await waitForPhotos(page, 3);
+    assert.equal(await textOf(page, "#results-progress"), "3 of 3 photos done");
+    assert.deepEqual(await disabled(), [false, false, false]);
+    await page.close();
+  });
+
   test("a removed photo is not computed, and is not spoken of", LIMIT, async () => {
     const { page } = await openPage(browser);
     const asked = await watchWorker(page);
@@ -43,6 +60,7 @@ describe("many photos", { skip }, () => {
     await page.$$eval("article .remove", (buttons) => {
       for (const button of buttons) if (!/ [ac]\.png$/.test(button.ariaLabel)) button.click();
     });
+    assert.equal(await textOf(page, "#results-progress"), "0 of 2 photos done");
     await waitForPhotos(page, 2);
     assert.deepEqual(await asked(), ["photo", "photo"]);
     const spoken = await page.evaluate(() => globalThis.spoken);
