@@ -1,8 +1,9 @@
-// All photos on the page: whose turn it is, how many are done, their common table.
+// All photos on the page: their names, whose turn it is, how many are done, their common table.
 
 import { announce, byId } from "./dom.js";
 import { PhotoCard } from "./photoCard.js";
 import { resultButtons } from "./resultTable.js";
+import { stem } from "./saving.js";
 import { uprightFile } from "./webp.js";
 import { progressText } from "./words.js";
 
@@ -30,12 +31,15 @@ export class PhotoList {
   /**
    * Adds photos, which then wait for their turns.
    *
-   * @param photos list of { file, name }.
+   * @param photos list of { file, name }; a name that another photo has is changed.
    * @param minFaceRatio see predictor.js.
    */
   add(photos, minFaceRatio) {
+    const taken = new Set([...this.#cards].map((card) => card.name));
     const added = photos.map(({ file, name }) => {
-      const card = new PhotoCard(file, name, this.#ageBins, () => this.#remove(card));
+      const ownName = distinctName(name, taken);
+      taken.add(ownName);
+      const card = new PhotoCard(file, ownName, this.#ageBins, () => this.#remove(card));
       this.#cards.add(card);
       // One photo at a time, so that one taken away costs nothing, and the camera's next frame,
       // which does not wait here, goes before the next photo.
@@ -81,4 +85,13 @@ export class PhotoList {
     for (const button of this.#buttons) button.disabled = done < this.#cards.size;
     return text;
   }
+}
+
+/** The name itself, or with a number before its ending if it is taken: "a (2).jpg". */
+export function distinctName(name, taken) {
+  const base = stem(name);
+  const ending = name.slice(base.length);
+  let distinct = name;
+  for (let number = 2; taken.has(distinct); number++) distinct = `${base} (${number})${ending}`;
+  return distinct;
 }

@@ -4,6 +4,7 @@ import { test } from "node:test";
 import { centralInterval, distributionMean, distributionMedian, distributionStd, massAbove }
   from "../src/metrics.js";
 import { faceFromProbs } from "../src/predictor.js";
+import { distinctName } from "../src/photoList.js";
 import { FIELDS, resultRows, toCsv, toJsonLines, toTabs } from "../src/results.js";
 import { thresholdText } from "../src/words.js";
 
@@ -67,4 +68,11 @@ test("a photo without a face and an unreadable one have a line too", () => {
   const [row] = resultRows("b.jpg", [], "unreadable: why");
   assert.equal(row.status, "unreadable: why");
   assert.equal(row.probs, null);
+});
+
+test("a name that is taken gets a number before its ending", () => {
+  const taken = new Set(["a.jpg", "a (2).jpg", "b"]);
+  assert.equal(distinctName("a.jpg", taken), "a (3).jpg");
+  assert.equal(distinctName("b.jpg", taken), "b.jpg");
+  assert.equal(distinctName("b", taken), "b (2)");
 });

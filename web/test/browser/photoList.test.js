@@ -7,7 +7,7 @@ import { after, before, describe, test } from "node:test";
 import { fileURLToPath } from "node:url";
 
 import { temporaryFolder } from "../folders.js";
-import { launch, openPage, skip, textOf, waitForPhotos }
+import { addPhotos, launch, openPage, skip, tableOf, textOf, waitForPhotos }
   from "./browser.js";
 
 const LIMIT = { timeout: 120_000 }; // milliseconds a test
