@@ -70,10 +70,13 @@ export class PhotoList {
   }
 
   #remove(card) {
+    const { element } = card;
+    const next = element.nextElementSibling ?? element.previousElementSibling;
     card.remove();
     this.#cards.delete(card);
     this.#showProgress();
-    byId("choose-photos").focus(); // the button that had it is gone
+    // The button that had the focus is gone; the next one is not scrolled to.
+    (next?.querySelector(".remove") ?? byId("choose-photos")).focus({ preventScroll: true });
   }
 
   /** Shows how many photos are done, and returns the text of it. */

@@ -93,6 +93,26 @@ describe("many photos", { skip }, () => {
     assert.equal((await tableOf(page, "a (2).png"))[0].file, "a (2).png");
     await page.close();
   });
+
+  test("after a photo is removed the page stays where it is, and so does the focus", LIMIT,
+       async () => {
+         const { page } = await openPage(browser);
+         await addPhotos(page, ...paths("a.png", "b.png", "c.png"));
+         const remove = async (name) => {
+           const button = await page.$(`[aria-label="Remove ${name}"]`);
+           await button.scrollIntoView();
+           const before = await page.evaluate(() => scrollY);
+           await button.press("Enter");
+           return page.evaluate((at) => ({ moved: Math.abs(scrollY - at),
+                                           focus: document.activeElement.ariaLabel
+                                             ?? document.activeElement.id }), before);
+         };
+         assert.deepEqual(await remove("b.png"), { moved: 0, focus: "Remove c.png" });
+         const last = await remove("c.png");
+         assert.equal(last.focus, "Remove a.png");
+         assert.equal((await remove("a.png")).focus, "choose-photos");
+         await page.close();
+       });
 });
 
 /** Function that gives all requests to the page's worker from now on, in order. */
