@@ -4,6 +4,7 @@ import { arrival, readFacts, unpack } from "./assets.js";
 import { Camera } from "./camera.js";
 import { EstimatorClient } from "./client.js";
 import { announce, byId } from "./dom.js";
+import { filesOf } from "./folders.js";
 import { PhotoList } from "./photoList.js";
 import { PHOTO_FACE_RATIO } from "./predictor.js";
 import { Threshold } from "./threshold.js";
@@ -84,10 +85,11 @@ function takePhotos() {
 }
 
 /** Takes what was dropped or pasted; words say what to do if there is no file in it. */
-function takeFiles(transfer, words) {
-  const files = [...(transfer?.files ?? [])];
-  addPhotos(files.map(named));
-  if (!files.length) byId("intake-problem").textContent = words;
+async function takeFiles(transfer, words) {
+  const { photos, problems } = await filesOf(transfer);
+  addPhotos(photos);
+  if (!photos.length && !problems.length) problems.push(words);
+  byId("intake-problem").textContent = problems.join(" ");
 }
 
 /** Adds files, each { file, name }. */

@@ -1,11 +1,11 @@
 // Results to files and to the clipboard.
 
-/** Saves a blob or a text as a file. */
+/** Saves a blob or a text as a file; folders in its name become a part of the name. */
 export function saveFile(name, content, type = "text/plain") {
   const url = URL.createObjectURL(new Blob([content], { type }));
   const link = document.createElement("a");
   link.href = url;
-  link.download = name;
+  link.download = name.replaceAll("/", "_");
   link.click();
   setTimeout(() => URL.revokeObjectURL(url), 60_000); // the browser may ask where to first
 }
@@ -33,5 +33,5 @@ function copyBySelection(text) {
 
 /** A file's name without its ending. */
 export function stem(name) {
-  return name.replace(/\.[^.]+$/, "");
+  return name.replace(/\.[^./]+$/, "");
 }

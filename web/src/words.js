@@ -56,6 +56,15 @@ export function photoProblem(name, error) {
   return { status: `failed: ${error.message}`, words };
 }
 
+/** Why a folder gives no photos. */
+export function emptyFolderWords(name) {
+  return `The folder “${name}” holds no photos.`;
+}
+
+export function folderProblem(name, error) {
+  return `The folder “${name}” cannot be read: ${error.message}`;
+}
+
 const CAMERA_WORDS = {
   NotAllowedError: "The browser may not use the camera. Allow it where the page's address is shown "
     + "(the symbol of a camera or a lock), then try again.",

@@ -40,6 +40,7 @@ def constants():
     }
     values = {module.__name__.split(".")[-1]: {name: getattr(module, name) for name in of_module}
               for module, of_module in names.items()}
+    values["folders"] = {"IMAGE_ENDINGS": face.IMAGE_ENDINGS}
     values["predictor"]["STREAM_FACE_RATIO"] = demo.STREAM_MIN_FACE_RATIO
     return values
 

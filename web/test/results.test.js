@@ -71,8 +71,8 @@ test("a photo without a face and an unreadable one have a line too", () => {
 });
 
 test("a name that is taken gets a number before its ending", () => {
-  const taken = new Set(["a.jpg", "a (2).jpg", "b"]);
+  const taken = new Set(["a.jpg", "a (2).jpg", "day.1/b"]);
   assert.equal(distinctName("a.jpg", taken), "a (3).jpg");
   assert.equal(distinctName("b.jpg", taken), "b.jpg");
-  assert.equal(distinctName("b", taken), "b (2)");
+  assert.equal(distinctName("day.1/b", taken), "day.1/b (2)");
 });

@@ -3,6 +3,7 @@
 import { execFile } from "node:child_process";
 import { existsSync } from "node:fs";
 import { readFile } from "node:fs/promises";
+import { createServer } from "node:http";
 import path from "node:path";
 import { fileURLToPath, pathToFileURL } from "node:url";
 import { promisify } from "node:util";
@@ -52,12 +53,42 @@ export async function openPage(browser, url = PAGE_URL) {
   return { page, requests, errors };
 }
 
+/** The page on a host of its own: { url, paths, close }; paths are those asked for, as they come. */
+export async function servePage() {
+  const content = await readFile(PAGE);
+  const paths = [];
+  const server = createServer((request, response) => {
+    paths.push(request.url);
+    response.setHeader("Content-Type", "text/html");
+    response.end(content);
+  }).listen(0, "127.0.0.1");
+  await new Promise((resolve) => { server.once("listening", resolve); });
+  return {
+    url: `http://127.0.0.1:${server.address().port}/ages/`,
+    paths,
+    close() {
+      server.closeAllConnections();
+      server.close();
+    },
+  };
+}
+
 /** Gives the page files, and waits until each has a result or a problem. */
 export async function addPhotos(page, ...files) {
   const before = await finishedPhotos(page);
   const input = await page.$("#photo-files");
   await input.uploadFile(...files);
   await waitForPhotos(page, before + files.length);
+}
+
+/** Drops files and folders on the page, as from a file manager. */
+export async function dropPaths(page, ...files) {
+  const session = await page.createCDPSession();
+  const data = { items: [], files, dragOperationsMask: 1 };
+  for (const type of ["dragEnter", "dragOver", "drop"]) {
+    await session.send("Input.dispatchDragEvent", { type, x: 300, y: 300, data });
+  }
+  await session.detach();
 }
 
 export function waitForPhotos(page, count) {

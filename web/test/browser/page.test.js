@@ -3,7 +3,6 @@
 
 import assert from "node:assert/strict";
 import { readFile, readdir, writeFile } from "node:fs/promises";
-import { createServer } from "node:http";
 import path from "node:path";
 import { after, before, describe, test } from "node:test";
 
@@ -11,8 +10,8 @@ import { iou } from "../../src/face.js";
 import { PHOTO_FACE_RATIO } from "../../src/predictor.js";
 import { FIELDS } from "../../src/results.js";
 import { temporaryFolder } from "../folders.js";
-import { PAGE_FILE, PAGE_URL, addPhotos, expectedResults, launch, openPage, skip, tableOf, textOf,
-         waitForPhotos } from "./browser.js";
+import { PAGE_FILE, PAGE_URL, addPhotos, expectedResults, launch, openPage, servePage, skip,
+         tableOf, textOf, waitForPhotos } from "./browser.js";
 
 const MIN_IOU = 0.999;
 const MAX_AGE_ERROR = 0.1; // years
@@ -213,20 +212,12 @@ describe("the page", { skip }, () => {
   });
 
   test("works from a static host too", LIMIT, async () => {
-    const page = await readFile(PAGE_FILE);
-    const paths = [];
-    const server = createServer((request, response) => {
-      paths.push(request.url);
-      response.setHeader("Content-Type", "text/html");
-      response.end(page);
-    }).listen(0, "127.0.0.1");
-    await new Promise((resolve) => { server.once("listening", resolve); });
-    const opened = await openPage(browser, `http://127.0.0.1:${server.address().port}/ages/`);
-    await addPhotos(opened.page, file("astronaut.png"));
-    assert.equal((await tableOf(opened.page, "astronaut.png")).length, 1);
-    assert.deepEqual(paths, ["/ages/"]);
-    await opened.page.close();
-    server.closeAllConnections();
+    const server = await servePage();
+    const { page } = await openPage(browser, server.url);
+    await addPhotos(page, file("astronaut.png"));
+    assert.equal((await tableOf(page, "astronaut.png")).length, 1);
+    assert.deepEqual(server.paths, ["/ages/"]);
+    await page.close();
     server.close();
   });
 

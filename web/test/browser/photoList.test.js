@@ -7,10 +7,11 @@ import { after, before, describe, test } from "node:test";
 import { fileURLToPath } from "node:url";
 
 import { temporaryFolder } from "../folders.js";
-import { addPhotos, launch, openPage, skip, tableOf, textOf, waitForPhotos }
+import { addPhotos, dropPaths, launch, openPage, servePage, skip, tableOf, textOf, waitForPhotos }
   from "./browser.js";
 
 const LIMIT = { timeout: 120_000 }; // milliseconds a test
+const severalHundred = Array.from({ length: 250 }, (_, i) => `many/${1000 + i}.png`);
 const SAMPLES = fileURLToPath(new URL("../../../misc/samples/", import.meta.url));
 
 describe("many photos", { skip }, () => {
@@ -93,6 +94,31 @@ describe("many photos", { skip }, () => {
     assert.equal((await tableOf(page, "a (2).png"))[0].file, "a (2).png");
     await page.close();
   });
+
+  // Chromium reads the folder by its handle; from a host, where it can, as Firefox and Safari do.
+  for (const [where, isServed] of [["a disk", false], ["a host, without handles", true]]) {
+    test(`takes the photos of a dropped folder, opened from ${where}`, LIMIT, async () => {
+      const server = isServed ? await servePage() : null;
+      const { page, errors } = await openPage(browser, server?.url);
+      if (isServed) {
+        await page.evaluate(() => { delete DataTransferItem.prototype.getAsFileSystemHandle; });
+      }
+      await copySamples("trip/b.JPG", "trip/a/2.png", "trip/a/10.png", "trip/c.png", "z.png");
+      for (const name of ["trip/notes.txt", "empty/notes.txt", ...severalHundred]) {
+        await mkdir(path.dirname(path.join(folder, name)), { recursive: true });
+        await writeFile(path.join(folder, name), "no picture");
+      }
+      await dropPaths(page, ...paths("z.png", "trip", "empty", "many"));
+      await waitForPhotos(page, 5 + severalHundred.length);
+      const names = await page.$$eval("article", (cards) => cards.map((card) => card.ariaLabel));
+      assert.deepEqual(names, ["z.png", "trip/a/10.png", "trip/a/2.png", "trip/b.JPG",
+                               "trip/c.png", ...severalHundred]);
+      assert.equal(await textOf(page, "#intake-problem"), "The folder “empty” holds no photos.");
+      assert.deepEqual(errors, []);
+      await page.close();
+      server?.close();
+    });
+  }
 
   test("after a photo is removed the page stays where it is, and so does the focus", LIMIT,
        async () => {
