@@ -6,6 +6,7 @@
 import { announce, byId, element } from "./dom.js";
 import { drawFaces, scaled, sharpContext } from "./drawing.js";
 import { STREAM_FACE_RATIO } from "./predictor.js";
+import { pictureBlob } from "./saving.js";
 import { FaceTracker } from "./tracking.js";
 import { CAMERA_ENDED, NO_CAMERA_HERE, ageSentence, cameraProblem } from "./words.js";
 
@@ -23,8 +24,9 @@ export class Camera {
    * @param client EstimatorClient.
    * @param model the age network's facts.
    * @param onPhoto called with a File when the user keeps a frame.
+   * @param onProblem called with a sentence when a frame cannot be kept.
    */
-  constructor(client, model, onPhoto) {
+  constructor(client, model, onPhoto, onProblem) {
     this.#client = client;
     this.#model = model;
     this.section = byId("camera");
@@ -33,7 +35,8 @@ export class Camera {
     this.news = byId("camera-news");
     this.choice = byId("camera-choice");
     byId("camera-stop").addEventListener("click", () => this.stop());
-    byId("camera-keep").addEventListener("click", async () => onPhoto(await this.#frameFile()));
+    byId("camera-keep").addEventListener("click", () =>
+      this.#frameFile().then(onPhoto, ({ message }) => onProblem(message)));
     this.choice.addEventListener("change", () => this.start(this.choice.value));
   }
 
@@ -130,7 +133,7 @@ export class Camera {
     const canvas = element("canvas", { width: this.video.videoWidth,
                                        height: this.video.videoHeight });
     canvas.getContext("2d").drawImage(this.video, 0, 0);
-    const blob = await new Promise((resolve) => { canvas.toBlob(resolve, "image/png"); });
+    const blob = await pictureBlob(canvas, "image/png");
     const time = new Date().toTimeString().slice(0, 8).replaceAll(":", "-");
     return new File([blob], `camera_${time}.png`, { type: "image/png" });
   }

@@ -42,7 +42,7 @@ function showReady({ client, sample }) {
   document.body.dataset.state = "ready";
   byId("loading-news").textContent = "Ready.";
   announce("The networks are loaded. The page is ready.");
-  const camera = new Camera(client, model, (file) => addPhotos([named(file)]));
+  const camera = new Camera(client, model, (file) => addPhotos([named(file)]), showIntakeProblem);
   byId("use-camera").addEventListener("click", () => camera.start());
   byId("try-sample").addEventListener("click", async () => {
     addPhotos([{ file: new Blob([await unpack(sample)], { type: "image/jpeg" }),
@@ -89,13 +89,17 @@ async function takeFiles(transfer, words) {
   const { photos, problems } = await filesOf(transfer);
   addPhotos(photos);
   if (!photos.length && !problems.length) problems.push(words);
-  byId("intake-problem").textContent = problems.join(" ");
+  showIntakeProblem(problems.join(" "));
 }
 
 /** Adds files, each { file, name }. */
 function addPhotos(photos) {
-  byId("intake-problem").textContent = "";
+  showIntakeProblem("");
   photoList.add(photos, byId("small-faces").checked ? 0 : PHOTO_FACE_RATIO);
+}
+
+function showIntakeProblem(words) {
+  byId("intake-problem").textContent = words;
 }
 
 function named(file) {

@@ -5,7 +5,7 @@ import { drawFaces, scaled, sharpContext } from "./drawing.js";
 import { faceList } from "./faceList.js";
 import { resultButtons, resultTable } from "./resultTable.js";
 import { resultRows } from "./results.js";
-import { saveFile, stem } from "./saving.js";
+import { pictureBlob, saveFile, stem } from "./saving.js";
 import { faceCount, noFaceWords, photoProblem, photoSentence } from "./words.js";
 
 const BESIDE = 2; // faces have room beside the picture; more go below it
@@ -79,10 +79,12 @@ export class PhotoCard {
     this.element.classList.toggle("many", faces.length > BESIDE);
     this.#cleanups.push(forget);
     this.#keepMarked(width, faces);
+    this.saveProblem = element("p.problem", { role: "alert" });
     this.element.append(
       element("div.actions", {},
         ...resultButtons(() => this.rows, stem(this.name)),
-        button("Save picture", () => this.#savePicture(width, height, faces))),
+        button("Save picture", () => this.#savePicture(width, height, faces)),
+        this.saveProblem),
       resultTable(this.rows, this.name));
   }
 
@@ -121,12 +123,16 @@ export class PhotoCard {
     drawFaces(context, size, faces.map((face) => scaled(face, scale)), this.#ageBins);
   }
 
-  #savePicture(width, height, faces) {
+  async #savePicture(width, height, faces) {
     const canvas = element("canvas", { width, height });
     const context = canvas.getContext("2d");
     context.drawImage(this.image, 0, 0, width, height);
     drawFaces(context, [width, height], faces, this.#ageBins);
-    canvas.toBlob((blob) => saveFile(`${stem(this.name)}_ages.jpg`, blob, "image/jpeg"),
-                  "image/jpeg", 0.92);
+    try {
+      const blob = await pictureBlob(canvas, "image/jpeg", 0.92);
+      saveFile(`${stem(this.name)}_ages.jpg`, blob, "image/jpeg");
+    } catch (error) {
+      this.saveProblem.textContent = error.message;
+    }
   }
 }

@@ -56,6 +56,11 @@ export function photoProblem(name, error) {
   return { status: `failed: ${error.message}`, words };
 }
 
+/** Why a picture is not saved. */
+export function unsavedWords({ width, height }) {
+  return `The browser cannot save this picture of ${width} × ${height} pixels. It may be too large.`;
+}
+
 /** Why a folder gives no photos. */
 export function emptyFolderWords(name) {
   return `The folder “${name}” holds no photos.`;

@@ -39,6 +39,7 @@ def main():
                    if path.suffix in (".jpg", ".png", ".webp"))
     estimator = predictor.AgeEstimator(device="cpu", min_face_ratio=args.min_face_ratio)
     faces = {name: [as_dict(face) for face in estimator(args.output_dir / name)] for name in names}
+    too_wide().save(args.output_dir / "too_wide.png")
     (args.output_dir / "expected.json").write_text(json.dumps(faces))
 
 
@@ -110,6 +111,13 @@ def faded(photo):
     layered = photo.copy()
     layered.putalpha(Image.fromarray(opacity))
     return layered
+
+
+def too_wide():
+    """More than the 65,535 pixels that a canvas of Chromium may have, and a face at the end."""
+    scene = Image.new("RGB", (70_000, 240), (90, 100, 110))
+    scene.paste(Image.open(SAMPLES / "astronaut.png").crop((130, 20, 330, 220)), (69_750, 20))
+    return scene
 
 
 def camera_frame(photo):

@@ -132,6 +132,18 @@ describe("the page", { skip }, () => {
     await page.close();
   });
 
+  test("says that a marked picture is too large to save", LIMIT, async () => {
+    const { page, errors } = await openPage(browser);
+    await addPhotos(page, file("too_wide.png"));
+    assert.equal((await tableOf(page, "too_wide.png")).length, 1);
+    await page.$eval("article .actions button:nth-child(4)", (found) => found.click());
+    await page.waitForSelector("article .problem:not(:empty)");
+    assert.equal(await textOf(page, "article .problem"), "The browser cannot save this picture of "
+                 + "70000 × 240 pixels. It may be too large.");
+    assert.deepEqual(errors, []);
+    await page.close();
+  });
+
   test("the slider moves the probability of every face", LIMIT, async () => {
     const { page } = await openPage(browser);
     await addPhotos(page, file("two_faces.jpg"));
@@ -205,6 +217,11 @@ describe("the page", { skip }, () => {
     await page.click("#camera-keep");
     await waitForPhotos(page, 1);
     assert.equal((await page.$$("article li.face")).length, 1);
+    await page.$eval("#camera-video", (video) => { video.srcObject = new MediaStream(); });
+    await page.click("#camera-keep"); // the picture has no pixels now
+    await page.waitForSelector("#intake-problem:not(:empty)");
+    assert.match(await textOf(page, "#intake-problem"), /cannot save this picture of 0 × 0 pixels/);
+    assert.equal((await page.$$("article")).length, 1);
     await page.click("#camera-stop");
     assert.equal(await page.$eval("#camera-video", (video) => video.srcObject), null);
     assert.deepEqual(errors, []);
