@@ -34,7 +34,7 @@ export class Camera {
     this.marks = byId("camera-marks");
     this.news = byId("camera-news");
     this.choice = byId("camera-choice");
-    byId("camera-stop").addEventListener("click", () => this.stop());
+    byId("camera-stop").addEventListener("click", () => this.#close());
     byId("camera-keep").addEventListener("click", () =>
       this.#frameFile().then(onPhoto, ({ message }) => onProblem(message)));
     this.choice.addEventListener("change", () => this.start(this.choice.value));
@@ -69,6 +69,11 @@ export class Camera {
     this.video.srcObject = null;
     this.section.hidden = true;
     this.section.classList.remove("live");
+  }
+
+  #close() {
+    this.stop();
+    byId("use-camera").focus({ preventScroll: true }); // the button that had it is hidden
   }
 
   async #run(stream) {

@@ -139,6 +139,18 @@ describe("many photos", { skip }, () => {
          assert.equal((await remove("a.png")).focus, "choose-photos");
          await page.close();
        });
+
+  test("after the camera is closed its first button has the focus", LIMIT, async () => {
+    const { page } = await openPage(browser);
+    await page.focus("#use-camera");
+    await page.keyboard.press("Enter");
+    await page.waitForSelector("#camera.live");
+    await page.focus("#camera-stop");
+    await page.keyboard.press("Enter");
+    assert.equal(await page.$eval("#camera", (section) => section.hidden), true);
+    assert.equal(await page.evaluate(() => document.activeElement.id), "use-camera");
+    await page.close();
+  });
 });
 
 /** Function that gives all requests to the page's worker from now on, in order. */
