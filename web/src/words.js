@@ -50,10 +50,16 @@ export function photoProblem(name, error) {
         + "all. JPEG, PNG, WebP, AVIF, GIF and BMP can be read.";
     return { status: `${UNREADABLE}: ${error.message}`, words };
   }
+  if (error.hasStopped) return { status: `failed: ${error.message}`, words: stoppedWords(error) };
   const words = /alloc|memory|too large/i.test(error.message)
     ? "This photo is too large for the browser's memory. Make it smaller and try again."
     : `Something went wrong with this photo: ${error.message}`;
   return { status: `failed: ${error.message}`, words };
+}
+
+function stoppedWords({ message }) {
+  return `The networks have stopped (${message}). Load the page again; the results that are there `
+    + "are lost then, so save them first.";
 }
 
 /** Why a picture is not saved. */
@@ -86,6 +92,7 @@ export const CAMERA_ENDED = "The camera has stopped: it was disconnected or swit
 
 /** Why the camera cannot be used. */
 export function cameraProblem(error) {
+  if (error.hasStopped) return stoppedWords(error);
   return CAMERA_WORDS[error.name] ?? `The camera cannot be used: ${error.message}`;
 }
 

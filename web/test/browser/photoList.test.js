@@ -140,6 +140,26 @@ describe("many photos", { skip }, () => {
          await page.close();
        });
 
+  test("says to load the page again when the worker has failed", LIMIT, async () => {
+    const { page, errors } = await openPage(browser);
+    const input = await page.$("#photo-files");
+    await addPhotos(page, ...paths("a.png"));
+    await input.uploadFile(...paths("b.png", "c.png"));
+    await page.workers()[0].evaluate(() => { setTimeout(() => { throw new Error("lost"); }); });
+    await waitForPhotos(page, 3);
+    await addPhotos(page, ...paths("d.png"));
+    for (const name of ["c.png", "d.png"]) {
+      assert.match(await textOf(page, `article[aria-label="${name}"]`),
+                   /The networks have stopped \(.*lost\)\. Load the page again/);
+    }
+    assert.match(await textOf(page, 'article[aria-label="a.png"]'), /80% interval/);
+    assert.deepEqual(errors, []);
+    await page.click("#use-camera");
+    await page.waitForSelector("#camera.failed");
+    assert.match(await textOf(page, "#camera-news"), /Load the page again/);
+    await page.close();
+  });
+
   test("after the camera is closed its first button has the focus", LIMIT, async () => {
     const { page } = await openPage(browser);
     await page.focus("#use-camera");
