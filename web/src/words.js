@@ -58,8 +58,8 @@ export function photoProblem(name, error) {
 }
 
 function stoppedWords({ message }) {
-  return `The networks have stopped (${message}). Load the page again; the results that are there `
-    + "are lost then, so save them first.";
+  return `The networks have stopped (${message}). Save the results that are there, then load the `
+    + "page again.";
 }
 
 /** Why a picture is not saved. */
