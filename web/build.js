@@ -44,6 +44,7 @@ async function main() {
   if (!existsSync(path.join(WEB, "node_modules"))) {
     throw new Error("the npm packages are missing; make web installs them");
   }
+  if (args.networks) console.log(`networks: ${Object.values(networks).join(", ")}`);
   const html = await buildPage(networks);
   await mkdir(path.dirname(args.out), { recursive: true });
   await writeFile(args.out, html);

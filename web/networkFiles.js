@@ -6,8 +6,8 @@ import { fileURLToPath } from "node:url";
 
 const ROOT = fileURLToPath(new URL("..", import.meta.url));
 
-// From the repository's root; --networks takes files of the same names from one folder instead.
-// The order is that in which the page starts them.
+// From the repository's root, in the order in which the page starts them. A folder of one's own has
+// them under the same names.
 export const NETWORK_FILES = {
   propose: "misc/mtcnn_pnet.onnx",
   refine: "misc/mtcnn_rnet.onnx",
@@ -16,17 +16,22 @@ export const NETWORK_FILES = {
 };
 
 /**
- * @param folder that holds networks under the names of NETWORK_FILES, or none for the shipped ones.
+ * @param folder whose networks are taken, or none. What it lacks is taken from misc/.
  * @returns { name: path }.
+ * @throws Error if the folder has no network, or one is missing in both places.
  */
-export function networkPaths(folder) {
-  const paths = Object.entries(NETWORK_FILES).map(([name, file]) =>
-    [name, folder ? path.join(folder, path.basename(file)) : path.join(ROOT, file)]);
-  for (const [, file] of paths) {
-    if (!existsSync(file)) {
-      throw new Error(`the network '${file}' is missing; is the clone complete? --networks FOLDER `
-        + "takes the networks from another folder");
-    }
+export function networkPaths(folder = null) {
+  const networks = Object.entries(NETWORK_FILES).map(([name, file]) => {
+    const own = folder !== null && path.join(folder, path.basename(file));
+    return [name, own && existsSync(own) ? own : path.join(ROOT, file)];
+  });
+  const shipped = networks.filter(([name, file]) => file === path.join(ROOT, NETWORK_FILES[name]));
+  if (folder !== null && shipped.length === networks.length) {
+    const names = Object.values(NETWORK_FILES).map((file) => path.basename(file));
+    throw new Error(`the folder '${folder}' holds none of ${names.join(", ")}`);
   }
-  return Object.fromEntries(paths);
+  for (const [, file] of shipped) {
+    if (!existsSync(file)) throw new Error(`'${file}' is missing; is the clone complete?`);
+  }
+  return Object.fromEntries(networks);
 }

@@ -1,11 +1,16 @@
 import assert from "node:assert/strict";
 import { spawnSync } from "node:child_process";
-import { readFileSync } from "node:fs";
+import { readFileSync, writeFileSync } from "node:fs";
+import path from "node:path";
 import { test } from "node:test";
 import { fileURLToPath } from "node:url";
 
 import { modelWarnings } from "../modelCard.js";
+import { NETWORK_FILES, networkPaths } from "../networkFiles.js";
 import { onnxMetadata } from "../onnxMetadata.js";
+import { temporaryFolder } from "./folders.js";
+
+const ROOT = fileURLToPath(new URL("../..", import.meta.url));
 
 /** A protobuf field that holds bytes, shorter than 128. */
 function field(number, content) {
@@ -39,7 +44,7 @@ test("takes the warnings from the model card", () => {
 
 test("a build that cannot go on ends in one line", () => {
   const script = fileURLToPath(new URL("../build.js", import.meta.url));
-  for (const [words, message] of [[["--networks", "nowhere"], /^error: the network .* missing/],
+  for (const [words, message] of [[["--networks", "nowhere"], /^error: the folder 'nowhere' holds/],
                                   [["--nosuch"], /^error: Unknown option '--nosuch'/]]) {
     const { status, stderr } = spawnSync(process.execPath, [script, ...words],
                                          { encoding: "utf8" });
@@ -47,4 +52,22 @@ test("a build that cannot go on ends in one line", () => {
     assert.match(stderr, message);
     assert.equal(stderr.trim().split("\n").length, 1);
   }
+});
+
+test("takes the networks that a folder has, and the others from misc/", () => {
+  const folder = temporaryFolder();
+  assert.throws(() => networkPaths(folder), /holds none of mtcnn_pnet\.onnx, .*model\.onnx$/);
+  writeFileSync(path.join(folder, "model.onnx"), "");
+  const { age, propose } = networkPaths(folder);
+  assert.equal(age, path.join(folder, "model.onnx"));
+  assert.equal(propose, path.join(ROOT, NETWORK_FILES.propose));
+});
+
+const noMake = spawnSync("make", ["--version"]).error && "make is missing";
+
+test("make web takes a folder with a space in its name", { skip: noMake }, () => {
+  const { stderr } = spawnSync("make", ["--old-file=web/node_modules/.package-lock.json", "web",
+                                        "WEB_NETWORKS=no such folder"],
+                               { cwd: ROOT, encoding: "utf8" });
+  assert.match(stderr, /error: the folder 'no such folder' holds none/);
 });
