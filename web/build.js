@@ -10,8 +10,8 @@ import { fileURLToPath } from "node:url";
 import { parseArgs } from "node:util";
 import { gzipSync } from "node:zlib";
 
-import { modelWarnings } from "./modelCard.js";
-import { networkPaths } from "./networkFiles.js";
+import { isSameModel, modelWarnings } from "./modelCard.js";
+import { NETWORK_FILES, networkPaths } from "./networkFiles.js";
 import { onnxMetadata } from "./onnxMetadata.js";
 
 const WEB = path.dirname(fileURLToPath(import.meta.url));
@@ -55,7 +55,9 @@ async function main() {
 async function buildPage(networks) {
   const metadata = onnxMetadata(await readFile(networks.age));
   const model = modelFacts(metadata, networks.age);
-  const { warnings, ageCheckWarning } = modelWarnings(await readText(ROOT, "MODEL_CARD.md"));
+  const shipped = onnxMetadata(await readFile(path.join(ROOT, NETWORK_FILES.age)));
+  const { warnings, ageCheckWarning } = modelWarnings(await readText(ROOT, "MODEL_CARD.md"),
+                                                      isSameModel(metadata, shipped));
   const packed = await pack({ wasm: path.join(WEB, WASM), ...networks,
                               sample: path.join(ROOT, SAMPLE) });
   const style = await bundle("style.css");

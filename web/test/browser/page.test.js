@@ -2,17 +2,23 @@
 // does with everything that is no photo with a face.
 
 import assert from "node:assert/strict";
+import { execFile } from "node:child_process";
 import { readFile, readdir, writeFile } from "node:fs/promises";
 import path from "node:path";
 import { after, before, describe, test } from "node:test";
+import { fileURLToPath, pathToFileURL } from "node:url";
+import { promisify } from "node:util";
 
+import { NETWORK_FILES } from "../../networkFiles.js";
 import { iou } from "../../src/face.js";
 import { PHOTO_FACE_RATIO } from "../../src/predictor.js";
 import { FIELDS } from "../../src/results.js";
 import { temporaryFolder } from "../folders.js";
+import { entry } from "../onnxFields.js";
 import { PAGE_FILE, PAGE_URL, addPhotos, expectedResults, launch, openPage, servePage, skip,
          tableOf, textOf, waitForPhotos } from "./browser.js";
 
+const ROOT = fileURLToPath(new URL("../../..", import.meta.url));
 const MIN_IOU = 0.999;
 const MAX_AGE_ERROR = 0.1; // years
 const LIMIT = { timeout: 120_000 }; // milliseconds a test
@@ -236,6 +242,25 @@ describe("the page", { skip }, () => {
     assert.deepEqual(server.paths, ["/ages/"]);
     await page.close();
     server.close();
+  });
+
+  test("of another network it quotes no measured errors", LIMIT, async () => {
+    const folder = temporaryFolder();
+    const shipped = await readFile(path.join(ROOT, NETWORK_FILES.age));
+    const another = Buffer.concat([shipped, entry("temperature", "1.5")]); // the last one counts
+    await writeFile(path.join(folder, "model.onnx"), another);
+    const built = path.join(folder, "index.html");
+    await promisify(execFile)(process.execPath, [path.join(ROOT, "web", "build.js"), "--networks",
+                                                 folder, "--out", built]);
+    const { page } = await openPage(browser, pathToFileURL(built).href);
+    await addPhotos(page, file("astronaut.png"));
+    assert.equal((await tableOf(page, "astronaut.png")).length, 1);
+    assert.match(await textOf(page, "#threshold-warning"), /was not measured here\.$/);
+    const text = await page.evaluate(() => document.body.textContent);
+    assert.match(text, /as an age check without a margin; how often this model is wrong was not/);
+    assert.doesNotMatch(text, /Of 100 people|% of the adults/);
+    assert.match(text, /Temperature1\.5/);
+    await page.close();
   });
 
   test("says so when only a part of the file has arrived", LIMIT, async () => {
