@@ -19,6 +19,7 @@ const ROOT = path.dirname(WEB);
 const DETECTOR_LICENCE = "misc/mtcnn_LICENSE.txt";
 const SAMPLE = "misc/samples/two_faces.jpg";
 const WASM = "node_modules/onnxruntime-web/dist/ort-wasm-simd-threaded.wasm";
+// The scripts and the style are translated for these; docs/web.md says which browsers were tried.
 const TARGET = ["chrome99", "firefox114", "safari16.4"];
 const PIECE = 500_000; // characters; the page counts the pieces that have arrived
 

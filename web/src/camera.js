@@ -68,7 +68,7 @@ export class Camera {
     this.#stream = null;
     this.video.srcObject = null;
     this.section.hidden = true;
-    this.section.classList.remove("live");
+    this.#showLive(false);
   }
 
   #close() {
@@ -87,7 +87,7 @@ export class Camera {
     if (this.#stream !== stream) return; // closed meanwhile
     // Everybody knows their own face from mirrors; a camera that looks away is not mirrored.
     const isMirrored = facingMode !== "environment";
-    this.section.classList.add("live");
+    this.#showLive(true);
     this.section.classList.toggle("mirrored", isMirrored);
     this.section.scrollIntoView({ block: "nearest" });
     this.#say("Looking for faces…");
@@ -141,6 +141,11 @@ export class Camera {
     const blob = await pictureBlob(canvas, "image/png");
     const time = new Date().toTimeString().slice(0, 8).replaceAll(":", "-");
     return new File([blob], `camera_${time}.png`, { type: "image/png" });
+  }
+
+  #showLive(isLive) {
+    this.section.classList.toggle("live", isLive);
+    document.body.classList.toggle("has-camera", isLive);
   }
 
   #say(text) {

@@ -96,15 +96,14 @@ export function cameraProblem(error) {
   return CAMERA_WORDS[error.name] ?? `The camera cannot be used: ${error.message}`;
 }
 
-
 const NEEDED = ["WebAssembly", "DecompressionStream", "OffscreenCanvas", "Worker"];
 
 /** What this browser lacks, or an empty text. */
 export function browserProblem() {
   const missing = NEEDED.filter((name) => !(name in globalThis));
   if (!missing.length) return "";
-  return `This browser is too old for the page (it lacks ${missing.join(", ")}). Chrome or Edge `
-    + "from version 99, Firefox from 114 and Safari from 16.4 can show it.";
+  return `This browser is too old for the page: it lacks ${missing.join(", ")}. Take a newer version `
+    + "of Chrome, Edge, Firefox or Safari.";
 }
 
 /** Why the networks did not start. */

@@ -81,3 +81,8 @@ test("make web takes a folder with a space in its name", { skip: noMake }, () =>
                                { cwd: ROOT, encoding: "utf8" });
   assert.match(stderr, /error: the folder 'no such folder' holds none/);
 });
+
+test("the style has no selector that drops a whole rule in browsers of the build's target", () => {
+  const style = readFileSync(path.join(ROOT, "web", "src", "style.css"), "utf8");
+  assert.doesNotMatch(style, /:has\(/);
+});

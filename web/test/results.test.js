@@ -6,7 +6,7 @@ import { centralInterval, distributionMean, distributionMedian, distributionStd,
 import { faceFromProbs } from "../src/predictor.js";
 import { distinctName } from "../src/photoList.js";
 import { FIELDS, resultRows, toCsv, toJsonLines, toTabs } from "../src/results.js";
-import { thresholdText } from "../src/words.js";
+import { browserProblem, thresholdText } from "../src/words.js";
 
 const AGES = [0, 1, 2, 3, 4];
 const EVEN = [0.2, 0.2, 0.2, 0.2, 0.2];
@@ -75,4 +75,9 @@ test("a name that is taken gets a number before its ending", () => {
   assert.equal(distinctName("a.jpg", taken), "a (3).jpg");
   assert.equal(distinctName("b.jpg", taken), "b.jpg");
   assert.equal(distinctName("day.1/b", taken), "day.1/b (2)");
+});
+
+test("what a browser lacks is named, and no version", () => {
+  assert.match(browserProblem(), /it lacks OffscreenCanvas, Worker\. Take a newer/); // as Node does
+  assert.doesNotMatch(browserProblem(), /\d/);
 });

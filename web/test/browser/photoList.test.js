@@ -165,9 +165,12 @@ describe("many photos", { skip }, () => {
     await page.focus("#use-camera");
     await page.keyboard.press("Enter");
     await page.waitForSelector("#camera.live");
+    const height = () => page.$eval(".intake", (found) => getComputedStyle(found).minHeight);
+    assert.equal(await height(), "0px"); // it makes room for the picture
     await page.focus("#camera-stop");
     await page.keyboard.press("Enter");
     assert.equal(await page.$eval("#camera", (section) => section.hidden), true);
+    assert.notEqual(await height(), "0px");
     assert.equal(await page.evaluate(() => document.activeElement.id), "use-camera");
     await page.close();
   });
