@@ -46,8 +46,8 @@ export function photoProblem(name, error) {
   if (error.unreadable) {
     const words = /\.hei[cf]$/i.test(name)
       ? "This browser cannot read HEIC photos; Safari can. Save the photo as JPEG and try again."
-      : "This file cannot be read as a picture. It may be damaged, incomplete, or no picture at "
-        + "all. JPEG, PNG, WebP, AVIF, GIF and BMP can be read.";
+      : "This file cannot be read as a picture. It may be damaged, incomplete, too large for this "
+        + "browser, or no picture at all. JPEG, PNG, WebP, AVIF, GIF and BMP can be read.";
     return { status: `${UNREADABLE}: ${error.message}`, words };
   }
   if (error.hasStopped) return { status: `failed: ${error.message}`, words: stoppedWords(error) };
