@@ -204,7 +204,7 @@ describe("the page", { skip }, () => {
       }, 10);
     });
     await addPhotos(page, file("scene_large.jpg"));
-    const seconds = Number((await textOf(page, ".facts")).match(/([\d.]+) s/)[1]);
+    const seconds = Number((await textOf(page, "article .facts")).match(/([\d.]+) s/)[1]);
     const gap = await page.evaluate(() => globalThis.longestGap / 1000);
     assert.ok(gap < 0.5 * seconds, `the page stood still for ${gap} of ${seconds} s`);
     await page.close();
