@@ -64,7 +64,8 @@ function stoppedWords({ message }) {
 
 /** Why a picture is not saved. */
 export function unsavedWords({ width, height }) {
-  return `The browser cannot save this picture of ${width} × ${height} pixels. It may be too large.`;
+  return `The browser cannot save this picture of ${width} × ${height} pixels. It may be too `
+    + "large.";
 }
 
 /** Why a folder gives no photos. */
@@ -102,8 +103,8 @@ const NEEDED = ["WebAssembly", "DecompressionStream", "OffscreenCanvas", "Worker
 export function browserProblem() {
   const missing = NEEDED.filter((name) => !(name in globalThis));
   if (!missing.length) return "";
-  return `This browser is too old for the page: it lacks ${missing.join(", ")}. Take a newer version `
-    + "of Chrome, Edge, Firefox or Safari.";
+  return `This browser is too old for the page: it lacks ${missing.join(", ")}. Take a newer `
+    + "version of Chrome, Edge, Firefox or Safari.";
 }
 
 /** Why the networks did not start. */

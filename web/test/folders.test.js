@@ -5,7 +5,9 @@ import { test } from "node:test";
 
 import { temporaryFolder } from "./folders.js";
 
-for (const [how, ending] of [["end", ""], ["are stopped", 'process.kill(process.pid, "SIGTERM");']]) {
+const ENDS = { end: "", "are stopped": 'process.kill(process.pid, "SIGTERM");' };
+
+for (const [how, ending] of Object.entries(ENDS)) {
   test(`what tests write is removed when they ${how}`, () => {
     const tmp = temporaryFolder();
     const script = `import { temporaryFolder } from "${new URL("folders.js", import.meta.url)}";

@@ -53,7 +53,7 @@ export async function openPage(browser, url = PAGE_URL) {
   return { page, requests, errors };
 }
 
-/** The page on a host of its own: { url, paths, close }; paths are those asked for, as they come. */
+/** The page on a host of its own: { url, paths, close }; paths are what was asked for. */
 export async function servePage() {
   const content = await readFile(PAGE);
   const paths = [];
