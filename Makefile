@@ -14,11 +14,11 @@ demo: $(VENV)/demo  ## estimate ages on the sample photos with the shipped model
 	$(BIN)/python demo.py --img_dir misc/samples --output_dir demo_output
 
 web: web/node_modules/.package-lock.json  ## build the web page, one file: web/dist/index.html
-	node web/build.js $(if $(WEB_NETWORKS),--networks $(WEB_NETWORKS))
+	node web/build.js $${WEB_NETWORKS:+--networks "$$WEB_NETWORKS"}
 
 web-test: $(VENV)/demo  ## test the page in Chromium; skipped where node or Chromium is missing
 	@if command -v npm > /dev/null; \
-	then $(MAKE) web && PYTHON=$(abspath $(BIN)/python) npm --prefix web test; \
+	then $(MAKE) web && PYTHON="$$PWD/$(BIN)/python" npm --prefix web test; \
 	else echo "web-test is skipped: it needs Node 20 or newer (apt-get install nodejs npm)"; fi
 
 web/node_modules/.package-lock.json: web/package-lock.json

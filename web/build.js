@@ -10,25 +10,16 @@ import { fileURLToPath } from "node:url";
 import { parseArgs } from "node:util";
 import { gzipSync } from "node:zlib";
 
-import { build } from "esbuild";
-
-import { modelWarnings } from "./modelCard.js";
+import { isSameModel, modelWarnings } from "./modelCard.js";
+import { NETWORK_FILES, networkPaths } from "./networkFiles.js";
 import { onnxMetadata } from "./onnxMetadata.js";
 
 const WEB = path.dirname(fileURLToPath(import.meta.url));
 const ROOT = path.dirname(WEB);
-
-// Where the networks are, from the repository's root; --networks takes files of the same names from
-// one folder instead. The order is that in which the page starts them.
-const NETWORK_FILES = {
-  propose: "misc/mtcnn_pnet.onnx",
-  refine: "misc/mtcnn_rnet.onnx",
-  output: "misc/mtcnn_onet.onnx",
-  age: "misc/model.onnx",
-};
 const DETECTOR_LICENCE = "misc/mtcnn_LICENSE.txt";
 const SAMPLE = "misc/samples/two_faces.jpg";
 const WASM = "node_modules/onnxruntime-web/dist/ort-wasm-simd-threaded.wasm";
+// The scripts and the style are translated for these; docs/web.md says which browsers were tried.
 const TARGET = ["chrome99", "firefox114", "safari16.4"];
 const PIECE = 500_000; // characters; the page counts the pieces that have arrived
 
@@ -50,29 +41,24 @@ async function main() {
     networks: { type: "string" },
     out: { type: "string", default: path.join(WEB, "dist", "index.html") },
   } });
-  const html = await buildPage(networkPaths(args.networks));
+  const networks = networkPaths(args.networks);
+  if (!existsSync(path.join(WEB, "node_modules"))) {
+    throw new Error("the npm packages are missing; make web installs them");
+  }
+  if (args.networks) console.log(`networks: ${Object.values(networks).join(", ")}`);
+  const html = await buildPage(networks);
   await mkdir(path.dirname(args.out), { recursive: true });
   await writeFile(args.out, html);
   console.log(`${args.out}: ${(Buffer.byteLength(html) / 1e6).toFixed(1)} MB`);
-}
-
-function networkPaths(folder) {
-  const paths = Object.entries(NETWORK_FILES).map(([name, file]) =>
-    [name, folder ? path.join(folder, path.basename(file)) : path.join(ROOT, file)]);
-  for (const [, file] of paths) {
-    if (!existsSync(file)) {
-      throw new Error(`the network '${file}' is missing; is the clone complete? --networks FOLDER `
-        + "takes the networks from another folder");
-    }
-  }
-  return Object.fromEntries(paths);
 }
 
 /** Text of the whole page. */
 async function buildPage(networks) {
   const metadata = onnxMetadata(await readFile(networks.age));
   const model = modelFacts(metadata, networks.age);
-  const { warnings, ageCheckWarning } = modelWarnings(await readText(ROOT, "MODEL_CARD.md"));
+  const shipped = onnxMetadata(await readFile(path.join(ROOT, NETWORK_FILES.age)));
+  const { warnings, ageCheckWarning } = modelWarnings(await readText(ROOT, "MODEL_CARD.md"),
+                                                      isSameModel(metadata, shipped));
   const packed = await pack({ wasm: path.join(WEB, WASM), ...networks,
                               sample: path.join(ROOT, SAMPLE) });
   const style = await bundle("style.css");
@@ -126,6 +112,7 @@ async function pack(files) {
 
 /** A source file with all that it imports, as one text. */
 async function bundle(file) {
+  const { build } = await import("esbuild"); // not at the top: main() says if it is missing
   const { outputFiles: [{ text }] } = await build({
     entryPoints: [path.join(WEB, "src", file)],
     bundle: true,

@@ -9,7 +9,7 @@ import { statSync } from "node:fs";
 import { loadavg } from "node:os";
 import { parseArgs } from "node:util";
 
-import { PAGE_FILE, addPhotos, launch, openPage, textOf } from "./test/browser.js";
+import { PAGE_FILE, addPhotos, launch, openPage, textOf } from "./test/browser/browser.js";
 
 const RUNS = 5;
 const CAMERA_SECONDS = 15;

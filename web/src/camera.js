@@ -6,6 +6,7 @@
 import { announce, byId, element } from "./dom.js";
 import { drawFaces, scaled, sharpContext } from "./drawing.js";
 import { STREAM_FACE_RATIO } from "./predictor.js";
+import { pictureBlob } from "./saving.js";
 import { FaceTracker } from "./tracking.js";
 import { CAMERA_ENDED, NO_CAMERA_HERE, ageSentence, cameraProblem } from "./words.js";
 
@@ -23,8 +24,9 @@ export class Camera {
    * @param client EstimatorClient.
    * @param model the age network's facts.
    * @param onPhoto called with a File when the user keeps a frame.
+   * @param onProblem called with a sentence when a frame cannot be kept.
    */
-  constructor(client, model, onPhoto) {
+  constructor(client, model, onPhoto, onProblem) {
     this.#client = client;
     this.#model = model;
     this.section = byId("camera");
@@ -32,8 +34,9 @@ export class Camera {
     this.marks = byId("camera-marks");
     this.news = byId("camera-news");
     this.choice = byId("camera-choice");
-    byId("camera-stop").addEventListener("click", () => this.stop());
-    byId("camera-keep").addEventListener("click", async () => onPhoto(await this.#frameFile()));
+    byId("camera-stop").addEventListener("click", () => this.#close());
+    byId("camera-keep").addEventListener("click", () =>
+      this.#frameFile().then(onPhoto, ({ message }) => onProblem(message)));
     this.choice.addEventListener("change", () => this.start(this.choice.value));
   }
 
@@ -65,7 +68,12 @@ export class Camera {
     this.#stream = null;
     this.video.srcObject = null;
     this.section.hidden = true;
-    this.section.classList.remove("live");
+    this.#showLive(false);
+  }
+
+  #close() {
+    this.stop();
+    byId("use-camera").focus({ preventScroll: true }); // the button that had it is hidden
   }
 
   async #run(stream) {
@@ -79,7 +87,7 @@ export class Camera {
     if (this.#stream !== stream) return; // closed meanwhile
     // Everybody knows their own face from mirrors; a camera that looks away is not mirrored.
     const isMirrored = facingMode !== "environment";
-    this.section.classList.add("live");
+    this.#showLive(true);
     this.section.classList.toggle("mirrored", isMirrored);
     this.section.scrollIntoView({ block: "nearest" });
     this.#say("Looking for faces…");
@@ -130,9 +138,14 @@ export class Camera {
     const canvas = element("canvas", { width: this.video.videoWidth,
                                        height: this.video.videoHeight });
     canvas.getContext("2d").drawImage(this.video, 0, 0);
-    const blob = await new Promise((resolve) => { canvas.toBlob(resolve, "image/png"); });
+    const blob = await pictureBlob(canvas, "image/png");
     const time = new Date().toTimeString().slice(0, 8).replaceAll(":", "-");
     return new File([blob], `camera_${time}.png`, { type: "image/png" });
+  }
+
+  #showLive(isLive) {
+    this.section.classList.toggle("live", isLive);
+    document.body.classList.toggle("has-camera", isLive);
   }
 
   #say(text) {

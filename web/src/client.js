@@ -4,6 +4,7 @@ export class EstimatorClient {
   #worker;
   #waiting = new Map();
   #lastId = 0;
+  #failure = null; // EstimationError of a worker that has stopped
 
   /** @param code text of the worker's script. */
   constructor(code) {
@@ -37,6 +38,7 @@ export class EstimatorClient {
   }
 
   #ask(message, { onProgress = () => {}, transfer = [] }) {
+    if (this.#failure) return Promise.reject(this.#failure);
     const id = ++this.#lastId;
     return new Promise((resolve, reject) => {
       this.#waiting.set(id, { resolve, reject, onProgress });
@@ -45,6 +47,7 @@ export class EstimatorClient {
   }
 
   #take({ id, progress, result, error }) {
+    if (this.#failure) return; // the answer to a request that was given up
     const { resolve, reject, onProgress } = this.#waiting.get(id);
     if (progress !== undefined) {
       onProgress(progress);
@@ -55,16 +58,23 @@ export class EstimatorClient {
     else resolve(result);
   }
 
-  #fail(message) {
-    for (const { reject } of this.#waiting.values()) reject(new EstimationError({ message }));
+  /** Gives the worker up: what it was doing when the error came is unknown. */
+  #fail(message = "its script could not be loaded") {
+    this.#worker.terminate();
+    this.#failure = new EstimationError({ message, hasStopped: true });
+    for (const { reject } of this.#waiting.values()) reject(this.#failure);
     this.#waiting.clear();
   }
 }
 
-/** Why there is no result; `unreadable` tells a file that is no picture from everything else. */
+/**
+ * Why there is no result. `unreadable`: the file is no picture; `hasStopped`: nothing more can be
+ * asked for.
+ */
 export class EstimationError extends Error {
-  constructor({ message, unreadable = false }) {
+  constructor({ message, unreadable = false, hasStopped = false }) {
     super(message);
     this.unreadable = unreadable;
+    this.hasStopped = hasStopped;
   }
 }

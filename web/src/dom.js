@@ -13,8 +13,9 @@ export function element(name, properties = {}, ...children) {
   const [tag, ...classes] = name.split(".");
   const made = document.createElement(tag);
   if (classes.length) made.className = classes.join(" ");
-  const { on = {}, aria = {}, ...rest } = properties;
+  const { on = {}, aria = {}, role, ...rest } = properties;
   Object.assign(made, rest);
+  if (role) made.setAttribute("role", role); // Firefox before 119 has no such property
   for (const [event, listener] of Object.entries(on)) made.addEventListener(event, listener);
   for (const [key, value] of Object.entries(aria)) made.setAttribute(`aria-${key}`, value);
   made.append(...children);

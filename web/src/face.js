@@ -6,8 +6,8 @@
 import { roundHalfEven } from "./numbers.js";
 import { resize, transformAffine } from "./pillow.js";
 
-const ROLL_DECIMALS = 4; // of an aligned list
-const BOX_DECIMALS = 2;
+export const ROLL_DECIMALS = 4; // of an aligned list
+export const BOX_DECIMALS = 2;
 
 /** Degrees of the line between the eyes, positive when the image-right eye is lower. */
 export function rollFromLandmarks([[leftX, leftY], [rightX, rightY]]) {

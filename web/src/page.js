@@ -4,25 +4,21 @@ import { arrival, readFacts, unpack } from "./assets.js";
 import { Camera } from "./camera.js";
 import { EstimatorClient } from "./client.js";
 import { announce, byId } from "./dom.js";
-import { PhotoCard } from "./photoCard.js";
+import { filesOf } from "./folders.js";
+import { PhotoList } from "./photoList.js";
 import { PHOTO_FACE_RATIO } from "./predictor.js";
-import { resultButtons } from "./resultTable.js";
 import { Threshold } from "./threshold.js";
-import { uprightFile } from "./webp.js";
 import { browserProblem, startProblem } from "./words.js";
 
 const ARRIVAL_SHARE = 0.5; // of the bar at the start; the rest is for starting the networks
 
 const { model: modelFacts, pieces, sampleName } = readFacts();
 const model = { ...modelFacts, ageBins: agesBetween(modelFacts.age_min, modelFacts.age_max) };
-const threshold = new Threshold(model.ageBins);
-const cards = new Set();
-
-takePhotos();
-byId("results-actions").append(
-  ...resultButtons(() => [...cards].flatMap(({ rows }) => rows), "results"));
 const problem = browserProblem();
 const started = problem ? Promise.reject(new Error(problem)) : start();
+const photoList = new PhotoList(started, model.ageBins, new Threshold(model.ageBins));
+
+takePhotos();
 started.then(showReady, (error) => showBroken(problem || startProblem(error)));
 
 /** Loads the networks; gives the client and the sample photo. */
@@ -46,10 +42,11 @@ function showReady({ client, sample }) {
   document.body.dataset.state = "ready";
   byId("loading-news").textContent = "Ready.";
   announce("The networks are loaded. The page is ready.");
-  const camera = new Camera(client, model, (file) => addPhotos([file]));
+  const camera = new Camera(client, model, (file) => addPhotos([named(file)]), showIntakeProblem);
   byId("use-camera").addEventListener("click", () => camera.start());
   byId("try-sample").addEventListener("click", async () => {
-    addPhotos([new File([await unpack(sample)], sampleName, { type: "image/jpeg" })]);
+    addPhotos([{ file: new Blob([await unpack(sample)], { type: "image/jpeg" }),
+                 name: sampleName }]);
   });
   for (const id of ["use-camera", "try-sample"]) byId(id).disabled = false;
 }
@@ -67,7 +64,7 @@ function takePhotos() {
   const input = byId("photo-files");
   byId("choose-photos").addEventListener("click", () => input.click());
   input.addEventListener("change", () => {
-    addPhotos([...input.files]);
+    addPhotos([...input.files].map(named));
     input.value = ""; // the same photo may be chosen again
   });
   document.addEventListener("dragover", (event) => {
@@ -87,44 +84,26 @@ function takePhotos() {
   });
 }
 
-function takeFiles(transfer, words) {
-  const files = [...(transfer?.files ?? [])];
-  byId("intake-problem").textContent = files.length ? "" : words;
-  addPhotos(files);
+/** Takes what was dropped or pasted; words say what to do if there is no file in it. */
+async function takeFiles(transfer, words) {
+  const { photos, problems } = await filesOf(transfer);
+  addPhotos(photos);
+  if (!photos.length && !problems.length) problems.push(words);
+  showIntakeProblem(problems.join(" "));
 }
 
-function addPhotos(files) {
-  if (!files.length) return;
-  byId("intake-problem").textContent = "";
-  document.body.classList.add("has-photos");
-  const minFaceRatio = byId("small-faces").checked ? 0 : PHOTO_FACE_RATIO;
-  const added = files.map((file) => {
-    const card = new PhotoCard(file, model.ageBins, () => removeCard(card));
-    cards.add(card);
-    estimate(card, file, minFaceRatio);
-    return card.element;
-  });
-  byId("photos").prepend(...added);
+/** Adds files, each { file, name }. */
+function addPhotos(photos) {
+  showIntakeProblem("");
+  photoList.add(photos, byId("small-faces").checked ? 0 : PHOTO_FACE_RATIO);
 }
 
-function removeCard(card) {
-  card.remove();
-  cards.delete(card);
-  document.body.classList.toggle("has-photos", cards.size > 0);
-  byId("choose-photos").focus(); // the button that had it is gone
+function showIntakeProblem(words) {
+  byId("intake-problem").textContent = words;
 }
 
-async function estimate(card, file, minFaceRatio) {
-  try {
-    const upright = await uprightFile(file);
-    if (upright !== file) card.showPicture(upright);
-    const { client } = await started;
-    card.showProgress(0);
-    const result = await client.photo(upright, minFaceRatio, (share) => card.showProgress(share));
-    if (cards.has(card)) card.showResult(result, threshold); // it may have been taken away
-  } catch (error) {
-    card.showProblem(error);
-  }
+function named(file) {
+  return { file, name: file.name };
 }
 
 function agesBetween(first, last) {

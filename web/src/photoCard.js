@@ -1,45 +1,52 @@
 // One photo on the page: its picture with marks, its faces and its table.
 
-import { announce, button, element } from "./dom.js";
+import { button, element } from "./dom.js";
 import { drawFaces, scaled, sharpContext } from "./drawing.js";
 import { faceList } from "./faceList.js";
 import { resultButtons, resultTable } from "./resultTable.js";
 import { resultRows } from "./results.js";
-import { saveFile, stem } from "./saving.js";
+import { pictureBlob, saveFile, stem } from "./saving.js";
 import { faceCount, noFaceWords, photoProblem, photoSentence } from "./words.js";
 
 const BESIDE = 2; // faces have room beside the picture; more go below it
 
 export class PhotoCard {
-  /** Rows of results.js; none before the result is there. */
+  /** Rows of results.js, and what they say in a sentence; none before there is a result. */
   rows = [];
-  #file;
+  summary = "";
   #ageBins;
   #url;
   #cleanups = [];
 
   /**
-   * @param file File of a photo.
+   * @param file File or Blob of a photo.
+   * @param name of the photo on the page and in the tables.
    * @param ageBins years.
    * @param onRemove called when the user takes the card away.
    */
-  constructor(file, ageBins, onRemove) {
-    this.#file = file;
+  constructor(file, name, ageBins, onRemove) {
+    this.file = file;
+    this.name = name;
     this.#ageBins = ageBins;
     this.#url = URL.createObjectURL(file);
-    this.image = element("img", { src: this.#url, alt: file.name });
+    this.image = element("img", { src: this.#url, alt: name });
     this.marks = element("canvas.marks", { aria: { hidden: "true" } });
     this.picture = element("div.picture", {}, this.image, this.marks);
-    this.bar = element("progress", { max: 1, aria: { label: `Work on ${file.name}` } });
-    this.news = element("p.news", {}, "Waiting for the networks…");
+    this.bar = element("progress", { max: 1, value: 0, aria: { label: `Work on ${name}` } });
+    this.news = element("p.news", {}, "Waiting");
     this.side = element("div.side", {}, this.news, this.bar);
     this.facts = element("span.facts");
-    this.element = element("article.photo", { aria: { label: file.name } },
-      element("header", {}, element("h3", {}, file.name), this.facts,
+    this.element = element("article.photo", { aria: { label: name } },
+      element("header", {}, element("h3", {}, name), this.facts,
               button("×", onRemove, { className: "remove", title: "Remove",
-                                      aria: { label: `Remove ${file.name}` } })),
+                                      aria: { label: `Remove ${name}` } })),
       element("div.photo-body", {}, this.picture, this.side));
     this.image.addEventListener("error", () => this.picture.remove(), { once: true });
+  }
+
+  /** Whether there is a result, or a problem. */
+  get isDone() {
+    return this.rows.length > 0;
   }
 
   /** Shows another file in the place of the photo's: the same picture, upright. */
@@ -57,12 +64,12 @@ export class PhotoCard {
 
   /** Shows what was found: the result of client.js, and the Threshold. */
   showResult({ width, height, smallestFace, faces, crops, milliseconds }, threshold) {
-    this.rows = resultRows(this.#file.name, faces);
+    this.rows = resultRows(this.name, faces);
     this.facts.textContent = `${width} × ${height} pixels, `
       + `${faces.length ? faceCount(faces.length) : "no face"}, `
       + `${(milliseconds / 1000).toFixed(1)} s`;
-    this.image.alt = photoSentence(this.#file.name, faces);
-    announce(this.image.alt);
+    this.summary = photoSentence(this.name, faces);
+    this.image.alt = this.summary;
     if (!faces.length) {
       this.#showNews(noFaceWords(smallestFace));
       return;
@@ -72,20 +79,22 @@ export class PhotoCard {
     this.element.classList.toggle("many", faces.length > BESIDE);
     this.#cleanups.push(forget);
     this.#keepMarked(width, faces);
+    this.saveProblem = element("p.problem", { role: "alert" });
     this.element.append(
       element("div.actions", {},
-        ...resultButtons(() => this.rows, stem(this.#file.name)),
-        button("Save picture", () => this.#savePicture(width, height, faces))),
-      resultTable(this.rows, this.#file.name));
+        ...resultButtons(() => this.rows, stem(this.name)),
+        button("Save picture", () => this.#savePicture(width, height, faces)),
+        this.saveProblem),
+      resultTable(this.rows, this.name));
   }
 
   /** Shows why there is no result. */
   showProblem(error) {
-    const { status, words } = photoProblem(this.#file.name, error);
-    this.rows = resultRows(this.#file.name, [], status);
+    const { status, words } = photoProblem(this.name, error);
+    this.rows = resultRows(this.name, [], status);
     this.element.classList.add("failed");
     this.#showNews(words);
-    announce(`${this.#file.name}: ${words}`);
+    this.summary = `${this.name}: ${words}`;
   }
 
   /** Takes the card off the page. */
@@ -114,12 +123,16 @@ export class PhotoCard {
     drawFaces(context, size, faces.map((face) => scaled(face, scale)), this.#ageBins);
   }
 
-  #savePicture(width, height, faces) {
+  async #savePicture(width, height, faces) {
     const canvas = element("canvas", { width, height });
     const context = canvas.getContext("2d");
     context.drawImage(this.image, 0, 0, width, height);
     drawFaces(context, [width, height], faces, this.#ageBins);
-    canvas.toBlob((blob) => saveFile(`${stem(this.#file.name)}_ages.jpg`, blob, "image/jpeg"),
-                  "image/jpeg", 0.92);
+    try {
+      const blob = await pictureBlob(canvas, "image/jpeg", 0.92);
+      saveFile(`${stem(this.name)}_ages.jpg`, blob, "image/jpeg");
+    } catch (error) {
+      this.saveProblem.textContent = error.message;
+    }
   }
 }

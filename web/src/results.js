@@ -5,10 +5,11 @@ import { roundHalfEven } from "./numbers.js";
 export const FACE_FIELDS = ["x1", "y1", "x2", "y2", "confidence", "roll_deg", "age", "median",
                             "std", "low", "high"];
 export const FIELDS = ["file", "face", ...FACE_FIELDS, "status"];
-export const DECIMALS = { confidence: 4 }; // of all other numbers 2
+const DECIMALS = { confidence: 4 }; // of all other numbers 2
 const PROB_DECIMALS = 6;
 export const OK = "ok";
 export const NO_FACE = "no face";
+export const UNREADABLE = "unreadable"; // a reason follows
 
 /** One row a face, or one row that says why there is none. Numbers are rounded. */
 export function resultRows(file, faces, status = OK) {

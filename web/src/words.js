@@ -2,10 +2,16 @@
 
 import { massAbove } from "./metrics.js";
 import { MIN_FACE } from "./predictor.js";
+import { UNREADABLE } from "./results.js";
 
 /** "one face", "3 faces". */
 export function faceCount(count) {
   return count === 1 ? "one face" : `${count} faces`;
+}
+
+/** "5 of 12 photos done"; nothing for a single photo, whose card says it. */
+export function progressText(done, count) {
+  return count > 1 ? `${done} of ${count} photos done` : "";
 }
 
 /** "86 years, 80% interval 80 to 92". */
@@ -40,14 +46,35 @@ export function photoProblem(name, error) {
   if (error.unreadable) {
     const words = /\.hei[cf]$/i.test(name)
       ? "This browser cannot read HEIC photos; Safari can. Save the photo as JPEG and try again."
-      : "This file cannot be read as a picture. It may be damaged, incomplete, or no picture at "
-        + "all. JPEG, PNG, WebP, AVIF, GIF and BMP can be read.";
-    return { status: `unreadable: ${error.message}`, words };
+      : "This file cannot be read as a picture. It may be damaged, incomplete, too large for this "
+        + "browser, or no picture at all. JPEG, PNG, WebP, AVIF, GIF and BMP can be read.";
+    return { status: `${UNREADABLE}: ${error.message}`, words };
   }
+  if (error.hasStopped) return { status: `failed: ${error.message}`, words: stoppedWords(error) };
   const words = /alloc|memory|too large/i.test(error.message)
     ? "This photo is too large for the browser's memory. Make it smaller and try again."
     : `Something went wrong with this photo: ${error.message}`;
   return { status: `failed: ${error.message}`, words };
+}
+
+function stoppedWords({ message }) {
+  return `The networks have stopped (${message}). Save the results that are there, then load the `
+    + "page again.";
+}
+
+/** Why a picture is not saved. */
+export function unsavedWords({ width, height }) {
+  return `The browser cannot save this picture of ${width} × ${height} pixels. It may be too `
+    + "large.";
+}
+
+/** Why a folder gives no photos. */
+export function emptyFolderWords(name) {
+  return `The folder “${name}” holds no photos.`;
+}
+
+export function folderProblem(name, error) {
+  return `The folder “${name}” cannot be read: ${error.message}`;
 }
 
 const CAMERA_WORDS = {
@@ -66,9 +93,9 @@ export const CAMERA_ENDED = "The camera has stopped: it was disconnected or swit
 
 /** Why the camera cannot be used. */
 export function cameraProblem(error) {
+  if (error.hasStopped) return stoppedWords(error);
   return CAMERA_WORDS[error.name] ?? `The camera cannot be used: ${error.message}`;
 }
-
 
 const NEEDED = ["WebAssembly", "DecompressionStream", "OffscreenCanvas", "Worker"];
 
@@ -76,8 +103,8 @@ const NEEDED = ["WebAssembly", "DecompressionStream", "OffscreenCanvas", "Worker
 export function browserProblem() {
   const missing = NEEDED.filter((name) => !(name in globalThis));
   if (!missing.length) return "";
-  return `This browser is too old for the page (it lacks ${missing.join(", ")}). Chrome or Edge `
-    + "from version 99, Firefox from 114 and Safari from 16.4 can show it.";
+  return `This browser is too old for the page: it lacks ${missing.join(", ")}. Take a newer `
+    + "version of Chrome, Edge, Firefox or Safari.";
 }
 
 /** Why the networks did not start. */

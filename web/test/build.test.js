@@ -1,20 +1,17 @@
 import assert from "node:assert/strict";
 import { spawnSync } from "node:child_process";
-import { readFileSync } from "node:fs";
+import { readFileSync, writeFileSync } from "node:fs";
+import path from "node:path";
 import { test } from "node:test";
 import { fileURLToPath } from "node:url";
 
-import { modelWarnings } from "../modelCard.js";
+import { isSameModel, modelWarnings } from "../modelCard.js";
+import { NETWORK_FILES, networkPaths } from "../networkFiles.js";
 import { onnxMetadata } from "../onnxMetadata.js";
+import { temporaryFolder } from "./folders.js";
+import { entry, field } from "./onnxFields.js";
 
-/** A protobuf field that holds bytes, shorter than 128. */
-function field(number, content) {
-  return Buffer.concat([Buffer.from([(number << 3) | 2, content.length]), Buffer.from(content)]);
-}
-
-function entry(key, value) {
-  return field(14, Buffer.concat([field(1, Buffer.from(key)), field(2, Buffer.from(value))]));
-}
+const ROOT = fileURLToPath(new URL("../..", import.meta.url));
 
 test("reads the metadata of an ONNX file and steps over everything else", () => {
   const version = Buffer.from([1 << 3, 0x96, 1]); // a number of two bytes
@@ -28,18 +25,36 @@ test("says so where a file is no ONNX file or is cut off", () => {
   assert.throws(() => onnxMetadata(entry("age_min", "0").subarray(0, 8)), /incomplete/);
 });
 
+const card = readFileSync(path.join(ROOT, "MODEL_CARD.md"), "utf8");
+
 test("takes the warnings from the model card", () => {
-  const card = readFileSync(new URL("../../MODEL_CARD.md", import.meta.url), "utf8");
-  const { warnings, ageCheckWarning } = modelWarnings(card);
+  const { warnings, ageCheckWarning } = modelWarnings(card, true);
   assert.ok(warnings.length > 1);
-  assert.match(ageCheckWarning, /^as an age check .*refused$/);
-  assert.ok(warnings.every((warning) => !/[\n*]|[;.]$/.test(warning)));
-  assert.throws(() => modelWarnings("# Model card\n"), /It must not be used/);
+  assert.match(ageCheckWarning, /^as an age check .* \d+ .*refused$/);
+  assert.ok(warnings.every((warning) => !/[\n*]|[;.:]$/.test(warning)));
+  assert.throws(() => modelWarnings("# Model card\n", true), /It must not be used/);
+});
+
+test("of another model it repeats only what is true of any", () => {
+  const { warnings, ageCheckWarning } = modelWarnings(card, false);
+  assert.deepEqual(warnings, [
+    "for decisions about a person: access, employment, insurance, asylum, policing",
+    "as an age check without a margin; how often this model is wrong was not measured here",
+    "to find out how old somebody is"]);
+  assert.equal(ageCheckWarning, warnings[1]);
+});
+
+test("a model is another one if its weights, its temperature or its decode is", () => {
+  const shipped = onnxMetadata(readFileSync(path.join(ROOT, NETWORK_FILES.age)));
+  assert.ok(isSameModel({ ...shipped, commit: "of a later export" }, shipped));
+  for (const key of ["source_sha256", "temperature", "decode"]) {
+    assert.ok(!isSameModel({ ...shipped, [key]: "1" }, shipped), key);
+  }
 });
 
 test("a build that cannot go on ends in one line", () => {
   const script = fileURLToPath(new URL("../build.js", import.meta.url));
-  for (const [words, message] of [[["--networks", "nowhere"], /^error: the network .* missing/],
+  for (const [words, message] of [[["--networks", "nowhere"], /^error: the folder 'nowhere' holds/],
                                   [["--nosuch"], /^error: Unknown option '--nosuch'/]]) {
     const { status, stderr } = spawnSync(process.execPath, [script, ...words],
                                          { encoding: "utf8" });
@@ -47,4 +62,27 @@ test("a build that cannot go on ends in one line", () => {
     assert.match(stderr, message);
     assert.equal(stderr.trim().split("\n").length, 1);
   }
+});
+
+test("takes the networks that a folder has, and the others from misc/", () => {
+  const folder = temporaryFolder();
+  assert.throws(() => networkPaths(folder), /holds none of mtcnn_pnet\.onnx, .*model\.onnx$/);
+  writeFileSync(path.join(folder, "model.onnx"), "");
+  const { age, propose } = networkPaths(folder);
+  assert.equal(age, path.join(folder, "model.onnx"));
+  assert.equal(propose, path.join(ROOT, NETWORK_FILES.propose));
+});
+
+const noMake = spawnSync("make", ["--version"]).error && "make is missing";
+
+test("make web takes a folder with a space in its name", { skip: noMake }, () => {
+  const { stderr } = spawnSync("make", ["--old-file=web/node_modules/.package-lock.json", "web",
+                                        "WEB_NETWORKS=no such folder"],
+                               { cwd: ROOT, encoding: "utf8" });
+  assert.match(stderr, /error: the folder 'no such folder' holds none/);
+});
+
+test("the style has no selector that drops a whole rule in browsers of the build's target", () => {
+  const style = readFileSync(path.join(ROOT, "web", "src", "style.css"), "utf8");
+  assert.doesNotMatch(style, /:has\(/);
 });

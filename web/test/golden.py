@@ -1,4 +1,4 @@
-"""Write golden.json: what Pillow and preprocess.face compute, for pillow.test.js and face.test.js.
+"""Write golden.json: what Pillow and preprocess.face compute, for face.test.js.
 
     python web/test/golden.py
 

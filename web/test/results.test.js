@@ -4,8 +4,9 @@ import { test } from "node:test";
 import { centralInterval, distributionMean, distributionMedian, distributionStd, massAbove }
   from "../src/metrics.js";
 import { faceFromProbs } from "../src/predictor.js";
+import { distinctName } from "../src/photoList.js";
 import { FIELDS, resultRows, toCsv, toJsonLines, toTabs } from "../src/results.js";
-import { thresholdText } from "../src/words.js";
+import { browserProblem, thresholdText } from "../src/words.js";
 
 const AGES = [0, 1, 2, 3, 4];
 const EVEN = [0.2, 0.2, 0.2, 0.2, 0.2];
@@ -67,4 +68,16 @@ test("a photo without a face and an unreadable one have a line too", () => {
   const [row] = resultRows("b.jpg", [], "unreadable: why");
   assert.equal(row.status, "unreadable: why");
   assert.equal(row.probs, null);
+});
+
+test("a name that is taken gets a number before its ending", () => {
+  const taken = new Set(["a.jpg", "a (2).jpg", "day.1/b"]);
+  assert.equal(distinctName("a.jpg", taken), "a (3).jpg");
+  assert.equal(distinctName("b.jpg", taken), "b.jpg");
+  assert.equal(distinctName("day.1/b", taken), "day.1/b (2)");
+});
+
+test("what a browser lacks is named, and no version", () => {
+  assert.match(browserProblem(), /it lacks OffscreenCanvas, Worker\. Take a newer/); // as Node does
+  assert.doesNotMatch(browserProblem(), /\d/);
 });

@@ -2,16 +2,18 @@
 
 import { execFile } from "node:child_process";
 import { existsSync } from "node:fs";
-import { mkdtemp, readFile } from "node:fs/promises";
-import { tmpdir } from "node:os";
+import { readFile } from "node:fs/promises";
+import { createServer } from "node:http";
 import path from "node:path";
 import { fileURLToPath, pathToFileURL } from "node:url";
 import { promisify } from "node:util";
 
 import puppeteer from "puppeteer-core";
 
+import { temporaryFolder } from "../folders.js";
+
 const HERE = path.dirname(fileURLToPath(import.meta.url));
-const PAGE = path.join(HERE, "..", "dist", "index.html");
+const PAGE = path.join(HERE, "..", "..", "dist", "index.html");
 const CHROMIUMS = ["/usr/bin/chromium", "/usr/bin/chromium-browser", "/usr/bin/google-chrome"];
 const chromium = [process.env.CHROMIUM, ...CHROMIUMS].find((file) => file && existsSync(file));
 
@@ -51,12 +53,42 @@ export async function openPage(browser, url = PAGE_URL) {
   return { page, requests, errors };
 }
 
+/** The page on a host of its own: { url, paths, close }; paths are what was asked for. */
+export async function servePage() {
+  const content = await readFile(PAGE);
+  const paths = [];
+  const server = createServer((request, response) => {
+    paths.push(request.url);
+    response.setHeader("Content-Type", "text/html");
+    response.end(content);
+  }).listen(0, "127.0.0.1");
+  await new Promise((resolve) => { server.once("listening", resolve); });
+  return {
+    url: `http://127.0.0.1:${server.address().port}/ages/`,
+    paths,
+    close() {
+      server.closeAllConnections();
+      server.close();
+    },
+  };
+}
+
 /** Gives the page files, and waits until each has a result or a problem. */
 export async function addPhotos(page, ...files) {
   const before = await finishedPhotos(page);
   const input = await page.$("#photo-files");
   await input.uploadFile(...files);
   await waitForPhotos(page, before + files.length);
+}
+
+/** Drops files and folders on the page, as from a file manager. */
+export async function dropPaths(page, ...files) {
+  const session = await page.createCDPSession();
+  const data = { items: [], files, dragOperationsMask: 1 };
+  for (const type of ["dragEnter", "dragOver", "drop"]) {
+    await session.send("Input.dispatchDragEvent", { type, x: 300, y: 300, data });
+  }
+  await session.detach();
 }
 
 export function waitForPhotos(page, count) {
@@ -88,12 +120,12 @@ export function textOf(page, selector) {
  * Scenes and what AgeEstimator finds in them, made by expected.py.
  *
  * @param minFaceRatio of the page.
- * @returns { folder, faces: { file: faces }, constants }.
+ * @returns { folder, faces: { file: faces } }.
  */
 export async function expectedResults(minFaceRatio) {
-  const folder = await mkdtemp(path.join(tmpdir(), "page-"));
+  const folder = temporaryFolder();
   await promisify(execFile)(process.env.PYTHON ?? "python3", [
     path.join(HERE, "expected.py"), folder, "--min_face_ratio", String(minFaceRatio)]);
   const text = await readFile(path.join(folder, "expected.json"), "utf8");
-  return { folder, ...JSON.parse(text) };
+  return { folder, faces: JSON.parse(text) };
 }

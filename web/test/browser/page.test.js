@@ -2,22 +2,23 @@
 // does with everything that is no photo with a face.
 
 import assert from "node:assert/strict";
-import { mkdtemp, readFile, readdir, writeFile } from "node:fs/promises";
-import { createServer } from "node:http";
-import { tmpdir } from "node:os";
+import { execFile } from "node:child_process";
+import { readFile, readdir, writeFile } from "node:fs/promises";
 import path from "node:path";
 import { after, before, describe, test } from "node:test";
+import { fileURLToPath, pathToFileURL } from "node:url";
+import { promisify } from "node:util";
 
-import * as detector from "../src/detector.js";
-import * as drawing from "../src/drawing.js";
-import { iou } from "../src/face.js";
-import * as mtcnn from "../src/mtcnn.js";
-import * as predictor from "../src/predictor.js";
-import * as results from "../src/results.js";
-import * as tracking from "../src/tracking.js";
-import { PAGE_FILE, PAGE_URL, addPhotos, expectedResults, launch, openPage, skip, tableOf, textOf,
-         waitForPhotos } from "./browser.js";
+import { NETWORK_FILES } from "../../networkFiles.js";
+import { iou } from "../../src/face.js";
+import { PHOTO_FACE_RATIO } from "../../src/predictor.js";
+import { FIELDS } from "../../src/results.js";
+import { temporaryFolder } from "../folders.js";
+import { entry } from "../onnxFields.js";
+import { PAGE_FILE, PAGE_URL, addPhotos, expectedResults, launch, openPage, servePage, skip,
+         tableOf, textOf, waitForPhotos } from "./browser.js";
 
+const ROOT = fileURLToPath(new URL("../../..", import.meta.url));
 const MIN_IOU = 0.999;
 const MAX_AGE_ERROR = 0.1; // years
 const LIMIT = { timeout: 120_000 }; // milliseconds a test
@@ -28,20 +29,11 @@ describe("the page", { skip }, () => {
   const file = (name) => path.join(expected.folder, name);
 
   before(async () => {
-    expected = await expectedResults(predictor.PHOTO_FACE_RATIO);
+    expected = await expectedResults(PHOTO_FACE_RATIO);
     browser = await launch("--use-fake-ui-for-media-stream", "--use-fake-device-for-media-stream",
                            `--use-file-for-fake-video-capture=${file("camera.mjpeg")}`);
   });
   after(() => browser?.close());
-
-  test("repeats the constants of the Python modules", () => {
-    const modules = { mtcnn, detector, predictor, results, drawing, tracking };
-    for (const [module, constants] of Object.entries(expected.constants)) {
-      for (const [name, value] of Object.entries(constants)) {
-        assert.deepEqual(modules[module][name], value, `${module}.${name}`);
-      }
-    }
-  });
 
   test("finds the faces that AgeEstimator finds, and their ages", LIMIT, async () => {
     const { page, errors } = await openPage(browser);
@@ -126,11 +118,11 @@ describe("the page", { skip }, () => {
     await addPhotos(page, file("two_faces.jpg"));
     const csv = await saved(page, "article .actions button:nth-child(2)", "two_faces.csv");
     const lines = csv.trimEnd().split("\n");
-    assert.equal(lines[0], results.FIELDS.join(","));
+    assert.equal(lines[0], FIELDS.join(","));
     assert.equal(lines.length, 3);
     const json = await saved(page, "article .actions button:nth-child(3)", "two_faces.jsonl");
     const [first] = json.trimEnd().split("\n").map(JSON.parse);
-    assert.deepEqual(Object.keys(first), [...results.FIELDS, "probs"]);
+    assert.deepEqual(Object.keys(first), [...FIELDS, "probs"]);
     expected.faces["two_faces.jpg"][0].probs.forEach((prob, i) => {
       assert.ok(Math.abs(first.probs[i] - prob) < 0.01);
     });
@@ -139,10 +131,22 @@ describe("the page", { skip }, () => {
     await page.waitForFunction(() => document.querySelector("article .actions").innerText
       .includes("Copied"));
     const copied = await page.evaluate(() => navigator.clipboard.readText());
-    assert.equal(copied.split("\n")[0], results.FIELDS.join("\t"));
+    assert.equal(copied.split("\n")[0], FIELDS.join("\t"));
     const picture = await saved(page, "article .actions button:nth-child(4)",
                                 "two_faces_ages.jpg", "latin1");
     assert.ok(picture.length > 50_000);
+    await page.close();
+  });
+
+  test("says that a marked picture is too large to save", LIMIT, async () => {
+    const { page, errors } = await openPage(browser);
+    await addPhotos(page, file("too_wide.png"));
+    assert.equal((await tableOf(page, "too_wide.png")).length, 1);
+    await page.$eval("article .actions button:nth-child(4)", (found) => found.click());
+    await page.waitForSelector("article .problem:not(:empty)");
+    assert.equal(await textOf(page, "article .problem"), "The browser cannot save this picture of "
+                 + "70000 × 240 pixels. It may be too large.");
+    assert.deepEqual(errors, []);
     await page.close();
   });
 
@@ -200,7 +204,7 @@ describe("the page", { skip }, () => {
       }, 10);
     });
     await addPhotos(page, file("scene_large.jpg"));
-    const seconds = Number((await textOf(page, ".facts")).match(/([\d.]+) s/)[1]);
+    const seconds = Number((await textOf(page, "article .facts")).match(/([\d.]+) s/)[1]);
     const gap = await page.evaluate(() => globalThis.longestGap / 1000);
     assert.ok(gap < 0.5 * seconds, `the page stood still for ${gap} of ${seconds} s`);
     await page.close();
@@ -219,6 +223,11 @@ describe("the page", { skip }, () => {
     await page.click("#camera-keep");
     await waitForPhotos(page, 1);
     assert.equal((await page.$$("article li.face")).length, 1);
+    await page.$eval("#camera-video", (video) => { video.srcObject = new MediaStream(); });
+    await page.click("#camera-keep"); // the picture has no pixels now
+    await page.waitForSelector("#intake-problem:not(:empty)");
+    assert.match(await textOf(page, "#intake-problem"), /cannot save this picture of 0 × 0 pixels/);
+    assert.equal((await page.$$("article")).length, 1);
     await page.click("#camera-stop");
     assert.equal(await page.$eval("#camera-video", (video) => video.srcObject), null);
     assert.deepEqual(errors, []);
@@ -226,21 +235,32 @@ describe("the page", { skip }, () => {
   });
 
   test("works from a static host too", LIMIT, async () => {
-    const page = await readFile(PAGE_FILE);
-    const paths = [];
-    const server = createServer((request, response) => {
-      paths.push(request.url);
-      response.setHeader("Content-Type", "text/html");
-      response.end(page);
-    }).listen(0, "127.0.0.1");
-    await new Promise((resolve) => { server.once("listening", resolve); });
-    const opened = await openPage(browser, `http://127.0.0.1:${server.address().port}/ages/`);
-    await addPhotos(opened.page, file("astronaut.png"));
-    assert.equal((await tableOf(opened.page, "astronaut.png")).length, 1);
-    assert.deepEqual(paths, ["/ages/"]);
-    await opened.page.close();
-    server.closeAllConnections();
+    const server = await servePage();
+    const { page } = await openPage(browser, server.url);
+    await addPhotos(page, file("astronaut.png"));
+    assert.equal((await tableOf(page, "astronaut.png")).length, 1);
+    assert.deepEqual(server.paths, ["/ages/"]);
+    await page.close();
     server.close();
+  });
+
+  test("of another network it quotes no measured errors", LIMIT, async () => {
+    const folder = temporaryFolder();
+    const shipped = await readFile(path.join(ROOT, NETWORK_FILES.age));
+    const another = Buffer.concat([shipped, entry("temperature", "1.5")]); // the last one counts
+    await writeFile(path.join(folder, "model.onnx"), another);
+    const built = path.join(folder, "index.html");
+    await promisify(execFile)(process.execPath, [path.join(ROOT, "web", "build.js"), "--networks",
+                                                 folder, "--out", built]);
+    const { page } = await openPage(browser, pathToFileURL(built).href);
+    await addPhotos(page, file("astronaut.png"));
+    assert.equal((await tableOf(page, "astronaut.png")).length, 1);
+    assert.match(await textOf(page, "#threshold-warning"), /was not measured here\.$/);
+    const text = await page.evaluate(() => document.body.textContent);
+    assert.match(text, /as an age check without a margin; how often this model is wrong was not/);
+    assert.doesNotMatch(text, /Of 100 people|% of the adults/);
+    assert.match(text, /Temperature1\.5/);
+    await page.close();
   });
 
   test("says so when only a part of the file has arrived", LIMIT, async () => {
@@ -289,7 +309,7 @@ function compareFaces(name, rows, faces) {
 
 /** Content of the file that a click on a button saves. */
 async function saved(page, button, name, encoding = "utf8") {
-  const folder = await mkdtemp(path.join(tmpdir(), "saved-"));
+  const folder = temporaryFolder();
   const session = await page.browser().target().createCDPSession();
   await session.send("Browser.setDownloadBehavior", { behavior: "allow", downloadPath: folder });
   await page.$eval(button, (found) => found.click());
