@@ -576,7 +576,8 @@ def test_training_starts_from_a_checkpoint(tmp_path):
 
     with pytest.raises(ValueError, match=r"holds a 'tinyage', not the MODEL.ARCH 'thinage'"):
         build("thinage", pretrained=str(path))
-    with pytest.raises(FileNotFoundError, match=r"absent\.pth' not found; .* imagenet or none"):
+    with pytest.raises(FileNotFoundError, match=r"absent\.pth' not found; .* one of imagenet, "
+                       "vggface2, .* and none"):
         build("tinyage", pretrained=str(tmp_path / "absent.pth"))
     path.write_text("no checkpoint")
     with pytest.raises(ValueError, match="checkpoint"):
