@@ -151,7 +151,7 @@ class Table:
         """
         runs = [self.run(group, row, *self.repeats(row)[0], rate) for rate in self.rates]
         maes = [results.get(run.name, {}).get("valid_mae", float("inf")) for run in runs]
-        tried = [len(runs) // 2]
+        tried = [self.rates.index(self.first_rate)]
         while True:
             best = min(tried, key=lambda number: (maes[number], number))
             new = [number for number in (best - 1, best + 1)
