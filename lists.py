@@ -54,7 +54,8 @@ def pair_folders(data_dirs, datasets, list_dirs):
         datasets: names after --dataset; None means the only data set in each folder.
         list_dirs: folders after --list_dir; None means data_dirs.
     Raises:
-        ValueError: no folders, the counts do not match, or a folder holds no data set or several.
+        ValueError: no folders, the counts do not match, a folder holds no data set or several, or
+            a data set is named twice.
         FileNotFoundError: a folder does not exist.
     """
     if not data_dirs:
@@ -72,7 +73,14 @@ def pair_folders(data_dirs, datasets, list_dirs):
         if not Path(folder).is_dir():
             raise FileNotFoundError(f"folder '{folder}' not found")
     names = datasets or [_only_dataset(folder) for folder in list_dirs]
-    return [Source(*words) for words in zip(data_dirs, names, list_dirs, strict=True)]
+    sources = [Source(*words) for words in zip(data_dirs, names, list_dirs, strict=True)]
+    places = [(Path(source.data_dir).resolve(), source.dataset, Path(source.list_dir).resolve())
+              for source in sources]
+    for place, source in zip(places, sources, strict=True):
+        if places.count(place) > 1:
+            raise ValueError(f"data set '{source.dataset}' in '{source.data_dir}' is named "
+                             f"{places.count(place)} times; its faces would count as often")
+    return sources
 
 
 def find_datasets(list_dir):
