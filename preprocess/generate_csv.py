@@ -32,6 +32,8 @@ from preprocess.splits import fill_empty_splits, warn_of_shared_photos
 from utils.cli import HelpFormatter, run_main
 from utils.files import refuse_overwriting, replaced, writable_folder
 
+MAX_AGE = 122  # years, of the oldest person known; a year of birth, for example, is no age
+
 
 def parse_args():
     parser = argparse.ArgumentParser(prog="python -m preprocess.generate_csv",
@@ -141,6 +143,8 @@ def sort_records(records, data_dir, max_age, drop_older):
             skipped.append(Skipped(photo, problem))
         elif record["age"] < 0:
             skipped.append(Skipped(photo, "negative age"))
+        elif record["age"] > MAX_AGE:
+            skipped.append(Skipped(photo, f"age above {MAX_AGE}"))
         elif record["age"] > max_age and drop_older:
             skipped.append(Skipped(photo, f"older than {max_age}"))
         else:

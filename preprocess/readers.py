@@ -535,13 +535,14 @@ def _ages_of(record):
     ages = {}
     for name in ("age", "age_min", "age_max"):
         text = record.get(name, "").strip()
-        ages[name] = number_of(text) if text else ""
+        ages[name] = "" if text in NO_NUMBER else number_of(text)
         if ages[name] is None:
             return f"{name} '{text}' is not a number"
     age, low, high = ages.values()
     if low == high == "":
-        return {"age": age} if age != "" else "no age"
+        return ages if age != "" else "no age"
     if "" in (low, high) or low > high:
+        low, high = (record.get(name, "").strip() for name in ("age_min", "age_max"))
         return f"age_min '{low}' to age_max '{high}' is not an interval"
     if low != int(low) or high != int(high):
         return f"age_min {low:g} to age_max {high:g} are not whole years"
@@ -592,6 +593,8 @@ def _matched(data_dir, pattern, example):
 
 def number_of(text):
     """A finite number, or None."""
+    if "_" in text:  # Python would read 20_30 as 2030
+        return None
     try:
         number = float(text)
     except ValueError:
