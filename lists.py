@@ -414,6 +414,8 @@ def _check_rows(faces, cfg):
     overlaps = (age_min < age_max) & (age_min <= last) & (age_max >= first)
     _refuse_rows(faces, ~age.between(first, last) & ~overlaps, f"{name}: age outside the bins "
                  f"{first}..{last} (DATA.AGE_MIN, DATA.AGE_MAX)", ["photo", "age"])
+    _refuse_rows(faces, faces["age_std"] < 0, f"{name}: age_std is negative; leave it empty where "
+                 "it is not known", ["photo", "age_std"])
     _refuse_rows(faces, age_min > age_max, f"{name}: age_min exceeds age_max",
                  ["photo", "age_min", "age_max"])
     # The ages of an interval are completed years: 29.5 is inside 20 to 29.

@@ -621,9 +621,12 @@ def location_problem(row, size=None):
 def spread_problem(row):
     """What is wrong with a row's age_std, text that may be missing; or None."""
     spread = _in_one_line(row.get("age_std", ""))
-    if spread in NO_NUMBER or number_of(spread) is not None:
+    if spread in NO_NUMBER:
         return None
-    return f"age_std '{spread}' is not a number"
+    number = number_of(spread)
+    if number is None:
+        return f"age_std '{spread}' is not a number"
+    return f"age_std '{spread}' is negative" if number < 0 else None
 
 
 def votes_problem(row):

@@ -343,13 +343,15 @@ def test_a_missing_data_set_names_those_there_are(tmp_path):
     ({"box3": 20.2}, ["box", "drawn_1.png"]),
     ({"deg": "steep"}, ["deg", "steep"]),
     ({"photo": "gone.png"}, ["gone.png", "DATA.EXCLUDE"]),
+    ({"age_std": -1}, ["age_std is negative; leave it empty", "drawn_1.png", "-1"]),
     ({"age": 25, "age_min": 30, "age_max": 20}, ["age_min exceeds age_max", "30", "20"]),
     ({"age_min": 12, "age_max": ""}, ["not an interval", "drawn_1.png", "12"]),
     ({"age_min": 30, "age_max": 30}, ["20", "outside age_min to age_max"]),
     ({"age": 105, "age_min": 101, "age_max": 109}, ["105", "0..100"]),
 ])
 def test_bad_rows_are_listed(tmp_path, change, words):
-    rows = write_dataset(tmp_path, [10, 20, 30], columns={"age_min": [""] * 3, "age_max": [""] * 3})
+    rows = write_dataset(tmp_path, [10, 20, 30], columns={
+        name: [""] * 3 for name in ("age_std", "age_min", "age_max")})
     rows[1].update(change)
     write_list(tmp_path / "drawn_train_align.csv", rows)
     with pytest.raises(ValueError) as raised:

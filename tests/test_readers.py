@@ -653,6 +653,7 @@ def test_a_table_gives_rows_that_training_takes(tmp_path, row, kept):
 @pytest.mark.parametrize(("name", "text", "problem"), [
     ("age_std", "ca. 3", "age_std 'ca. 3' is not a number"),
     ("age_std", "inf", "age_std 'inf' is not a number"),
+    ("age_std", "-1", "age_std '-1' is negative"),
     ("votes", "23:1 80=3", "'80=3' in votes '23:1 80=3' is not age:weight"),
     ("votes", "23:-1", "'23:-1' in votes '23:-1' is not age:weight"),
     ("votes", "23:nan", "'23:nan' in votes '23:nan' is not age:weight")])
