@@ -493,7 +493,7 @@ def table_reader(path):
         given = _given_splits(path)
         for record in read_rows(path, ["photo", "age"]):
             photo, subject = clean_path(record["photo"]), _subject_of(record)
-            ages = spread_problem(record) or votes_problem(record) or _ages_of(record)
+            ages = spread_problem(record) or votes_problem(record) or ages_of(record)
             if isinstance(ages, str):
                 yield Skipped(photo, ages)
                 continue
@@ -530,7 +530,7 @@ def _subject_of(record):
     return one_spelling(record.get("subject", "").strip())
 
 
-def _ages_of(record):
+def ages_of(record):
     """The age and, if given, the interval of a table's row; or text that says what is wrong."""
     ages = {}
     for name in ("age", "age_min", "age_max"):

@@ -6,7 +6,14 @@ from pathlib import Path
 from defaults import load_cfg
 from preprocess.columns import clean_path
 from preprocess.face import load_photo, stop_unless_damaged
-from preprocess.readers import MISSING, UNREADABLE, number_of, spread_problem, votes_problem
+from preprocess.readers import (
+    MISSING,
+    UNREADABLE,
+    ages_of,
+    number_of,
+    spread_problem,
+    votes_problem,
+)
 from utils.tables import read_rows
 
 MAX_SHOWN = 5  # rows of a list that a message names
@@ -36,7 +43,7 @@ def check_rows(list_path, data_dir):
         count += 1
         if problem := spread_problem(row):
             refused.append(f"{problem} ({row['photo']})")
-        if problem := votes_problem(row) or range_problem(row, data):
+        if problem := votes_problem(row) or interval_problem(row) or range_problem(row, data):
             doubtful.append(f"{problem} ({row['photo']})")
     if count and not found:
         raise FileNotFoundError(f"none of the {count} photos of {list_path}, such as "
@@ -50,6 +57,14 @@ def check_rows(list_path, data_dir):
                       "them now, as a change of the list aligns all its photos again: "
                       f"{'; '.join(doubtful[:MAX_SHOWN])}", stacklevel=2)
     return count
+
+
+def interval_problem(row):
+    """What is wrong with a row's age_min and age_max, or None; the row may have none."""
+    if not (row.get("age_min") or row.get("age_max")):
+        return None
+    ages = ages_of(row)
+    return ages if isinstance(ages, str) else None
 
 
 def range_problem(row, data):

@@ -703,13 +703,14 @@ def test_labels_that_training_refuses_stop_the_alignment_before_it_begins(tmp_pa
 
 def test_labels_that_training_may_refuse_are_told_before_the_alignment(tmp_path, work):
     path = tmp_path / "mine_train.csv"
-    labels = [(102, "", ""), (-3, "", ""), (3, "80=3", ""), (3, "3:1", ""), (100, "", ""),
-              (105, "", "70")]
-    write_rows(path, [{"photo": "upright.png", "age": age, "votes": votes, "age_min": age_min}
-                      for age, votes, age_min in labels])
-    with pytest.warns(UserWarning, match="3 of 6 rows; .*age 102 is outside .*age -3 .*80=3"):
+    labels = [(102, "", "", ""), (-3, "", "", ""), (3, "80=3", "", ""), (3, "3:1", "", ""),
+              (100, "", "", ""), (105, "", "70", "110"), (85, "", "70", ""), (50, "", "70", "60")]
+    write_rows(path, [dict(zip(("photo", "age", "votes", "age_min", "age_max"),
+                               ("upright.png", *label), strict=True)) for label in labels])
+    with pytest.warns(UserWarning, match="5 of 8 rows; .*age 102 is outside .*age -3 .*80=3"
+                                         ".*age_max '' is.*age_max '60' is"):
         aligned = align(path, work)
-    assert len(list(read_rows(aligned, []))) == 6
+    assert len(list(read_rows(aligned, []))) == 8
 
 
 @pytest.mark.parametrize(("rows", "world_size"), [(0, 1), (1, 2), (64, 2), (70, 2), (70, 5)])
