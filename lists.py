@@ -266,10 +266,17 @@ def _read_protocol(source, split, protocol, cfg):
         faces["number"] = faces.groupby(PLACE, dropna=False).cumcount()
     faces = pd.concat(lists, ignore_index=True).drop_duplicates([*PLACE, "number"])
     faces = faces.drop(columns="number")
-    faces = faces[faces["photo"].isin(chosen.loc[chosen["split"] == split, "photo"])]
+    wanted = set(chosen.loc[chosen["split"] == split, "photo"])
+    faces = faces[faces["photo"].isin(wanted)]
     if faces.empty:
         raise ValueError(f"{path}: none of its {split} photos is in the lists of "
                          f"'{source.dataset}'")
+    rejected = _read_rejected(source)
+    lost = sorted(wanted - set(faces["photo"]) - set(() if rejected is None else rejected["photo"]))
+    if lost:
+        warnings.warn(f"{path}: {len(lost)} of its {len(wanted)} {split} photos, such as "
+                      f"'{lost[0]}', are neither in the lists of '{source.dataset}' nor rejected "
+                      "by its alignment: the figures are of a part of the protocol", stacklevel=2)
     return faces.reset_index(drop=True)
 
 
@@ -463,10 +470,18 @@ def count_rejected(source, split=None, exclude=""):
     split: train, valid or test; None counts all three.
     exclude: DATA.EXCLUDE; its photos do not count.
     """
-    path = source.file("rejected")
-    if not path.is_file():
+    rejected = _read_rejected(source)
+    if rejected is None:
         return "unknown"
-    rejected = read_csv(path, ["photo", "split"])
     if split is not None:
         rejected = rejected[rejected["split"] == split]
-    return len(_exclude(rejected.assign(photo=rejected["photo"].map(clean_path)), exclude))
+    return len(_exclude(rejected, exclude))
+
+
+def _read_rejected(source):
+    """Table of the photos that alignment rejected, or None if another program aligned the lists."""
+    path = source.file("rejected")
+    if not path.is_file():
+        return None
+    rejected = read_csv(path, ["photo", "split"])
+    return rejected.assign(photo=rejected["photo"].map(clean_path))

@@ -198,11 +198,24 @@ def test_a_protocol_overrides_the_splits(tmp_path):
     write_dataset(tmp_path, [10, 20, 30], splits=("train",))
     (tmp_path / "drawn_split_fold0.csv").write_text(
         "photo,split\ndrawn_0.png,test\ndrawn_1.png,train\ndrawn_2.png,test\nrejected.png,test\n")
+    (tmp_path / "drawn_rejected.csv").write_text(
+        "photo,split,reason\nrejected.png,train,no face in the first pass\n")
     assert read(tmp_path, "drawn", "test", CFG, protocol="fold0")["age"].tolist() == [10, 30]
     with pytest.raises(FileNotFoundError, match="fold1.*fold0"):
         read(tmp_path, "drawn", "test", CFG, protocol="fold1")
     with pytest.raises(FileNotFoundError, match=r"no valid split; it has test, train"):
         read(tmp_path, "drawn", "valid", CFG, protocol="fold0")
+
+
+def test_a_protocol_tells_of_photos_that_are_missing(tmp_path):
+    write_dataset(tmp_path, [10, 20], splits=("train",))
+    (tmp_path / "drawn_split_fold0.csv").write_text(
+        "photo,split\ndrawn_0.png,test\ndrawn_1.png,train\nelsewhere.png,test\n")
+    with pytest.warns(UserWarning, match="1 of its 2 test photos, such as 'elsewhere.png', are "):
+        assert read(tmp_path, "drawn", "test", CFG, protocol="fold0")["age"].tolist() == [10]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert read(tmp_path, "drawn", "train", CFG, protocol="fold0")["age"].tolist() == [20]
 
 
 def test_a_protocol_does_not_measure_what_it_trains_on(tmp_path):
