@@ -394,6 +394,8 @@ def _exclude(faces, path):
     """
     if not path or faces.empty:
         return faces
+    if Path(path).is_file() and not Path(path).read_bytes().strip():
+        return faces  # a script that found nothing to exclude wrote it
     table = read_csv(path, [])
     encoding, _ = table_format(Path(path), [])
     lines = Path(path).read_text(encoding=encoding).splitlines()  # of names that hold a comma

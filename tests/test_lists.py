@@ -145,6 +145,14 @@ def test_an_exclusion_list_with_fields_beyond_its_header_excludes(tmp_path):
     assert read(tmp_path, "drawn", "train", cfg)["age"].tolist() == [60]
 
 
+@pytest.mark.parametrize("text", ["", "\n"])
+def test_an_exclusion_list_may_be_empty(tmp_path, text):
+    write_dataset(tmp_path, [10, 60])
+    (tmp_path / "out.csv").write_text(text)
+    cfg = load_cfg(None, ["DATA.EXCLUDE", str(tmp_path / "out.csv")])
+    assert read(tmp_path, "drawn", "train", cfg)["age"].tolist() == [10, 60]
+
+
 def test_aligned_lists_win_over_the_raw_folder(tmp_path):
     write_appa_real(tmp_path)
     write_dataset(tmp_path, [30], name="appa_real")
