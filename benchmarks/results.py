@@ -37,23 +37,27 @@ class Results(dict):
     def __init__(self, folder):
         self.folder = Path(folder)
         self.path = self.folder / "results.json"
+        super().__init__(self._read())
+
+    def _read(self):
         try:
-            super().__init__(json.loads(self.path.read_text(encoding="utf-8"))
-                             if self.path.is_file() else {})
+            return json.loads(self.path.read_text(encoding="utf-8")) if self.path.is_file() else {}
         except ValueError as error:
             raise ValueError(f"'{self.path}' is damaged ({error}); restore it from git") from error
 
     def add(self, name, record, faces=None):
-        """Keep a record and what belongs to each face (see face_scores), on the disk at once."""
+        """Keep a record and what belongs to each face (see face_scores), on the disk at once.
+
+        What has changed in results.json meanwhile stays, such as the lines of another machine.
+        """
+        records = self._read()
+        self.clear()
+        self.update(records)
         if faces is not None:
             with replaced(writable_folder(self.folder / "faces", "--results")
                           / f"{name}.npz") as temporary, temporary.open("wb") as file:
                 np.savez_compressed(file, **faces)
         self[name] = record
-        self.save()
-
-    def save(self):
-        """Write results.json."""
         writable_folder(self.folder, "--results")
         lines = [f"{json.dumps(key)}: {json.dumps(self[key])}" for key in sorted(self)]
         with replaced(self.path) as temporary:

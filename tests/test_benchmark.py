@@ -310,6 +310,13 @@ def test_damaged_and_missing_results_are_named(tmp_path):
         Results(tmp_path / "other").faces("a")
 
 
+def test_lines_that_came_in_meanwhile_stay(tmp_path):
+    here, elsewhere = Results(tmp_path), Results(tmp_path)
+    elsewhere.add("one", {"valid_mae": 5.0})
+    here.add("other", {"valid_mae": 6.0})
+    assert Results(tmp_path) == here == {"one": {"valid_mae": 5.0}, "other": {"valid_mae": 6.0}}
+
+
 # ---- The script
 
 
