@@ -16,6 +16,7 @@ from scripts import ROOT, interrupt_after, read_log, refusal
 from test_protocols import write_folds
 
 from benchmarks import page
+from benchmarks.losses import Job, Workshop, finish
 from benchmarks.plan import ROWS, read_tables
 from benchmarks.results import Results, face_scores, scores_of
 from benchmarks.upright import upright_source
@@ -318,6 +319,33 @@ def test_lines_that_came_in_meanwhile_stay(tmp_path):
 
 
 # ---- The script
+
+
+def ended_run(place, error):
+    """A Job that has ended with an error line, whose training has left checkpoints."""
+    table = read_tables()["losses"]
+    run = table.search(*table.cells[0], {})[0]
+    (place / "config.yaml").write_text(run.cfg.dump())
+    for name in ("last.pth", "best.pth", "epoch001_3.0_5.0.pth"):
+        (place / name).touch()
+    says = f"print('error: {error}'); raise SystemExit(1)"
+    job = Job(run, place, [[sys.executable, "-c", says]], dict(os.environ), "abc1234")
+    job.process.wait()
+    return job, Results(place / "kept"), Workshop([], place, 1, 1, "cpu", None), table
+
+
+def test_of_a_run_that_diverged_only_the_best_checkpoint_is_kept(tmp_path):
+    job, results, *about = ended_run(tmp_path, "after epoch 2: the training has diverged; choose")
+    finish(job, results, *about)
+    assert "diverged" in results[job.run.name]["error"]
+    assert [path.name for path in tmp_path.glob("*.pth")] == ["best.pth"]
+
+
+def test_a_folder_named_diverged_is_not_a_run_that_diverged(tmp_path):
+    job, results, *about = ended_run(tmp_path, "disk full: /runs/diverged/last.pth")
+    with pytest.raises(ValueError, match="failed: disk full"):
+        finish(job, results, *about)
+    assert results == {} and (tmp_path / "last.pth").is_file()
 
 
 def command(data, place, *words):
