@@ -17,9 +17,10 @@ from test_protocols import write_folds
 
 from benchmarks import page
 from benchmarks.losses import Job, Workshop, finish
-from benchmarks.plan import ROWS, read_tables
+from benchmarks.plan import BASE, ROWS, read_tables
 from benchmarks.results import Results, face_scores, scores_of
 from benchmarks.upright import upright_source
+from defaults import load_cfg
 from evaluation.predictions import check_predictions
 from lists import Source
 from preprocess.columns import BOX
@@ -151,6 +152,9 @@ def test_a_wrong_table_is_refused(tmp_path, before, after, named):
     with pytest.raises(ValueError, match=named) as raised:
         read_tables(path)
     assert "\n" not in str(raised.value)
+    path.write_text("{}")
+    with pytest.raises(ValueError, match="has no tables"):
+        read_tables(path)
     with pytest.raises(FileNotFoundError, match=ROWS.name):
         read_tables(tmp_path / "none.yaml")
 
@@ -225,6 +229,8 @@ def test_the_page_states_scores_and_paired_differences(tmp_path):
         in text
     assert "rotation0 400,\n  rotation1 400,\n  rotation2 400." in text
     assert "drawn, 2 runs side by side, 1 thread each: 13 runs of 4.5 to 4.5 minutes." in text
+    [_, keys] = re.search(r"--protocol rotation0 --checkpoint RUN (\\)\n +(.*)\n", text).groups()
+    assert load_cfg(BASE, keys.split()) == table.run("imagenet", "ce", "rotation0", 0, 0.003).cfg
     assert not {loser.name for loser in losers} & {
         name for line in lines.values() for name in line.runs}
     assert Results(tmp_path / "kept") == results
