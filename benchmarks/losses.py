@@ -45,7 +45,7 @@ ROOT = Path(__file__).parents[1]
 MAX_WORKERS = 8  # loader processes of a run
 MAX_JOBS = 8  # runs side by side on a CPU, unless --jobs says otherwise
 POLL_SECONDS = 0.2
-DIVERGED = "diverged"  # in the message of train.py
+DIVERGED = "training has diverged"  # in the message of train.py
 
 
 def parse_args():
@@ -142,7 +142,7 @@ def run_all(args, tables, chosen, workshop):
     results = Results(args.results)
     check_same_settings(tables.values(), results)
     write_page(tables, results, args.page)  # a missing file is named before hours of training
-    active, results_before = {}, len(results)  # {name of the run: Job}
+    active, finished = {}, 0  # {name of the run: Job}
     bar = tqdm(total=sum(table.count_epochs(results) for table in chosen), unit="epoch",
                disable=None)
     with stop_on_interrupt() as should_stop:
@@ -157,6 +157,7 @@ def run_all(args, tables, chosen, workshop):
                     if job.is_over():
                         del active[name]
                         finish(job, results, workshop, tables[job.run.table])
+                        finished += 1
                         write_page(tables, results, args.page)
                         # A search may go on to other learning rates than those expected.
                         bar.total = bar.n + sum(table.count_epochs(results) for table in chosen) \
@@ -168,8 +169,8 @@ def run_all(args, tables, chosen, workshop):
                 job.process.wait()
             bar.close()
     if should_stop():
-        print(f"interrupted: {len(results) - results_before} runs finished, {len(active)} saved "
-              "where they stand; go on with the same command")
+        print(f"interrupted: {finished} runs finished, {len(active)} saved where they stand; go on "
+              "with the same command")
         return 130
     write_page(tables, results, args.page)
     print(f"done: page in {args.page}")
@@ -200,20 +201,16 @@ def finish(job, results, workshop, table):
                          "command again once that is fixed")
     if error:
         results.add(name, workshop.record(job) | {"error": error})
-        tell(f"{name}: {error}")
-        return
-    record, faces = workshop.measure(job)
-    results.add(name, record, faces)
-    for run in table.beaten(job.run.group, job.run.row, results):
-        results.drop_faces(run.name)
+        told = error
+    else:
+        record, faces = workshop.measure(job)
+        results.add(name, record, faces)
+        for run in table.beaten(job.run.group, job.run.row, results):
+            results.drop_faces(run.name)
+        told = f"test mae {record['test']['mae']:.3f}, {record['minutes']:.1f} minutes"
     for path in (job.folder / "last.pth", *job.folder.glob("epoch*.pth")):
         path.unlink(missing_ok=True)
-    tell(f"{name}: test mae {record['test']['mae']:.3f}, {record['minutes']:.1f} minutes")
-
-
-def tell(line):
-    """Print a line above the progress bar, at once also into a file."""
-    tqdm.write(line)
+    tqdm.write(f"{name}: {told}")  # above the progress bar
     sys.stdout.flush()
 
 

@@ -60,11 +60,13 @@ def write_page(tables, results, path):
                               undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     shown = [name for found in lines.values() for line in found for name in line.runs]
     records = [results[name] for name in shown]
-    opts = next((table.opts for table in tables.values()), ())  # those of the command line
+    first = next(iter(tables.values()))
+    environment.filters["count"] = count_text
     text = environment.get_template("page.md.jinja").render(
-        cfg=load_cfg(BASE, opts), losses=tables.get("losses"), factors=tables.get("factors"),
+        cfg=load_cfg(BASE, first.opts), losses=tables.get("losses"), factors=tables.get("factors"),
         scores={key: score_table(found) for key, found in lines.items()},
         differences={key: difference_table(found) for key, found in lines.items()},
+        example=example_run(first, results),
         published=published_table(tables["losses"], lines) if "losses" in tables else "",
         faces=counted_faces(records), machines=counted_machines(records),
         missing=missing_runs(tables, results),
@@ -75,6 +77,13 @@ def write_page(tables, results, path):
         diverged=sorted(name for name, record in results.items() if "error" in record))
     with replaced(path) as temporary:
         temporary.write_text(text.rstrip() + "\n", encoding="utf-8")
+
+
+def example_run(table, results):
+    """The first run of the first row, at the best learning rate so far."""
+    group, row = table.cells[0]
+    rate = table.best_rate(group, row, results) or table.first_rate
+    return table.run(group, row, *table.repeats(row)[0], rate)
 
 
 def table_lines(table, group, results):
@@ -194,7 +203,7 @@ def published_table(table, lines):
     """The MAE of each loss as published, and ours, as a table of Markdown."""
     titles = [about.title for about in table.groups.values()]
     header = ["", "published: ResNet-50 from IMDB",
-              *(f"ours: Lite0, {title[0].lower()}{title[1:]}" for title in titles)]
+              *(f"ours: {title[0].lower()}{title[1:]}" for title in titles)]
     return markdown_table(header, [[
         line.row.title, "" if line.row.published is None else f"{line.row.published:.2f}",
         *(spread_text(lines[table.name, group][place].scores.get("mae"), SHOWN["mae"])

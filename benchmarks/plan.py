@@ -239,6 +239,8 @@ def read_tables(path=ROWS, opts=()):
     except (yaml.YAMLError, AttributeError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"'{path}' does not describe tables as {ROWS} does: "
                          f"{' '.join(str(error).split())}") from error
+    if not tables:
+        raise ValueError(f"'{path}' has no tables")
     for table in tables.values():
         varied = sorted(table.varied_keys & {*opts[::2]})
         if varied:

@@ -15,14 +15,14 @@ from pathlib import Path
 
 import numpy as np
 
-import metrics
+from evaluation.scores import contributions
 from utils.files import replaced, writable_folder
 
 PER_FACE = ("age", "pred_age", "nll", "crps")
 # Years and nats to which values are rounded, too fine to show in a mean over faces. A file of 3,800
 # faces then takes 20 kB.
 STEPS = {"pred_age": 0.05, "nll": 0.02, "crps": 0.02}
-COVERAGES = (80, 90)  # percent
+SCORES = ("mae", "ca5", "nll", "crps", "coverage_80", "coverage_90")  # of evaluation.scores
 
 
 class Results(dict):
@@ -37,23 +37,27 @@ class Results(dict):
     def __init__(self, folder):
         self.folder = Path(folder)
         self.path = self.folder / "results.json"
+        super().__init__(self._read())
+
+    def _read(self):
         try:
-            super().__init__(json.loads(self.path.read_text(encoding="utf-8"))
-                             if self.path.is_file() else {})
+            return json.loads(self.path.read_text(encoding="utf-8")) if self.path.is_file() else {}
         except ValueError as error:
             raise ValueError(f"'{self.path}' is damaged ({error}); restore it from git") from error
 
     def add(self, name, record, faces=None):
-        """Keep a record and what belongs to each face (see face_scores), on the disk at once."""
+        """Keep a record and what belongs to each face (see face_scores), on the disk at once.
+
+        What has changed in results.json meanwhile stays, such as the lines of another machine.
+        """
+        records = self._read()
+        self.clear()
+        self.update(records)
         if faces is not None:
             with replaced(writable_folder(self.folder / "faces", "--results")
                           / f"{name}.npz") as temporary, temporary.open("wb") as file:
                 np.savez_compressed(file, **faces)
         self[name] = record
-        self.save()
-
-    def save(self):
-        """Write results.json."""
         writable_folder(self.folder, "--results")
         lines = [f"{json.dumps(key)}: {json.dumps(self[key])}" for key in sorted(self)]
         with replaced(self.path) as temporary:
@@ -87,15 +91,14 @@ def face_scores(predictions):
     """
     faces = predictions.faces
     order = np.argsort(faces["photo"].to_numpy(str), kind="stable")
-    ages = faces["age"].to_numpy()
+    ages, added = faces["age"].to_numpy(), contributions(predictions)
     values = {"age": ages, "pred_age": faces["pred_age"].to_numpy(),
-              "nll": metrics.nll(predictions.probs, ages, predictions.age_bins),
-              "crps": metrics.crps(predictions.probs, ages, predictions.age_bins)}
+              "nll": added["nll"].to_numpy(), "crps": added["crps"].to_numpy()}
     rows = "\n".join(f"{faces['photo'].iloc[at]} {ages[at]:g}" for at in order)
     digest = hashlib.sha256(rows.encode("utf-8", "surrogatepass")).hexdigest()[:16]
-    values = {name: np.round(each / STEPS[name]) * STEPS[name] if name in STEPS else each
-              for name, each in values.items()}
-    return {name: each[order].astype(np.float16) for name, each in values.items()}, digest
+    for name, step in STEPS.items():
+        values[name] = np.round(values[name] / step) * step
+    return {name: values[name][order].astype(np.float16) for name in PER_FACE}, digest
 
 
 def scores_of(predictions):
@@ -104,11 +107,5 @@ def scores_of(predictions):
     Args:
         predictions: as for face_scores.
     """
-    ages, pred_ages = predictions.faces["age"].to_numpy(), predictions.faces["pred_age"].to_numpy()
-    of_distributions = predictions.probs, ages, predictions.age_bins
-    scores = {"mae": metrics.mae(ages, pred_ages), "ca5": metrics.ca(ages, pred_ages, 5),
-              "nll": metrics.nll(*of_distributions).mean(),
-              "crps": metrics.crps(*of_distributions).mean()}
-    scores |= {f"coverage_{q}": 100 * metrics.coverage(*of_distributions, q / 100).mean()
-               for q in COVERAGES}
-    return {name: round(float(value), 4) for name, value in scores.items()}
+    means = contributions(predictions).mean()
+    return {name: round(float(means[name]), 4) for name in SCORES}

@@ -20,7 +20,7 @@ from markupsafe import Markup
 from PIL import Image
 
 import metrics
-from evaluation import figures, wording
+from evaluation import bootstrap, figures, wording
 from evaluation.audit import AUDIT
 from evaluation.groups import BANDS, FAMILIES, MIN_FACES, MIN_IN_BAND
 from evaluation.predictions import write_predictions
@@ -150,8 +150,8 @@ def _render(title, results, evaluation, photo_of):
         title=title, results=results, metrics=METRICS, all_metrics=METRICS | INTERVAL_METRICS,
         why_left_out=wording.why_left_out, compared_faces=wording.compared_faces,
         families=FAMILIES, tolerated=TOLERATED, coverages=COVERAGES, min_faces=MIN_FACES,
-        min_in_band=MIN_IN_BAND, audit=AUDIT, min_epsilon_std=MIN_EPSILON_STD,
-        no_distribution=NO_DISTRIBUTION,
+        min_in_band=MIN_IN_BAND, min_persons=bootstrap.MIN_UNITS, audit=AUDIT,
+        min_epsilon_std=MIN_EPSILON_STD, no_distribution=NO_DISTRIBUTION,
         findings=wording.findings(results), figures=_figures(results, evaluation.runs, exact),
         cell_table=_cell_table(results["groups"].get("gender_race_age_band", {})),
         gap_sentences=wording.gap_sentences(results["gaps"]), verdicts=wording.verdicts(results),

@@ -4,8 +4,9 @@
 writes. Faces whose age is known only as an interval never enter a metric of exact ages.
 
 A measured number is {"value", "low", "high"} with a 95% interval: Wilson's for the rates of
-threshold decisions and of hits in an interval, else the bootstrap's. If all persons are known,
-both are over persons. A number that is not known has None for the value, and "why" in words.
+decisions, of photos without a face and of hits in an interval, else the bootstrap's. If all
+persons are known, both are over persons. A number that is not known has None for the value, and
+"why" in words.
 """
 
 import itertools

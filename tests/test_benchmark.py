@@ -16,9 +16,11 @@ from scripts import ROOT, interrupt_after, read_log, refusal
 from test_protocols import write_folds
 
 from benchmarks import page
-from benchmarks.plan import ROWS, read_tables
+from benchmarks.losses import Job, Workshop, finish
+from benchmarks.plan import BASE, ROWS, read_tables
 from benchmarks.results import Results, face_scores, scores_of
 from benchmarks.upright import upright_source
+from defaults import load_cfg
 from evaluation.predictions import check_predictions
 from lists import Source
 from preprocess.columns import BOX
@@ -150,6 +152,9 @@ def test_a_wrong_table_is_refused(tmp_path, before, after, named):
     with pytest.raises(ValueError, match=named) as raised:
         read_tables(path)
     assert "\n" not in str(raised.value)
+    path.write_text("{}")
+    with pytest.raises(ValueError, match="has no tables"):
+        read_tables(path)
     with pytest.raises(FileNotFoundError, match=ROWS.name):
         read_tables(tmp_path / "none.yaml")
 
@@ -224,6 +229,8 @@ def test_the_page_states_scores_and_paired_differences(tmp_path):
         in text
     assert "rotation0 400,\n  rotation1 400,\n  rotation2 400." in text
     assert "drawn, 2 runs side by side, 1 thread each: 13 runs of 4.5 to 4.5 minutes." in text
+    [_, keys] = re.search(r"--protocol rotation0 --checkpoint RUN (\\)\n +(.*)\n", text).groups()
+    assert load_cfg(BASE, keys.split()) == table.run("imagenet", "ce", "rotation0", 0, 0.003).cfg
     assert not {loser.name for loser in losers} & {
         name for line in lines.values() for name in line.runs}
     assert Results(tmp_path / "kept") == results
@@ -310,7 +317,41 @@ def test_damaged_and_missing_results_are_named(tmp_path):
         Results(tmp_path / "other").faces("a")
 
 
+def test_lines_that_came_in_meanwhile_stay(tmp_path):
+    here, elsewhere = Results(tmp_path), Results(tmp_path)
+    elsewhere.add("one", {"valid_mae": 5.0})
+    here.add("other", {"valid_mae": 6.0})
+    assert Results(tmp_path) == here == {"one": {"valid_mae": 5.0}, "other": {"valid_mae": 6.0}}
+
+
 # ---- The script
+
+
+def ended_run(place, error):
+    """A Job that has ended with an error line, whose training has left checkpoints."""
+    table = read_tables()["losses"]
+    run = table.search(*table.cells[0], {})[0]
+    (place / "config.yaml").write_text(run.cfg.dump())
+    for name in ("last.pth", "best.pth", "epoch001_3.0_5.0.pth"):
+        (place / name).touch()
+    says = f"print('error: {error}'); raise SystemExit(1)"
+    job = Job(run, place, [[sys.executable, "-c", says]], dict(os.environ), "abc1234")
+    job.process.wait()
+    return job, Results(place / "kept"), Workshop([], place, 1, 1, "cpu", None), table
+
+
+def test_of_a_run_that_diverged_only_the_best_checkpoint_is_kept(tmp_path):
+    job, results, *about = ended_run(tmp_path, "after epoch 2: the training has diverged; choose")
+    finish(job, results, *about)
+    assert "diverged" in results[job.run.name]["error"]
+    assert [path.name for path in tmp_path.glob("*.pth")] == ["best.pth"]
+
+
+def test_a_folder_named_diverged_is_not_a_run_that_diverged(tmp_path):
+    job, results, *about = ended_run(tmp_path, "disk full: /runs/diverged/last.pth")
+    with pytest.raises(ValueError, match="failed: disk full"):
+        finish(job, results, *about)
+    assert results == {} and (tmp_path / "last.pth").is_file()
 
 
 def command(data, place, *words):

@@ -787,6 +787,7 @@ def test_the_photo_of_a_face_is_that_of_its_row(tmp_path, table):
     ("no face sizes", "no column face_px"),
     ("labels beyond", "Outside the predicted ages: 1 label,"),
     ("one person", "no interval"),
+    ("one person", "Fewer than two groups have 30 faces of 10 people"),
     ("odd names", "&lt;b&gt;"),
     ("nothing in common", "no photo has an exact age in both")])
 def test_whatever_is_missing_there_is_a_page(tmp_path, table, case, sentence):
