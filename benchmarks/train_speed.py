@@ -31,7 +31,8 @@ from utils.distributed import choose_device
 
 
 def parse_args():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.train_speed",
+                                     description=__doc__, formatter_class=HelpFormatter)
     add_data_flags(parser)
     parser.add_argument("--stretches", type=int, default=6, help="number of stretches of each loop")
     parser.add_argument("--steps", type=int, default=10, help="batches of a stretch")
