@@ -88,6 +88,9 @@ def load_checkpoint(path):
                                 "last.pth into its --checkpoint folder")
     refuse_failed_download(path)
     not_one = f"'{path}' is not a checkpoint, or is truncated; use a .pth file written by train.py"
+    if Path(path).suffix.lower() == ".onnx":
+        not_one = (f"'{path}' is an ONNX model, which only demo.py and predictor.py run; use a "
+                   ".pth file written by train.py, or measure it with export.py --verify")
     with Path(path).open("rb") as file:
         if not file.read(2).startswith(STARTS):  # so it is not even unpickled
             raise ValueError(not_one)

@@ -195,7 +195,7 @@ def measure(args, models):
     for name, seeds in tested.items():
         for one in seeds:
             if len(seeds) > 1 or len(tested) > 1:
-                print(f"{name}: {one.path}")
+                print(one.path if Path(name) == Path(one.path) else f"{name}: {one.path}")
             print_scores(one.scores(), len(one.data))
 
 

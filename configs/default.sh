@@ -5,8 +5,8 @@
 # the labels alone, then on the labels and the mean of two teachers, then twice of three. The teachers
 # are the network itself after the training before, an EfficientNet-Lite2, and the last two times an
 # Inception-ResNet-v1 (casia_webface.yaml). The Lite2 takes the first nine trainings: two teachers of
-# its own (one at two sizes), itself twice, and four short trainings with weaker augmentation, three of them from the mean
-# of earlier weights.
+# its own (one at two sizes), itself twice, and four short trainings with weaker augmentation, three of
+# them from the mean of earlier weights.
 #
 #   bash configs/default.sh OUT --data_dir UTKFace appa-real-release fairface \
 #     --dataset utkface appa_real fairface

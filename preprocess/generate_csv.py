@@ -81,9 +81,7 @@ def main():
     rows, skipped, clipped = sort_records(dataset.read(data_dir, options), data_dir,
                                           options.max_age, args.drop_older)
     if not rows:
-        reasons = Counter(reason for _, reason in skipped).most_common(1)
-        raise ValueError(f"no usable photo of {args.dataset} in '{data_dir}': {len(skipped)} "
-                         f"skipped, most often because: {reasons[0][0] if reasons else 'none'}")
+        raise ValueError(f"no usable photo of {args.dataset} in '{data_dir}'{why_skipped(skipped)}")
     filled = fill_empty_splits(rows)
     warn_of_shared_photos(rows)
     if args.train_on_test:
@@ -154,6 +152,16 @@ def sort_records(records, data_dir, max_age, drop_older):
                     record[name] = min(record[name], max_age)
             rows.append(record)
     return rows, skipped, clipped
+
+
+def why_skipped(skipped):
+    """The commonest reason of a list of Skipped with a photo as an example, as part of an error."""
+    if not skipped:
+        return ""
+    [(reason, _)] = Counter(reason for _, reason in skipped).most_common(1)
+    example = next(photo for photo, why in skipped if why == reason)
+    return (f": {len(skipped)} skipped, most often because: {reason}, such as "
+            f"'{printable(example)}'")
 
 
 def printable(name):

@@ -18,6 +18,7 @@ from defaults import load_cfg, parse_cfg
 from lists import Source, read_faces
 from training.folder import RunFolder
 from training.release import release_checkpoint
+from utils.download import MISC
 from utils.locks import only_writer
 from utils.precision import MIN_HALVED
 
@@ -188,6 +189,11 @@ def test_a_newer_version_is_refused(tmp_path):
     torch.save({**PLAIN, "version": 99}, tmp_path / "new.pth")
     with pytest.raises(ValueError, match="version 99"):
         load_checkpoint(tmp_path / "new.pth")
+
+
+def test_an_onnx_file_in_the_place_of_a_checkpoint_is_told_what_measures_it():
+    with pytest.raises(ValueError, match=r"model\.onnx' is an ONNX model.*export\.py --verify"):
+        load_checkpoint(MISC / "model.onnx")
 
 
 def test_a_missing_checkpoint_is_named(tmp_path):

@@ -5,8 +5,11 @@ import re
 import subprocess
 
 import pytest
+import torch
 from demo_inputs import ROOT
 
+from defaults import load_cfg
+from model import build_model
 from preprocess.columns import ALIGNED, COLUMNS
 
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
@@ -60,6 +63,14 @@ def test_commands_name_scripts_and_flags_that_there_are(path):
     for line in text.splitlines():
         for flag in re.findall(r"(?<![\w-])--[a-z][\w-]+", TORCHRUN.sub("", line)):
             assert flag in flags, flag
+
+
+def test_another_network_fits_the_recipe_of_the_readme():
+    text = text_of(ROOT / "README.md")
+    recipe = re.search(r"--cfg (\S+)", text)[1]
+    pairs = re.search(r"`(MODEL\.ARCH [^`]+)`", text)[1].split()
+    with torch.device("meta"):
+        build_model(load_cfg(ROOT / recipe, [*pairs, "MODEL.PRETRAINED", "none"]))
 
 
 def templates_of(path):

@@ -6,6 +6,7 @@ import json
 import shutil
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -344,7 +345,22 @@ def test_overrides_may_be_python_values(model_path):
     assert cfg.TEST.TTA is True and cfg.TEST.BATCH_SIZE == 16
 
 
-# ---- Streams
+# ---- Streams and threads
+
+
+@pytest.mark.parametrize("model", ["default", "checkpoint"])
+def test_threads_can_share_an_estimator(model, estimator):
+    """As in a web service, with ONNX Runtime and with PyTorch."""
+    shared = estimator if model == "checkpoint" else AgeEstimator(threads=1)
+    photos = [ASTRONAUT, HOPPER, TWO_FACES] * 4
+
+    def ages_of(photo):
+        return [face.age for face in shared(photo)]
+
+    alone = [ages_of(photo) for photo in photos]
+    with ThreadPoolExecutor(4) as pool:
+        together = list(pool.map(ages_of, photos))
+    np.testing.assert_allclose(np.hstack(together), np.hstack(alone), atol=1e-3)
 
 
 def test_stream_keeps_order_and_few_images(estimator):

@@ -52,7 +52,7 @@ def test_two_processes_train_validate_and_test_as_one(tmp_path, monkeypatch, tra
         patched.setattr("training.run.predict", lambda *_: sys.exit(137))
         assert train(folder, two, *words, check=False).returncode == 137
     both = train_together(folder, two, *words)
-    assert "resumed after 0 epochs and 2 batches" in both
+    assert "resumed after 0 epochs and 2 steps" in both
     for fold in ("fold0", "fold1"):
         torch.testing.assert_close(weights(one / fold / "last.pth")["model"],
                                    weights(two / fold / "last.pth")["model"], rtol=1e-5, atol=1e-6)
@@ -97,7 +97,7 @@ def test_two_processes_go_on_with_teachers_that_were_moved(folder, trained, tmp_
     teachers.rename(tmp_path / "moved")
     told = train_in_two_processes(folder, run, "--resume", str(run / "last.pth"), "LOSS.TEACHER",
                                   str(tmp_path / "moved"), "TRAIN.EPOCHS", "2")
-    assert "resumed after 1 epochs" in told
+    assert "resumed after 1 epoch and" in told
     assert weights(run / "last.pth")["epochs_done"] == 2
 
 

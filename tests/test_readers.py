@@ -559,6 +559,16 @@ def test_a_table_of_ones_own_photos_becomes_lists(tmp_path, generate):
     assert done.returncode == 2 and "split 'dev' of 'in/0.png' is not one of train" in done.stderr
 
 
+def test_photos_that_all_cannot_be_used_are_told_with_an_example(tmp_path, generate):
+    (tmp_path / "ages.csv").write_text("photo,age\na.jpg,\npics/b.jpg,30\npics/c.jpg,40\n")
+    done = generate("--dataset", "my", "--data_dir", tmp_path, "--table", tmp_path / "ages.csv")
+    assert done.returncode == 2
+    assert "3 skipped, most often because: file missing, such as 'pics/b.jpg'" in done.stderr
+    (tmp_path / "ages.csv").write_text("photo,age\n")
+    done = generate("--dataset", "my", "--data_dir", tmp_path, "--table", tmp_path / "ages.csv")
+    assert done.stderr.strip().endswith(f"no usable photo of my in '{tmp_path}'")
+
+
 def test_all_photos_of_a_person_in_a_table_go_to_one_split(tmp_path, generate):
     persons = ["a", "anna", "g", "i", "5", "31"]  # by hash in train, valid and test
     rows = [(f"{person} {number}.png", "30", person + " " * number, "")

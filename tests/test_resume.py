@@ -33,7 +33,7 @@ def killed(*_):
 
 # Asked after each of an epoch's two steps and after the epoch.
 @pytest.mark.parametrize(("askings", "told"), [
-    (3, "resumed after 1 epochs and 0 batches"), (4, "resumed after 1 epochs and 1 batches")])
+    (3, "resumed after 1 epoch and 0 steps"), (4, "resumed after 1 epoch and 1 step")])
 def test_two_epochs_equal_one_stopped_and_resumed_to_the_bit(folder, tmp_path, monkeypatch,
                                                              askings, told):
     whole, parts = tmp_path / "whole", tmp_path / "parts"
@@ -113,7 +113,7 @@ def test_a_run_that_is_killed_while_it_validates_loses_no_epoch(folder, tmp_path
         patched.setattr("training.run.predict", killed)
         assert train(folder, parts, *STEADY, "TRAIN.EPOCHS", "2", check=False).returncode == 137
     done = train(folder, parts, "--resume", parts / "last.pth")
-    assert "resumed after 0 epochs and 2 batches" in done.stdout
+    assert "resumed after 0 epochs and 2 steps" in done.stdout
     mine, theirs = weights(whole / "last.pth"), weights(parts / "last.pth")
     for part in ("model", "ema", "optimizer", "scheduler", "random_state"):
         torch.testing.assert_close(mine[part], theirs[part], rtol=0, atol=0)

@@ -100,7 +100,9 @@ def test_reports_of_one_model_of_several_and_of_a_table(folder, trained, tmp_pat
     assert "no list of rejected photos for drawn" in metrics["audit"]["not_processed"]["why"]
     other = tmp_path / "other.pth"
     shutil.copy(trained, other)
-    script("test.py", *words, tmp_path / "two", "--resume", trained, other)
+    lines = script("test.py", *words, tmp_path / "two", "--resume", trained,
+                   other).stdout.splitlines()
+    assert {str(trained), str(other)} <= {*lines}  # each named once, above its scores
     assert len(json.loads((tmp_path / "two" / "metrics.json").read_text())["comparisons"]) == 1
     done = script("test.py", "--predictions", tmp_path / "one" / "predictions.csv", "--report",
                   tmp_path / "table")

@@ -20,6 +20,7 @@ from training.folder import RunFolder
 from training.monitor import Monitor
 from training.teachers import find_teachers
 from utils import distributed
+from utils.cli import count_text
 from utils.commit import current_commit
 
 
@@ -171,7 +172,7 @@ class Run:
               f"{self.trainer.device} x {distributed.world_size()}, precision "
               f"{self.trainer.amp}, commit {self.commit}, files in {job.folder}/")
         if job.resume:
-            print(f"resumed after {self.epochs_done} epochs and {self.progress.steps} batches")
+            print(f"resumed after {self.done_text()}")
         self.monitor = Monitor(job.folder, job.tensorboard, self.name, self.epochs_done + 1)
         self.monitor.augmented_faces(self.loaders["train"].dataset)
 
@@ -312,8 +313,12 @@ class Run:
             how = "the same command" if self.job.is_part else self.job.command(
                 "train.py", "--resume", self.files.last)
             where = " on every machine" if distributed.machine_count() > 1 else ""
-            print(f"\ninterrupted after {self.epochs_done} epochs and {self.progress.steps} "
-                  f"batches; continue{where} with: {how}")
+            print(f"\ninterrupted after {self.done_text()}; continue{where} with: {how}")
+
+    def done_text(self):
+        """How much is trained, in words: "2 epochs and 1 step"."""
+        epochs, steps = self.epochs_done, self.progress.steps
+        return f"{count_text(epochs, 'epoch')} and {count_text(steps, 'step')}"
 
     def close(self):
         """Finish what is written for TensorBoard."""

@@ -135,7 +135,7 @@ def count_text(n, what):
 def add_data_flags(parser):
     """The flags that name the faces: --data_dir, --dataset, --list_dir, --cache_dir."""
     parser.add_argument("--data_dir", nargs="+", metavar="DIR",
-                        help="folder of the photos; several count as one data set")
+                        help="folder of the photos; several are put together")
     parser.add_argument("--dataset", nargs="+", metavar="NAME",
                         help="the NAME in NAME_train_align.csv: one for each folder, or several "
                         "in one folder; by default the only one in the folder")
