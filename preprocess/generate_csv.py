@@ -32,6 +32,8 @@ from preprocess.splits import fill_empty_splits, warn_of_shared_photos
 from utils.cli import HelpFormatter, run_main
 from utils.files import refuse_overwriting, replaced, writable_folder
 
+READ_BY = {"appa_real_label": ("appa_real",), "min_face_score": ("imdb", "wiki"),
+           "max_second_face_score": ("imdb", "wiki")}  # flag -> data sets that read it
 MAX_AGE = 122  # years, of the oldest person known; a year of birth, for example, is no age
 
 
@@ -77,7 +79,7 @@ def main():
     if args.table:
         written = [list_dir / f"{args.dataset}_{part}.csv" for part in (*SPLITS, "skipped")]
         refuse_overwriting(written, [args.table], "--list_dir, or rename the table")
-    options = Options(args.appa_real_label, args.min_face_score, args.max_second_face_score)
+    options = options_of(args)
     rows, skipped, clipped = sort_records(dataset.read(data_dir, options), data_dir,
                                           options.max_age, args.drop_older)
     if not rows:
@@ -107,6 +109,16 @@ def choose_dataset(args):
                          "It may hold letters, digits, - and _, and is not one of "
                          f"{', '.join(DATASETS)}")
     return DataSet(table_reader(args.table))
+
+
+def options_of(args):
+    """The Options of the flags; one that the data set does not have is refused."""
+    options = Options(args.appa_real_label, args.min_face_score, args.max_second_face_score)
+    for flag, datasets in READ_BY.items():
+        if args.dataset not in datasets and getattr(options, flag) != getattr(Options, flag):
+            raise ValueError(f"--{flag} is for --dataset {' or '.join(datasets)}; '{args.dataset}' "
+                             "does not read it")
+    return options
 
 
 def sort_records(records, data_dir, max_age, drop_older):

@@ -428,6 +428,15 @@ def test_generate_counts_what_it_cannot_use(tmp_path, generate):
     assert "1 older than 100" in done.stdout
 
 
+@pytest.mark.parametrize("dataset, flag", [("utkface", ("--appa_real_label", "real")),
+                                           ("appa_real", ("--min_face_score", "2")),
+                                           ("fairface", ("--max_second_face_score", "3"))])
+def test_flags_of_another_data_set_are_refused(tmp_path, generate, dataset, flag):
+    done = generate("--dataset", dataset, "--data_dir", tmp_path, *flag)
+    assert done.returncode == 2 and f"error: {flag[0]} is for --dataset" in done.stderr
+    assert f"'{dataset}' does not read it" in done.stderr
+
+
 def test_a_list_that_would_not_change_is_left_alone(tmp_path, generate):
     """It would seem newer than the list that was aligned from it."""
     photos = [f"{number}.png" for number in range(5)]
