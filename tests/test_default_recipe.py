@@ -26,7 +26,8 @@ def test_recipe_trains_goes_on_and_releases(tmp_path):
              "MODEL.IMG_SIZE", "80", "TRAIN.EPOCHS", "1", "TRAIN.BATCH_SIZE", "4",
              "TRAIN.WORKERS", "0", "TEST.WORKERS", "0", *words], text=True,
             env=os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-                              "FACES": "none", "CASIA": "none"},
+                              "FACES": "none", "CASIA": "none",
+                              "WEBFACE": "none"},
             capture_output=True, cwd=tmp_path)
 
     done = run(out.name)
@@ -36,16 +37,18 @@ def test_recipe_trains_goes_on_and_releases(tmp_path):
     assert network.ARCH == "mobilenetv1"
     assert network.PRETRAINED == "best.pth"
     assert "temperature" in released
-    for teachers in (f"{out}/teachers/lite0_160.csv, {out}/teachers/lite2.csv",
-                     f"{out}/better_teachers/lite0_160.csv, {out}/better_teachers/lite2_160.csv",
-                     f"{out}/last_teachers/faces.csv, {out}/last_teachers/last.csv",
-                     f"{out}/best_teachers/casia.csv, {out}/best_teachers/last.csv, "
-                     f"{out}/best_teachers/student.csv",
-                     f"{out}/final_teachers/best_student.csv, {out}/final_teachers/casia.csv, "
-                     f"{out}/final_teachers/last.csv"):
-        assert f"teachers: {teachers}" in done.stdout
+    for teachers, runs in {"teachers": ("lite0_160", "lite2"),
+                           "better_teachers": ("lite0_160", "lite2_160"),
+                           "student_1_teachers": ("faces", "last"),
+                           "student_2_teachers": ("casia", "last", "student_1"),
+                           "student_3_teachers": ("casia", "last", "student_2"),
+                           "webface_teachers": ("casia", "last", "student_2", "student_3"),
+                           "student_4_teachers": ("casia", "last", "student_3", "webface")
+                           }.items():
+        tables = ", ".join(f"{out}/{teachers}/{run}.csv" for run in runs)
+        assert f"teachers: {tables}" in done.stdout
     logs = {path: path.read_text(encoding="utf-8") for path in out.rglob("log.jsonl")}
-    assert len(logs) == 14
+    assert len(logs) == 16
     model = (out / "model.pth").read_bytes()
     (out / "model.pth").unlink()
     done = run(f"{out}/", "TRAIN.WORKERS", "1", "DATA.CACHE", "False")  # other words
