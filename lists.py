@@ -176,6 +176,8 @@ def read_faces(source, split, cfg, protocol=None):
     faces.insert(0, "root", str(source.data_dir))
     faces.insert(1, "dataset", source.dataset)
     _check_rows(faces, cfg)
+    is_exact = faces["age_min"] == faces["age_max"]  # such as 29 to 29 of a person of 29.7 years
+    faces.loc[is_exact, ["age_min", "age_max"]] = faces.loc[is_exact, ["age", "age"]].to_numpy()
     _warn_of_repeats(faces)
     return faces
 

@@ -65,6 +65,15 @@ def test_an_interval_without_an_age_gets_its_middle(tmp_path):
     assert faces["age_max"].tolist() == [9, 60]
 
 
+def test_one_completed_year_is_not_an_interval(tmp_path):
+    write_dataset(tmp_path, [29, 60], columns={"age": [29.7, 60], "age_min": [29, 60],
+                                               "age_max": [29, 69]})
+    faces = read(tmp_path, "drawn", "train", CFG)
+    assert faces["age"].tolist() == [29.7, 60]
+    assert faces["age_min"].tolist() == [29.7, 60]
+    assert faces["age_max"].tolist() == [29.7, 69]
+
+
 def test_an_interval_may_end_beyond_the_last_bin(tmp_path):
     write_dataset(tmp_path, [85, 60], columns={"age_min": [70, 60], "age_max": [100, 60]})
     faces = read(tmp_path, "drawn", "train", load_cfg(opts=["DATA.AGE_MAX", "80"]))
