@@ -1,15 +1,17 @@
 """Compares losses, and what decides more than the loss, on five splits of UTKFace.
 
-    python -m benchmarks.losses --data_dir UTKFace --runs RUNS    # trains, tests, writes the page
-    python -m benchmarks.losses                                   # writes the page again
+    python -m benchmarks.losses --data_dir UTKFace appa-real-release \\
+      --dataset utkface appa_real --runs RUNS     # trains, tests, writes the page
+    python -m benchmarks.losses                   # writes the page again
 
-Trains each row of configs/benchmark/rows.yaml with train.py and measures it with test.py. What the
-runs gave is kept in docs/benchmark/, and docs/benchmark.md is written from it after each run, so
-the table is there early and says what is missing. A checkpoint takes 57 MB: of those of a run that
-has its result, only best.pth is kept. Start the same command again after an interruption: runs that
-have results are not repeated, and one that was stopped goes on. Results of several machines can be
-put together: the lines of results.json and the files of faces/. KEY VALUE pairs apply to all
-runs; they cannot change what the runs differ in.
+Without APPA-REAL the labels from votes are left out. Trains each row of configs/benchmark/rows.yaml
+with train.py and measures it with test.py. What the runs gave is kept in docs/benchmark/, and
+docs/benchmark.md is written from it after each run, so the table is there early and says what is
+missing. A checkpoint takes 57 MB: of those of a run that has its result, only best.pth is kept.
+Start the same command again after an interruption: runs that have results are not repeated, and one
+that was stopped goes on. Results of several machines can be put together: the lines of results.json
+and the files of faces/. KEY VALUE pairs apply to all runs; they cannot change what the runs differ
+in.
 """
 
 import argparse
@@ -85,7 +87,8 @@ def main():
         raise ValueError(f"--jobs must be positive, got {args.jobs}")
     if not args.runs:
         raise ValueError("no --runs: name the folder of the runs' files")
-    workshop = Workshop.of(args, [table.rotations for table in chosen])
+    workshop = Workshop.of(args)
+    chosen = at_hand(chosen, workshop.sources)
     with ExitStack() as held:
         for folder, flag in ((args.runs, "--runs"), (args.results, "--results")):
             held.enter_context(only_writer(writable_folder(folder, flag),
@@ -107,6 +110,36 @@ def choose(tables, args):
         refuse_unknown(args.groups, known, f"--groups: {', '.join(table.name for table in chosen)}")
         chosen = [table.only(args.groups) for table in chosen]
     return chosen
+
+
+def at_hand(tables, sources):
+    """Those of the tables whose data set is among the sources; the others are named.
+
+    Args:
+        tables: list of plan.Table.
+        sources: list of lists.Source.
+    Raises:
+        ValueError: none is left, or a table takes any data set and there are several.
+        FileNotFoundError: a data set has no split file of a rotation.
+    """
+    from lists import find_protocols
+
+    found, given = [], ", ".join(source.dataset for source in sources)
+    for table in tables:
+        if table.dataset is None and len(sources) > 1:
+            raise ValueError(f"'{table.name}' takes one data set, not {given}; choose one with "
+                             "--dataset")
+        of_table = [source for source in sources if table.dataset in (None, source.dataset)]
+        if of_table:
+            find_protocols(of_table, table.protocols)
+            found.append(table)
+        else:
+            print(f"left out: '{table.name}', which is of the data set {table.dataset}, not "
+                  f"{given}")
+    if not found:
+        raise ValueError(f"no table is of the data set {given}; name others with --data_dir and "
+                         "--dataset")
+    return found
 
 
 def refuse_unknown(names, known, where):
@@ -315,7 +348,7 @@ class Workshop:
     jobs: runs side by side.
     threads: CPU threads of each.
     device: name of the device.
-    source: lists.Source of the faces.
+    sources: list of lists.Source, the data sets at hand.
     """
 
     words: list
@@ -323,29 +356,26 @@ class Workshop:
     jobs: int
     threads: int
     device: str
-    source: object
+    sources: list
 
     @classmethod
-    def of(cls, args, rotations):
-        """From the command line; checks that the data has the rotations.
+    def of(cls, args):
+        """From the command line.
 
         Raises:
-            ValueError, FileNotFoundError: no such data, several data sets, a missing rotation.
+            ValueError, FileNotFoundError: no such data.
         """
-        from lists import find_protocols, pair_folders
+        from lists import pair_folders
 
-        sources = pair_folders(args.data_dir, args.dataset, args.list_dir)
-        if len(sources) > 1:
-            raise ValueError(f"--data_dir names {len(sources)} data sets; the benchmark takes one")
-        [source] = sources
-        source = source._replace(data_dir=Path(source.data_dir), list_dir=Path(source.list_dir))
-        find_protocols(sources, sorted({name for names in rotations for name in names}))
+        sources = [
+            source._replace(data_dir=Path(source.data_dir), list_dir=Path(source.list_dir))
+            for source in pair_folders(args.data_dir, args.dataset, args.list_dir)]
         device, cores = device_name(args.device), available_cores()
         jobs = args.jobs or (min(cores, MAX_JOBS) if device == "cpu" else 1)
         words = ["--device", args.device]
         if args.cache_dir:
             words += ["--cache_dir", args.cache_dir]
-        return cls(words, Path(args.runs), jobs, max(1, cores // jobs), device, source)
+        return cls(words, Path(args.runs), jobs, max(1, cores // jobs), device, sources)
 
     def start(self, run):
         """Start or continue a run.
@@ -356,7 +386,7 @@ class Workshop:
             ValueError: its folder is of a run with other settings.
         """
         folder = self.runs / run.name
-        flags = [*self._data(run), "--protocol", run.rotation]
+        flags = self._data(run)
         workers = min(self.threads - 1, MAX_WORKERS)
         in_train, in_test = ["TRAIN.WORKERS", workers], ["TEST.WORKERS", workers]
         if (folder / "last.pth").is_file():
@@ -367,19 +397,28 @@ class Workshop:
         python = [sys.executable]
         train = [*python, ROOT / "train.py", *flags, "--checkpoint", folder, *how]
         test = [*python, ROOT / "test.py", *flags, "--resume", folder / "best.pth", "--output",
-                folder / "test.csv", *in_test]
+                folder / "test.csv", "--split", self._tested_split(run), *in_test]
         environment = os.environ | {"OMP_NUM_THREADS": str(self.threads),
                                     "OMP_WAIT_POLICY": "passive"}
         return Job(run, folder, [list(map(str, words)) for words in (train, test)], environment,
                    current_commit())
 
+    def _source(self, run):
+        return next(source for source in self.sources if run.dataset in (None, source.dataset))
+
     def _data(self, run):
-        source = self.source
+        source = self._source(run)
         if not run.aligned:
             from benchmarks.upright import upright_source
             source = upright_source(source, self.runs / "upright_lists")
         return [*self.words, "--dataset", source.dataset, "--data_dir", source.data_dir,
-                "--list_dir", source.list_dir]
+                "--list_dir", source.list_dir, *(["--protocol", run.protocol] if run.protocol
+                                                 else [])]
+
+    def _tested_split(self, run):
+        """test, or valid where the data set has no test part at hand."""
+        from lists import splits_of
+        return "test" if "test" in splits_of(self._source(run), run.protocol) else "valid"
 
     def measure(self, job):
         """(record, faces) of a run that ended well, see benchmarks.results."""
@@ -391,6 +430,7 @@ class Workshop:
         return self.record(job) | {
             "valid_mae": round(best["valid"]["mae"], 4), "best_epoch": best["epoch"],
             "test": scores_of(predictions), "test_faces": len(predictions.faces),
+            "split": self._tested_split(job.run),
             "digest": digest}, faces
 
     def record(self, job):

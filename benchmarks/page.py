@@ -64,11 +64,12 @@ def write_page(tables, results, path):
     environment.filters["count"] = count_text
     text = environment.get_template("page.md.jinja").render(
         cfg=load_cfg(BASE, first.opts), losses=tables.get("losses"), factors=tables.get("factors"),
+        votes=tables.get("votes"),
         scores={key: score_table(found) for key, found in lines.items()},
         differences={key: difference_table(found) for key, found in lines.items()},
         example=example_run(first, results),
         published=published_table(tables["losses"], lines) if "losses" in tables else "",
-        faces=counted_faces(records), machines=counted_machines(records),
+        faces=counted_faces(lines, results), machines=counted_machines(records),
         missing=missing_runs(tables, results),
         findings=list(filter(None, (
             finding(tables[name], group, found, results)
@@ -255,10 +256,22 @@ def finding(table, group, lines, results):
         + (" (so far; runs are missing)." if is_missing else ".")
 
 
-def counted_faces(records):
-    """[(rotation, test faces)] of the runs shown; one for each set of faces."""
-    return sorted({(record["rotation"], record["test_faces"], record["digest"])
-                   for record in records})
+def counted_faces(lines, results):
+    """What the runs shown were tested on, one entry for each set of faces.
+
+    Args:
+        lines: {(table, group): [Line]}.
+        results: results.Results.
+    Returns:
+        {name of the table: [(rotation, split, faces)]}.
+    """
+    counted = {}
+    for (table, _), found in lines.items():
+        records = [results[name] for line in found for name in line.runs]
+        counted.setdefault(table, set()).update(
+            (record["rotation"], record.get("split", "test"), record["test_faces"],
+             record["digest"]) for record in records)
+    return {table: [faces[:3] for faces in sorted(sets)] for table, sets in counted.items()}
 
 
 def counted_machines(records):

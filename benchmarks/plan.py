@@ -12,6 +12,7 @@ from defaults import OF_MACHINE, known_keys, load_cfg, value_of
 
 CONFIGS = Path(__file__).parents[1] / "configs" / "benchmark"
 BASE, ROWS = CONFIGS / "base.yaml", CONFIGS / "rows.yaml"
+OFFICIAL = "official"  # in the place of a protocol's name: the split of the lists themselves
 
 
 class Group(NamedTuple):
@@ -47,7 +48,8 @@ class Run:
     """One training and its test.
 
     table, group, row: names.
-    rotation: name of the protocol, a split file.
+    dataset: see Table.
+    rotation: name of the protocol, a split file, or OFFICIAL.
     seed, rate: TRAIN.SEED and TRAIN.LR.
     opts: flat KEY VALUE pairs over base.yaml.
     aligned: see Row.
@@ -56,6 +58,7 @@ class Run:
     table: str
     group: str
     row: str
+    dataset: str | None
     rotation: str
     seed: int
     rate: float
@@ -70,6 +73,11 @@ class Run:
     @cached_property
     def cfg(self):
         return load_cfg(BASE, self.opts)
+
+    @property
+    def protocol(self):
+        """Name of the protocol; None: the split of the lists."""
+        return None if self.rotation == OFFICIAL else self.rotation
 
     @property
     def keys(self):
@@ -91,7 +99,8 @@ class Table:
     name: key in rows.yaml.
     baseline: name of the row that the others are compared with.
     rates: learning rates that can be tried, in ascending order; one means no search.
-    rotations, seeds: what is repeated.
+    rotations, seeds: what is repeated; rotations are protocols of the data set, or OFFICIAL.
+    dataset: name of the data set; None: the only one that is at hand.
     groups, rows: {name: Group}, {name: Row}.
     opts: flat KEY VALUE pairs of the command line, for every run; none of varied_keys.
     """
@@ -103,12 +112,18 @@ class Table:
     seeds: tuple
     groups: dict
     rows: dict
+    dataset: str | None = None
     opts: tuple = ()
 
     def only(self, groups):
         """The same table without all groups but these names; it may be left with none."""
         return replace(self, groups={name: group for name, group in self.groups.items()
                                      if name in groups})
+
+    @property
+    def protocols(self):
+        """The rotations that are protocols of the data set."""
+        return [rotation for rotation in self.rotations if rotation != OFFICIAL]
 
     @property
     def cells(self):
@@ -130,7 +145,7 @@ class Table:
         keys = self.groups[group].keys | self.rows[row].keys | {
             "TRAIN.LR": rate, "TRAIN.SEED": seed}
         opts = [str(word) for pair in keys.items() for word in pair]
-        return Run(self.name, group, row, rotation, seed, rate, (*opts, *self.opts),
+        return Run(self.name, group, row, self.dataset, rotation, seed, rate, (*opts, *self.opts),
                    self.rows[row].aligned)
 
     @property
@@ -234,7 +249,8 @@ def read_tables(path=ROWS, opts=()):
             tuple(sorted(map(float, entry["learning_rates"]))),  # YAML takes 1e-4 for text
             tuple(entry["rotations"]), tuple(entry["seeds"]),
             {key: Group(**group) for key, group in entry["groups"].items()},
-            {key: Row(**row) for key, row in entry["rows"].items()}, tuple(opts))
+            {key: Row(**row) for key, row in entry["rows"].items()}, entry.get("dataset"),
+            tuple(opts))
             for name, entry in tree.items()}
     except (yaml.YAMLError, AttributeError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"'{path}' does not describe tables as {ROWS} does: "

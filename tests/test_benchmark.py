@@ -11,7 +11,7 @@ import time
 import numpy as np
 import pandas as pd
 import pytest
-from faces import TINY
+from faces import TINY, write_dataset
 from scripts import ROOT, interrupt_after, read_log, refusal
 from test_protocols import write_folds
 
@@ -433,6 +433,41 @@ def test_the_script_is_interrupted_goes_on_and_rebuilds_its_page(tmp_path):
         tmp_path / "page.md").read_text(encoding="utf-8")
     best = min(set(results) - {diverged}, key=lambda name: results[name]["valid_mae"])
     assert [path.stem for path in (tmp_path / "kept" / "faces").iterdir()] == [best]
+
+
+TWO_DATA_SETS = ONE_ROW.replace("  baseline", "  dataset: drawn\n  baseline") + """
+votes:
+  dataset: guessed
+  baseline: sigma_2
+  learning_rates: [0.01]
+  rotations: [official]
+  seeds: [0]
+  groups: {drawn: {title: drawn, keys: {}}}
+  rows: {sigma_2: {title: sigma 2, keys: {}}}
+"""
+
+
+def test_each_table_is_run_on_its_data_set(tmp_path):
+    folds = write_folds(tmp_path / "folds", ("train", "train", "valid", "test"))
+    write_dataset(tmp_path / "data", [20, 40, 60], name="guessed")
+    (tmp_path / "rows.yaml").write_text(TWO_DATA_SETS)
+    words = [*TINY, "TRAIN.EPOCHS", "1"]
+    done = run(tmp_path / "data", tmp_path, *words)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "left out: 'losses', which is of the data set drawn, not guessed" in done.stdout
+    results = Results(tmp_path / "kept")
+    assert {name: (record["split"], record["test_faces"]) for name, record in results.items()} == {
+        "votes-drawn-sigma_2-official-seed0-lr0.01": ("valid", 3)}
+    text = (tmp_path / "page.md").read_text(encoding="utf-8")
+    assert "the 3 faces of the valid part are tested" in text
+    assert "Missing: losses, From random weights, 1 run." in text
+
+    done = run(tmp_path / "data", tmp_path, "--data_dir", folds, tmp_path / "data", *words)
+    assert done.returncode == 0, done.stdout + done.stderr
+    [added] = set(Results(tmp_path / "kept")) - set(results)
+    assert added.startswith("losses") and Results(tmp_path / "kept")[added]["split"] == "test"
+    other = run(folds, tmp_path, "--tables", "votes", *words)
+    assert "no table is of the data set drawn" in refusal(other)
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="no SIGKILL on this system")
