@@ -175,7 +175,7 @@ class TorchAgeNetwork(AgeNetwork):
         try:
             import torch
 
-            from checkpoint import load_checkpoint
+            from checkpoint import load_checkpoint, temperature_of
             from model import restore_model
         except ImportError as error:
             raise OSError(f"'{path}' needs PyTorch, which cannot be loaded ({error}); install it "
@@ -183,7 +183,7 @@ class TorchAgeNetwork(AgeNetwork):
                           "export.py where it is installed") from error
         self.checkpoint = load_checkpoint(path)
         model, cfg = restore_model(self.checkpoint, device)
-        super().__init__(path, cfg, opts, self.checkpoint.get("temperature") or 1.0)
+        super().__init__(path, cfg, opts, temperature_of(self.checkpoint))
         self.model, self.device = model.to(memory_format=torch.channels_last), device
 
     def _log_probs(self, pixels):

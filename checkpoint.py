@@ -70,6 +70,11 @@ def save_checkpoint(path, checkpoint):
             raise
 
 
+def temperature_of(checkpoint):
+    """The calibration temperature of a checkpoint, one number or two; 1.0 if there is none."""
+    return checkpoint.get("temperature") or 1.0
+
+
 def load_checkpoint(path):
     """Read a checkpoint of this project.
 

@@ -191,8 +191,8 @@ def show_photos(estimator, folder, names, window, args):
         print(summary.add(name.as_posix(), reading))
         if reading.problem:
             continue
-        window.show(draw_faces(reading.photo, reading.faces, estimator.age_bins,
-                               not args.no_plot, threshold=args.threshold))
+        window.show(draw_faces(reading.photo, reading.faces, not args.no_plot,
+                               threshold=args.threshold))
         if window.wait_key() == ESC:
             break
     print_warning(args.threshold)
@@ -207,8 +207,8 @@ def write_photos(estimator, folder, names, args, work, rank, process_count):
             return name, reading, f"{UNREADABLE}: {reading.problem}"
         try:
             if not args.tables_only:
-                picture = draw_faces(reading.photo, reading.faces, estimator.age_bins,
-                                     not args.no_plot, threshold=args.threshold)
+                picture = draw_faces(reading.photo, reading.faces, not args.no_plot,
+                                     threshold=args.threshold)
                 save_picture(picture, args.output_dir / pictures[name])
         except ValueError as error:
             return name, reading, f"{NOT_DRAWN}: {error}"
@@ -328,7 +328,7 @@ def run_stream(args):
         tracker = stack.enter_context(FaceTracker(
             estimator, estimator.age_bins, estimator.cfg.TEST.DECODE, wait=not frames.is_camera))
         summary = StreamSummary(args.threshold)
-        stream = annotated_frames(frames, tracker, summary, estimator.age_bins, not args.no_plot)
+        stream = annotated_frames(frames, tracker, summary, not args.no_plot)
         try:
             if window:
                 show_stream(stream, frames, window)
@@ -366,12 +366,12 @@ def interrupted_by_a_termination():
             signal.signal(number, handler)
 
 
-def annotated_frames(frames, tracker, summary, age_bins, plot):
+def annotated_frames(frames, tracker, summary, plot):
     """Yields (annotated PIL.Image, [(track number, Face)]) for each frame."""
     for frame in frames:
         tracked = tracker.update(frame)
         summary.add(tracked)
-        yield draw_faces(Image.fromarray(frame), [face for _, face in tracked], age_bins, plot,
+        yield draw_faces(Image.fromarray(frame), [face for _, face in tracked], plot,
                          [number for number, _ in tracked], summary.threshold), tracked
 
 

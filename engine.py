@@ -65,7 +65,7 @@ def predict(model, loader, device, tta=False, description="predicting"):
     """Predict every face of a data set once, over all processes.
 
     Args:
-        model: AgeModel on the device, unwrapped.
+        model: module on the device, from uint8 pixels to logits, such as an unwrapped AgeModel.
         loader: DataLoader over OrderedBatches.
         device: torch.device.
         tta: average each face with its mirror image.
@@ -92,7 +92,7 @@ def log_probs_of(model, pixels, tta=False):
     """Predicted log-probabilities of a batch.
 
     Args:
-        model: function from pixels to logits: an AgeModel in eval mode or its compiled twin.
+        model: as for predict, in eval mode.
         pixels: (B, 3, S, S) uint8 on the model's device.
         tta: average with the distribution of the mirror image.
     Returns:

@@ -12,6 +12,7 @@ decode, temperatures, data sets, licence, commit and the checksum of the checkpo
 import argparse
 from pathlib import Path
 
+from preprocess.columns import SPLITS
 from utils import cli
 
 SHIPPED_LICENCE = "non-commercial research only, see MODEL_CARD.md"
@@ -30,7 +31,7 @@ def parse_args(argv=None):
     parser.add_argument("--verify", type=Path, metavar="FILE.onnx",
                         help="instead of writing, measure this file on the faces of --data_dir")
     cli.add_data_flags(parser)
-    parser.add_argument("--split", default="valid", choices=("train", "valid", "test"),
+    parser.add_argument("--split", default="valid", choices=SPLITS,
                         help="of the faces for --verify")
     return cli.parse_with_overrides(parser, argv, "TEST.* only, for example TEST.DECODE median")
 

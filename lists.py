@@ -13,9 +13,17 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
+from metrics import label_bins
 from preprocess.columns import BOX, SPLITS, clean_path
-from preprocess.readers import APPA_REAL_LABELS, Skipped, appa_real_rows, votes_of
+from preprocess.readers import (
+    APPA_REAL_LABELS,
+    CROP_ENDING,
+    Skipped,
+    appa_real_rows,
+    appa_real_table,
+)
 from preprocess.repeats import describe_repeats
+from preprocess.rows import NO_NUMBER, votes_of
 from utils.files import is_current
 from utils.tables import read_columns, table_format
 
@@ -23,7 +31,6 @@ PLACE = ["photo", "deg", *BOX]  # tells faces apart
 REQUIRED = ["photo", "age", "deg", *BOX]
 NUMBERS = ["age_std", "age_min", "age_max", "confidence"]
 OPTIONAL = [*NUMBERS, "gender", "race", "subject", "votes"]
-CROP_ENDING = "_face.jpg"  # which APPA-REAL appends to a photo's name for its face crop
 ABSOLUTE = re.compile("/|[A-Za-z]:/")  # how an absolute path begins, also one of Windows
 MAX_LISTED = 20  # an error shows so many bad rows and counts the others
 
@@ -87,7 +94,7 @@ def find_datasets(list_dir):
     """Names of the data sets in a folder: those with aligned lists, else APPA-REAL as released."""
     names = {path.name.removesuffix(f"_{split}_align.csv")
              for split in SPLITS for path in Path(list_dir).glob(f"*_{split}_align.csv")}
-    if not names and any(Path(list_dir, f"gt_avg_{split}.csv").is_file() for split in SPLITS):
+    if not names and any(appa_real_table(list_dir, split).is_file() for split in SPLITS):
         names = {"appa_real"}
     return sorted(names)
 
@@ -216,7 +223,7 @@ def list_file(source, split, protocol=None):
 def _list_path(source, split):
     aligned = {name: source.file(f"{name}_align") for name in SPLITS}
     if source.dataset == "appa_real" and not any(path.is_file() for path in aligned.values()):
-        return Path(source.list_dir, f"gt_avg_{split}.csv")
+        return appa_real_table(source.list_dir, split)
     return aligned[split]
 
 
@@ -236,7 +243,7 @@ def _read_list(source, split, cfg, protocol):
 
 def _read_split(source, split, cfg):
     path = list_file(source, split)
-    if path.name.startswith("gt_avg_"):
+    if path == appa_real_table(source.list_dir, split):
         return _read_appa_real(path, split, cfg.DATA.APPA_REAL_LABEL)
     if source.dataset == "appa_real" and cfg.DATA.APPA_REAL_LABEL == "real":
         warnings.warn(f"{path} holds the ages that preprocess.generate_csv --appa_real_label "
@@ -354,7 +361,7 @@ def _to_numbers(table, name, path):
         return np.full(len(table), np.nan)
     text = table[name].str.strip()
     values = pd.to_numeric(text, errors="coerce").to_numpy(float)
-    bad = ~np.isfinite(values) & ~text.isin(["", "nan", "NaN"])
+    bad = ~np.isfinite(values) & ~text.isin(NO_NUMBER)
     _refuse_rows(table, bad, f"{path}: {name} is not a number", ["photo", name])
     return values
 
@@ -364,7 +371,8 @@ def parse_votes(text, age_bins):
 
     Args:
         text: '23:3 24:7', age:weight pairs in any order.
-        age_bins: (K,) whole years, step 1; an age outside counts for the nearest bin.
+        age_bins: (K,) whole years, step 1; an age counts for the bin that it rounds to, one
+            outside of them for the nearest.
     Returns:
         (K,) float32 weights, not normalised.
     Raises:
@@ -372,8 +380,7 @@ def parse_votes(text, age_bins):
     """
     histogram = np.zeros(len(age_bins), np.float32)
     for age, weight in votes_of(text):
-        position = np.clip(round(age) - age_bins[0], 0, len(age_bins) - 1)
-        histogram[position] += weight
+        histogram[label_bins(age, age_bins)] += weight
     return histogram
 
 
@@ -421,15 +428,19 @@ def _check_rows(faces, cfg):
     first, last = cfg.DATA.AGE_MIN, cfg.DATA.AGE_MAX
     age, age_min, age_max = faces["age"], faces["age_min"], faces["age_max"]
     _refuse_rows(faces, age.isna(), f"{name}: age is missing or not a number", ["photo", "age"])
+    is_range = age_min < age_max
     # The middle of an interval such as "more than 70" may be above the last bin.
-    overlaps = (age_min < age_max) & (age_min <= last) & (age_max >= first)
+    overlaps = is_range & (age_min <= last) & (age_max >= first)
     _refuse_rows(faces, ~age.between(first, last) & ~overlaps, f"{name}: age outside the bins "
                  f"{first}..{last} (DATA.AGE_MIN, DATA.AGE_MAX)", ["photo", "age"])
     _refuse_rows(faces, faces["age_std"] < 0, f"{name}: age_std is negative; leave it empty where "
                  "it is not known", ["photo", "age_std"])
     _refuse_rows(faces, age_min > age_max, f"{name}: age_min exceeds age_max",
                  ["photo", "age_min", "age_max"])
-    # The ages of an interval are completed years: 29.5 is inside 20 to 29.
+    _refuse_rows(faces, is_range & ((age_min % 1 != 0) | (age_max % 1 != 0)),
+                 f"{name}: age_min and age_max are not whole years",
+                 ["photo", "age_min", "age_max"])
+    # A row's age is in completed years, so 29.5 fits 20 to 29. Training uses the interval instead.
     _refuse_rows(faces, (age < age_min) | (age >= age_max + 1),
                  f"{name}: age outside age_min to age_max", ["photo", "age", "age_min", "age_max"])
     missing = [not Path(root, photo).is_file()

@@ -16,7 +16,7 @@ from functools import partial
 import torch
 from torch.nn import functional
 
-from metrics import is_interval
+from metrics import is_interval, nearest_years
 
 TINY = 1e-30  # keeps a logarithm finite where float32 underflows to zero
 
@@ -157,8 +157,7 @@ def kl_l1(log_probs, target, age_bins, l1_weight):
 
 def ce(log_probs, target, age_bins):
     """Cross-entropy with the nearest age bin as the class (DEX, Rothe et al., IJCV 2018)."""
-    # Halves upwards, as in metrics.py.
-    nearest = (target.labels["age"] + 0.5).floor() - age_bins[0]  # (B,)
+    nearest = nearest_years(target.labels["age"]) - age_bins[0]  # (B,)
     nearest = nearest.clamp(0, len(age_bins) - 1).long()
     exact = -log_probs.gather(1, nearest[:, None]).squeeze(1)
     return {"ce": target.with_intervals(exact, log_probs)}
@@ -198,8 +197,8 @@ def or_cnn(older, target, age_bins):
         target: Target.
         age_bins: (K,) years.
     """
-    # Halves upwards, as in ce; both ends are the age itself if it is exact.
-    low, high = ((target.labels[name] + 0.5).floor()[:, None] for name in ("age_min", "age_max"))
+    # Both ends are the age itself if it is exact.
+    low, high = (nearest_years(target.labels[name])[:, None] for name in ("age_min", "age_max"))
     is_older, is_not = age_bins[:-1] < low, age_bins[:-1] >= high  # (B, K - 1)
     questions = functional.binary_cross_entropy_with_logits(older, is_older.to(older),
                                                             reduction="none")

@@ -1,7 +1,7 @@
 """How good predicted ages and age distributions are: plain numpy functions, with unit and source.
 
-Functions return one value for each image, so that a caller can take means over groups; `mae`, `ca`
-and `point_scores` are means themselves.
+Functions that are marked (B,) return one value for each image, so that a caller can take means over
+groups; the others are over all images.
 
 An error is the predicted minus the true age, in years. Ages are on the scale of the labels. Most
 data sets give whole numbers: some are completed years (a face labelled 17 is 17.0 to 17.99 years
@@ -13,6 +13,7 @@ probability of each bin evenly over it. Bins are consecutive whole years.
 
 import numpy as np
 
+INTERVAL_SHARE = 0.8  # of a distribution, within the interval that is shown of it
 PROB_FLOOR = 1e-12  # smaller probabilities are raised to it before a logarithm
 TEMPERATURES = (0.05, 20.0)  # range searched for the calibration temperature
 # How surely faces tell how the temperature changes with the age, see fit_temperatures. At 10 the
@@ -211,7 +212,7 @@ def central_interval(probs, age_bins, q):
     return tuple(np.clip(end, age_bins[0], age_bins[-1]) for end in ends)
 
 
-def mass_above(probs, age_bins, threshold):
+def probability_of_at_least(probs, age_bins, threshold):
     """(B,) predicted probability of being at least `threshold` years old, in [0, 1].
 
     The sum over the bins of that age and above, since a label in completed years reaches the
@@ -284,9 +285,14 @@ def pit_histogram(probs, ages, age_bins, num_bars=20):
     return np.diff([_share_below(low, high, u).mean() for u in np.linspace(0, 1, num_bars + 1)])
 
 
+def nearest_years(ages):
+    """Ages rounded to whole years, half a year upwards: an array, a tensor or a pandas column."""
+    return (ages + 0.5) // 1
+
+
 def label_bins(ages, age_bins):
     """(B,) index of the bin that each age rounds to, half a year up; ages beyond: the end bin."""
-    nearest = np.floor(np.asarray(ages, dtype=np.float64) + 0.5) - age_bins[0]
+    nearest = nearest_years(np.asarray(ages, dtype=np.float64)) - age_bins[0]
     return np.clip(nearest, 0, len(age_bins) - 1).astype(int)
 
 
@@ -475,7 +481,8 @@ def threshold_errors(is_adult, scores, cutoffs):
 
     The two error rates of age verification (NIST IR 8525, 2024). Either the score is the predicted
     age and the cutoff is the threshold plus a safety margin ("Challenge 25" is 18 + 7), or the
-    score is the probability of being old enough (see mass_above) and the cutoff how sure to be.
+    score is the probability of being old enough (see probability_of_at_least) and the cutoff how
+    sure to be.
 
     Args:
         is_adult: (B,) bool, true age at or above the threshold.

@@ -23,17 +23,16 @@ import metrics
 from age_network import ONNX, load_age_network
 from preprocess import face as geometry
 from preprocess.detector import FaceDetector, cut_face
+from preprocess.face import MIN_FACE
 from utils.device import device_name
 from utils.download import find_model
 from utils.pipeline import batches, check_threads, map_ahead, worker_count
 
-MIN_FACE = 20  # pixels
 MIN_CONFIDENCE = 0.9  # of the detector; most of what it finds below is not a face
 MAX_DECODERS = 4  # threads that read photos; as many photos are read ahead
 BATCH_PHOTOS = 16  # detected together
 BATCH_PIXELS = 24_000_000  # of these photos together
 BOXES = "boxes of the shape (N, 4), x1 y1 x2 y2"
-INTERVAL_SHARE = 0.8  # of the distribution that lies within low..high
 # Types of a single image; arrays and open files are recognised by their attributes.
 ONE_IMAGE = (str, os.PathLike, bytes, bytearray, memoryview)
 
@@ -345,6 +344,11 @@ class Face:
     probs: np.ndarray
     first_age: int = 0
 
+    @property
+    def age_bins(self):
+        """(K,) years, the ages of probs."""
+        return self.first_age + np.arange(len(self.probs))
+
     def probability_of_at_least(self, age):
         """Probability, 0..1, of being at least `age` whole years old.
 
@@ -356,8 +360,7 @@ class Face:
         """
         if not isinstance(age, Real) or math.isnan(age):
             raise ValueError(f"expected an age in years, a number such as 18; got {age!r}")
-        bins = self.first_age + np.arange(len(self.probs))
-        return float(metrics.mass_above(self.probs[None], bins, age)[0])
+        return float(metrics.probability_of_at_least(self.probs[None], self.age_bins, age)[0])
 
     def keys(self):
         return [field.name for field in fields(self)]
@@ -379,7 +382,7 @@ def face_from_probs(bbox, confidence, roll_deg, probs, age_bins, decode="mean"):
         decode: a key of metrics.DECODES: how the age is made of the distribution.
     """
     rows = np.asarray(probs, np.float32)[None]
-    low, high = metrics.central_interval(rows, age_bins, INTERVAL_SHARE)
+    low, high = metrics.central_interval(rows, age_bins, metrics.INTERVAL_SHARE)
     numbers = (*bbox, confidence, roll_deg, metrics.DECODES[decode](rows, age_bins)[0],
                metrics.distribution_median(rows, age_bins)[0],
                metrics.distribution_std(rows, age_bins)[0], low[0], high[0])

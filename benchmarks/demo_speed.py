@@ -67,7 +67,7 @@ def stream_rate(folder, estimator, frames):
     summary = demo.StreamSummary()
     started, cpu_started = time.perf_counter(), time.process_time()
     with Frames(args.video) as source, FaceTracker(estimator, estimator.age_bins) as tracker:
-        stream = demo.annotated_frames(source, tracker, summary, estimator.age_bins, plot=True)
+        stream = demo.annotated_frames(source, tracker, summary, plot=True)
         demo.write_stream(stream, source, args)
     cpu = time.process_time() - cpu_started
     return summary.frame_count / (time.perf_counter() - started), 1000 * cpu / summary.frame_count

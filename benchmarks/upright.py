@@ -1,6 +1,7 @@
 """Aligned lists without the alignment: the same face boxes in photos that are not rotated."""
 
 import csv
+from pathlib import Path
 
 from preprocess.columns import BOX, SPLITS
 from preprocess.face import as_listed, photo_quad, upright_size
@@ -21,7 +22,7 @@ def upright_source(source, folder):
     for split in SPLITS:
         if source.file(f"{split}_align").is_file():
             _write(source, f"{split}_align", folder, lambda row: _without_roll(row, source))
-    for path in sorted(source.file("").parent.glob(f"{source.dataset}_split_*.csv")):
+    for path in sorted(Path(source.list_dir).glob(f"{source.dataset}_split_*.csv")):
         _write(source, path.stem.removeprefix(f"{source.dataset}_"), folder, lambda row: row)
     return source._replace(list_dir=folder)
 

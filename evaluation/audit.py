@@ -37,7 +37,7 @@ AUDIT = {  # key: (title, unit, decimals, what it is)
                          "persons (Bland and Altman, BMJ 1996)"),
 }
 MIN_IN_CELL = 5  # faces of one gender and year of age that count in mae_18_30
-MIN_CELLS = 20  # of its 26 cells that must have as many
+MIN_CELLS = 20  # of its 26 cells, which must have MIN_IN_CELL faces
 # Bands of errors_by_face_size, as (name, first pixel), and groups of errors_by_sharpness.
 FACE_SIZES = (("under 32", 0), ("32-63", 32), ("64-127", 64), ("128-255", 128), ("256+", 256))
 FIFTHS = ("least sharp fifth", "second fifth", "third fifth", "fourth fifth", "sharpest fifth")

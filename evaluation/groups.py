@@ -21,7 +21,7 @@ UNKNOWN = "unknown"  # name of the group whose gender or race is not given
 
 def age_bands(ages):
     """(B,) index into BANDS of each age, rounded to whole years."""
-    rounded = np.floor(np.asarray(ages, dtype=np.float64) + 0.5)
+    rounded = metrics.nearest_years(np.asarray(ages, dtype=np.float64))
     return np.searchsorted([first for _, first in BANDS], rounded, side="right").clip(min=1) - 1
 
 

@@ -213,7 +213,7 @@ def _decision_figures(decisions):
 
 def _interval_figures(intervals):
     return {f"accuracy_{family}": figures.draw_groups(groups, "interval_accuracy",
-                                                      "in the right interval (%)",
+                                                      "in the right range (%)",
                                                       intervals["all"]["all"][
                                                           "interval_accuracy"]["value"])
             for family, groups in (intervals or {}).items() if family != "all"}
@@ -256,7 +256,8 @@ def _face(exact, k, photo_of):
                                 if c in face and not pd.isna(face[c])),
              "image": None if photo_of is None else _image(photo_of, int(exact.faces.index[k]))}
     if exact.probs is not None:
-        low, high = metrics.central_interval(exact.probs[[k]], exact.age_bins, 0.8)
+        low, high = metrics.central_interval(exact.probs[[k]], exact.age_bins,
+                                             metrics.INTERVAL_SHARE)
         shown["interval"] = f"{low[0]:.0f} to {high[0]:.0f}"
         shown["sparkline"] = Markup(figures.sparkline(exact.probs[k], exact.age_bins, face["age"],
                                                       face["pred_age"]))
@@ -278,7 +279,7 @@ def _labels_beyond(exact):
     """How many true ages lie outside the predicted bins."""
     if exact.age_bins is None:
         return 0
-    rounded = np.floor(exact.faces["age"] + 0.5)
+    rounded = metrics.nearest_years(exact.faces["age"])
     return int(((rounded < exact.age_bins[0]) | (rounded > exact.age_bins[-1])).sum())
 
 

@@ -273,7 +273,7 @@ def _calibration(exact):
             "coverage_percent": metrics.coverage_curve(exact.probs, ages, exact.age_bins,
                                                        shares / 100).tolist(),
             "width_80_years": float(np.subtract(*metrics.central_interval(
-                exact.probs, exact.age_bins, 0.8)[::-1]).mean())}
+                exact.probs, exact.age_bins, metrics.INTERVAL_SHARE)[::-1]).mean())}
 
 
 def _risk_coverage(exact, aurc_by_std, samples, seed):
@@ -312,7 +312,7 @@ def _decide(exact, threshold):
     result = {"n_minors": int((~is_adult).sum()), "n_adults": int(is_adult.sum())}
     scores = {"mean": exact.faces["pred_age"].to_numpy() - threshold}
     if exact.probs is not None:
-        scores["mass"] = metrics.mass_above(exact.probs, exact.age_bins, threshold)
+        scores["mass"] = metrics.probability_of_at_least(exact.probs, exact.age_bins, threshold)
     cutoffs = {"mean": (MARGINS, CURVE_MARGINS), "mass": (SURETIES, CURVE_SURETIES)}
     for rule, score_of in scores.items():
         table, curve = cutoffs[rule]

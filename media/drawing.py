@@ -30,13 +30,12 @@ class Rect(NamedTuple):
         return max(width, 0) * max(height, 0)
 
 
-def draw_faces(photo, faces, age_bins, plot=True, numbers=None, threshold=None):
+def draw_faces(photo, faces, plot=True, numbers=None, threshold=None):
     """A copy of the picture with its faces marked.
 
     Args:
         photo: PIL.Image, RGB.
         faces: list of Face, in the photo's pixels.
-        age_bins: (K,) years.
         plot: draw the distribution beside each face.
         numbers: one whole number for each face, which is drawn before its age and chooses its
             colour. By default no number is drawn, and colours follow the order of the faces.
@@ -64,7 +63,7 @@ def draw_faces(photo, faces, age_bins, plot=True, numbers=None, threshold=None):
         spot = place(panel_size, _panel_spots(boxes[i], panel_size, sizes[i] / 3), photo.size,
                      others, boxes[i])
         if sum(spot.overlap(box) for box in others) <= MAX_COVERED * panel_size[0] * panel_size[1]:
-            _paste(picture, plot_panel(face, age_bins, panel_size, sizes[i], colours[i]), spot)
+            _paste(picture, plot_panel(face, panel_size, sizes[i], colours[i]), spot)
             taken.append(spot)
     return picture
 
@@ -125,7 +124,7 @@ def label_plate(text, size, colour):
     return _shrunk(plate)
 
 
-def plot_panel(face, age_bins, size, text_size, colour):
+def plot_panel(face, size, text_size, colour):
     """RGBA picture of the distribution: its central interval is bright, its age a white line."""
     width, height = size[0] * SMOOTH, size[1] * SMOOTH
     font = _font(text_size * SMOOTH * 0.65)
@@ -134,12 +133,12 @@ def plot_panel(face, age_bins, size, text_size, colour):
     draw.rounded_rectangle((0, 0, width - 1, height - 1), text_size * SMOOTH * 0.25, fill=PANEL)
     pad, side = text_size * SMOOTH * 0.4, font.getlength("000") * 0.75
     base = height - pad - font.size
-    first, last = age_bins[0], age_bins[-1]
+    ages = face.age_bins
+    first, last = ages[0], ages[-1]
 
     def across(age):
         return side + (age - first) / (last - first) * (width - 2 * side)
 
-    ages = np.asarray(age_bins, float)
     heights = base - np.asarray(face.probs) / max(face.probs) * (base - pad)
     _fill_under(draw, across(ages), heights, base, (*colour, 110))
     inside = np.linspace(face.low, face.high, 64)

@@ -1,0 +1,1 @@
+"""From a data set as released to lists of aligned faces."""

@@ -20,6 +20,7 @@ import numpy as np
 from PIL import Image
 
 from preprocess.face import (
+    MIN_FACE,
     as_listed,
     crop_face,
     iou,
@@ -93,7 +94,7 @@ class FaceDetector:
             to five times as long.
     """
 
-    def __init__(self, device="cpu", min_face_size=20, min_face_ratio=0.0, threads=None,
+    def __init__(self, device="cpu", min_face_size=MIN_FACE, min_face_ratio=0.0, threads=None,
                  min_confidence=0.0, any_rotation=False):
         if not isinstance(min_face_size, Real) or not min_face_size >= 1:
             raise ValueError(f"min_face_size must be at least 1 pixel, got {min_face_size}")
@@ -157,7 +158,7 @@ class FaceDetector:
         turned = [photo.transpose(QUARTERS[quarter]) for photo in photos]
         locations = [None if location is None else turned_back(location, photo.size, -quarter)
                      for location, photo in zip(locations, turned, strict=True)]
-        return [[_turned_back(face, photo.size, quarter) for face in found] for found, photo in
+        return [[_face_turned_back(face, photo.size, quarter) for face in found] for found, photo in
                 zip(self._align(turned, faces, locations), photos, strict=True)]
 
     def _align(self, photos, faces, locations):
@@ -233,7 +234,8 @@ class FaceDetector:
                 landmarks[index] = faces.landmarks[best]
                 confidences[index] = faces.confidences[best]
         aligned = self._second_pass_at(turned, boxes, confidences, landmarks)
-        return [_turned_back(face, photo.size, quarter) if quarter else face for face in aligned]
+        return [_face_turned_back(face, photo.size, quarter) if quarter else face
+                for face in aligned]
 
     def _second_pass_at(self, photo, boxes, confidences, landmarks):
         [aligned] = self._second_pass([photo], [Detections(np.asarray(boxes, float), confidences,
@@ -370,7 +372,7 @@ def _first_sureness(face):
     return min(face.first_confidence, 1 - 1e-6)  # float32: the next value is noise
 
 
-def _turned_back(face, size, quarter):
+def _face_turned_back(face, size, quarter):
     """An AlignedFace of a photo turned by a quarter, in the pixels of the photo of this size.
 
     The canvases of both show the face in the same direction and have the same centre, but the

@@ -34,6 +34,7 @@ HEIF_BRANDS = (b"ftypheic", b"ftypheix", b"ftypheim", b"ftypheis", b"ftyphevc", 
 IMAGE_ENDINGS = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".webp", ".bmp", ".dib",
                  ".tif", ".tiff", ".gif", ".avif", ".jp2", ".j2k", ".j2c", ".jpc", ".jpf", ".jpx",
                  ".pbm", ".pgm", ".ppm", ".pnm", ".tga", ".heic", ".heif")
+MIN_FACE = 20  # pixels, side of the smallest face looked for
 # Errors of the system that are about a path or a file, not about the moment: it is a folder, leads
 # nowhere, or sends PIL to a place before its start.
 DAMAGE = (errno.ENOENT, errno.EISDIR, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.EINVAL)

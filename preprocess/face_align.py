@@ -24,6 +24,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from preprocess.columns import ALIGNED, LOCATION, SPLITS, age_label
+from preprocess.face import MIN_FACE
 from preprocess.repeats import describe_repeats
 from preprocess.rows import check_rows, is_readable_now, is_replaced, photo_sizes, read_list
 from preprocess.shards import CHUNK_ROWS, Shards, chunk_count, chunks
@@ -73,7 +74,7 @@ def parse_args():
                         help="the NAME in NAME_train.csv")
     parser.add_argument("--list_dir", metavar="DIR",
                         help="folder of the lists, read and written; without it --data_dir")
-    parser.add_argument("--min_face_size", type=int, default=20, help="pixels")
+    parser.add_argument("--min_face_size", type=int, default=MIN_FACE, help="pixels")
     parser.add_argument("--min_face_ratio", type=float, default=0.0,
                         help="smallest face as a share of the photo's shorter side; a larger "
                         "value is faster on large photos and misses small faces")
@@ -93,7 +94,7 @@ def main():
     args = parse_args()
     data_dir, list_dir = Path(args.data_dir), Path(args.list_dir or args.data_dir)
     lists = find_lists(data_dir, list_dir, args.dataset)
-    writable_folder(list_dir)
+    writable_folder(list_dir, "--list_dir")
     rank, world_size = process_share()
     processes_here = int(os.environ.get("LOCAL_WORLD_SIZE", 1))  # set by torchrun
     workers = max(1, available_cores() // processes_here) if args.workers is None else args.workers

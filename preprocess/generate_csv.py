@@ -19,15 +19,8 @@ from tqdm import tqdm
 
 from preprocess.columns import COLUMNS, LOCATION, SPLITS, path_problem
 from preprocess.face import stop_unless_damaged, upright_size
-from preprocess.readers import (
-    DATASETS,
-    MISSING,
-    DataSet,
-    Options,
-    Skipped,
-    location_problem,
-    table_reader,
-)
+from preprocess.readers import DATASETS, DataSet, Options, Skipped, table_reader
+from preprocess.rows import MISSING, location_problem
 from preprocess.splits import fill_empty_splits, warn_of_shared_photos
 from utils.cli import HelpFormatter, run_main
 from utils.files import refuse_overwriting, replaced, writable_folder
@@ -75,7 +68,7 @@ def main():
     if not data_dir.is_dir():
         raise FileNotFoundError(f"folder '{data_dir}' not found; --data_dir is the folder of the "
                                 "photos")
-    list_dir = writable_folder(args.list_dir or data_dir)
+    list_dir = writable_folder(args.list_dir or data_dir, "--list_dir")
     if args.table:
         written = [list_dir / f"{args.dataset}_{part}.csv" for part in (*SPLITS, "skipped")]
         refuse_overwriting(written, [args.table], "--list_dir, or rename the table")

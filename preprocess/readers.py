@@ -9,7 +9,6 @@ The readers of APPA-REAL, FairFace and UTKFace were checked against released fil
 does not find its files raises an error that names them.
 """
 
-import math
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable
@@ -22,14 +21,14 @@ import numpy as np
 
 from defaults import load_cfg
 from preprocess.columns import COLUMNS, LOCATION, SPLITS, clean_path
-from preprocess.face import IMAGE_ENDINGS, box_problem
+from preprocess.face import IMAGE_ENDINGS
+from preprocess.rows import ages_of, spread_problem, votes_problem
 from preprocess.splits import by_hash, one_spelling, share_by_hash
 from utils.files import files_below
-from utils.tables import read_columns, read_rows
+from utils.tables import number_of, read_columns, read_rows
 
-MISSING, UNREADABLE = "file missing", "unreadable image"  # reasons to leave a photo out
+CROP_ENDING = "_face.jpg"  # which APPA-REAL appends to a photo's name for its face crop
 APPA_REAL_LABELS = {"apparent": "apparent_age_avg", "real": "real_age"}  # columns by label
-NO_NUMBER = ("", "nan", "NaN")  # empty, as pandas may write it
 VALID_FROM_TRAIN = (("train", 0.9), ("valid", 0.1))  # if only a test part is published
 MATLAB_EPOCH = 366  # days from Matlab's day 0 to Python's
 INTERVAL = re.compile(r"\(?(?P<low>\d{1,3})(?:-|, ?)(?P<high>\d{1,3})\)?|"
@@ -78,11 +77,16 @@ class DataSet:
 
 def read_appa_real(data_dir, options):
     """APPA-REAL: apparent ages with their spread and votes, official splits."""
-    splits = [split for split in SPLITS if Path(data_dir, f"gt_avg_{split}.csv").is_file()]
+    splits = [split for split in SPLITS if appa_real_table(data_dir, split).is_file()]
     if not splits:
         raise _not_found(data_dir, "gt_avg_train.csv, gt_avg_valid.csv or gt_avg_test.csv")
     for split in splits:
         yield from appa_real_rows(data_dir, split, options.appa_real_label, data_dir)
+
+
+def appa_real_table(folder, split):
+    """Path of APPA-REAL's released table of a split: one row for each photo."""
+    return Path(folder, f"gt_avg_{split}.csv")
 
 
 def appa_real_rows(label_dir, split, label, data_dir=None):
@@ -99,10 +103,10 @@ def appa_real_rows(label_dir, split, label, data_dir=None):
     column = APPA_REAL_LABELS[label]
     votes_path = Path(label_dir, f"gt_{split}.csv")
     votes = count_votes(votes_path) if label == "apparent" and votes_path.is_file() else {}
-    table_path = Path(label_dir, f"gt_avg_{split}.csv")
+    table_path = appa_real_table(label_dir, split)
     for record in read_rows(table_path, ["file_name", "apparent_age_std", column]):
         name, age = record["file_name"], record[column]
-        photo = f"{split}/{name}_face.jpg"  # if there are several faces, the labelled one
+        photo = f"{split}/{name}{CROP_ENDING}"  # if there are several faces, the labelled one
         if data_dir and not Path(data_dir, photo).is_file():
             whole = f"{split}/{name}"
             photo = whole if Path(data_dir, whole).is_file() else photo
@@ -530,27 +534,6 @@ def _subject_of(record):
     return one_spelling(record.get("subject", "").strip())
 
 
-def ages_of(record):
-    """The age and, if given, the interval of a table's row; or text that says what is wrong."""
-    ages = {}
-    for name in ("age", "age_min", "age_max"):
-        text = record.get(name, "").strip()
-        ages[name] = "" if text in NO_NUMBER else number_of(text)
-        if ages[name] is None:
-            return f"{name} '{text}' is not a number"
-    age, low, high = ages.values()
-    if low == high == "":
-        return ages if age != "" else "no age"
-    if "" in (low, high) or low > high:
-        low, high = (record.get(name, "").strip() for name in ("age_min", "age_max"))
-        return f"age_min '{low}' to age_max '{high}' is not an interval"
-    if low != int(low) or high != int(high):
-        return f"age_min {low:g} to age_max {high:g} are not whole years"
-    if age == "":
-        return ages | {"age": (low + high) / 2}
-    return ages if low <= age < high + 1 else f"age {age:g} is outside age_min to age_max"
-
-
 # ------------------------------------------------------------------------- shared by readers
 
 
@@ -589,72 +572,6 @@ def _matched(data_dir, pattern, example):
     if not any(match for _, match in matches):
         raise _not_found(data_dir, f"image named like {example}")
     return matches
-
-
-def number_of(text):
-    """A finite number, or None."""
-    if "_" in text:  # Python would read 20_30 as 2030
-        return None
-    try:
-        number = float(text)
-    except ValueError:
-        return None
-    return number if math.isfinite(number) else None
-
-
-def location_problem(row, size=None):
-    """What is wrong with the box of the face that a row is about, or None; it may have no box.
-
-    Args:
-        row: dict with perhaps the columns LOCATION, text or numbers.
-        size: (width, height) of the photo, if known.
-    """
-    texts = [str(row.get(name, "")).strip() for name in LOCATION]
-    if not any(texts):
-        return None
-    box = list(map(number_of, texts))
-    if None in box:
-        return f"{', '.join(LOCATION)} are not four numbers"
-    return box_problem(box, size, LOCATION)
-
-
-def spread_problem(row):
-    """What is wrong with a row's age_std, text that may be missing; or None."""
-    spread = _in_one_line(row.get("age_std", ""))
-    if spread in NO_NUMBER:
-        return None
-    number = number_of(spread)
-    if number is None:
-        return f"age_std '{spread}' is not a number"
-    return f"age_std '{spread}' is negative" if number < 0 else None
-
-
-def votes_problem(row):
-    """What is wrong with a row's votes, text that may be missing; or None."""
-    try:
-        votes_of(row.get("votes", ""))
-    except ValueError as error:
-        return str(error)
-    return None
-
-
-def votes_of(text):
-    """[(age, weight), ...] of votes such as '23:3 24:7'.
-
-    Raises:
-        ValueError: a pair is not two finite numbers, or a weight is negative; names the pair.
-    """
-    votes = []
-    for pair in text.split():
-        numbers = tuple(map(number_of, pair.split(":")))
-        if len(numbers) != 2 or None in numbers or numbers[1] < 0:
-            raise ValueError(f"'{pair}' in votes '{_in_one_line(text)}' is not age:weight")
-        votes.append(numbers)
-    return votes
-
-
-def _in_one_line(text):
-    return " ".join(text.split())
 
 
 def _gender(text):

@@ -4,18 +4,12 @@ import warnings
 from pathlib import Path
 
 from defaults import load_cfg
-from preprocess.columns import clean_path
-from preprocess.face import load_photo, stop_unless_damaged
-from preprocess.readers import (
-    MISSING,
-    UNREADABLE,
-    ages_of,
-    number_of,
-    spread_problem,
-    votes_problem,
-)
-from utils.tables import read_rows
+from preprocess.columns import LOCATION, clean_path
+from preprocess.face import box_problem, load_photo, stop_unless_damaged
+from utils.tables import number_of, read_rows
 
+MISSING, UNREADABLE = "file missing", "unreadable image"  # reasons to leave a photo out
+NO_NUMBER = ("", "nan", "NaN")  # empty, as pandas may write it
 MAX_SHOWN = 5  # rows of a list that a message names
 
 
@@ -59,6 +53,27 @@ def check_rows(list_path, data_dir):
     return count
 
 
+def ages_of(record):
+    """The age and, if given, the interval of a table's row; or text that says what is wrong."""
+    ages = {}
+    for name in ("age", "age_min", "age_max"):
+        text = record.get(name, "").strip()
+        ages[name] = "" if text in NO_NUMBER else number_of(text)
+        if ages[name] is None:
+            return f"{name} '{text}' is not a number"
+    age, low, high = ages.values()
+    if low == high == "":
+        return ages if age != "" else "no age"
+    if "" in (low, high) or low > high:
+        low, high = (record.get(name, "").strip() for name in ("age_min", "age_max"))
+        return f"age_min '{low}' to age_max '{high}' is not an interval"
+    if low != int(low) or high != int(high):
+        return f"age_min {low:g} to age_max {high:g} are not whole years"
+    if age == "":
+        return ages | {"age": (low + high) / 2}
+    return ages if low <= age < high + 1 else f"age {age:g} is outside age_min to age_max"
+
+
 def interval_problem(row):
     """What is wrong with a row's age_min and age_max, or None; the row may have none."""
     if not (row.get("age_min") or row.get("age_max")):
@@ -73,6 +88,61 @@ def range_problem(row, data):
     if age is None or row.get("age_min") or data.AGE_MIN <= age <= data.AGE_MAX:
         return None
     return f"age {age:g} is outside DATA.AGE_MIN {data.AGE_MIN} to DATA.AGE_MAX {data.AGE_MAX}"
+
+
+def location_problem(row, size=None):
+    """What is wrong with the box of the face that a row is about, or None; it may have no box.
+
+    Args:
+        row: dict with perhaps the columns LOCATION, text or numbers.
+        size: (width, height) of the photo, if known.
+    """
+    texts = [str(row.get(name, "")).strip() for name in LOCATION]
+    if not any(texts):
+        return None
+    box = list(map(number_of, texts))
+    if None in box:
+        return f"{', '.join(LOCATION)} are not four numbers"
+    return box_problem(box, size, LOCATION)
+
+
+def spread_problem(row):
+    """What is wrong with a row's age_std, text that may be missing; or None."""
+    spread = _in_one_line(row.get("age_std", ""))
+    if spread in NO_NUMBER:
+        return None
+    number = number_of(spread)
+    if number is None:
+        return f"age_std '{spread}' is not a number"
+    return f"age_std '{spread}' is negative" if number < 0 else None
+
+
+def votes_problem(row):
+    """What is wrong with a row's votes, text that may be missing; or None."""
+    try:
+        votes_of(row.get("votes", ""))
+    except ValueError as error:
+        return str(error)
+    return None
+
+
+def votes_of(text):
+    """[(age, weight), ...] of votes such as '23:3 24:7'.
+
+    Raises:
+        ValueError: a pair is not two finite numbers, or a weight is negative; names the pair.
+    """
+    votes = []
+    for pair in text.split():
+        numbers = tuple(map(number_of, pair.split(":")))
+        if len(numbers) != 2 or None in numbers or numbers[1] < 0:
+            raise ValueError(f"'{pair}' in votes '{_in_one_line(text)}' is not age:weight")
+        votes.append(numbers)
+    return votes
+
+
+def _in_one_line(text):
+    return " ".join(text.split())
 
 
 def photo_sizes(data_dir, rows):

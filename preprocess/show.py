@@ -14,10 +14,9 @@ from PIL import Image, ImageDraw
 
 from preprocess.columns import BOX, SPLITS, age_label, clean_path
 from preprocess.face import crop_face, load_photo, photo_quad, resize_face
-from preprocess.readers import number_of
 from utils.cli import HelpFormatter, count_text, run_main
 from utils.files import replaced, writable_folder
-from utils.tables import read_rows
+from utils.tables import number_of, read_rows
 
 SIDE = 160  # pixels, side of a photo and of a crop on the sheet
 CAPTION = 16  # pixels, height of the text below them

@@ -22,7 +22,8 @@ import numpy as np
 from preprocess.columns import LOCATION
 from preprocess.detector import FaceDetector, detection_batches
 from preprocess.face import BOX_DECIMALS, ROLL_DECIMALS, as_listed, load_photo, stop_unless_damaged
-from preprocess.readers import MISSING, UNREADABLE, location_problem, number_of
+from preprocess.rows import MISSING, UNREADABLE, location_problem
+from utils.tables import number_of
 
 
 @contextlib.contextmanager

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from demo_inputs import AGE_BINS, ASTRONAUT, face_at
+from demo_inputs import ASTRONAUT, face_at
 from PIL import Image
 
 from media.drawing import COLOURS, Rect, age_text, draw_corner_text, draw_faces, place, plot_panel
@@ -22,22 +22,22 @@ def test_text_is_age_and_interval():
 def test_photo_itself_stays_as_it_was():
     photo = Image.open(ASTRONAUT).convert("RGB")
     before = photo.copy()
-    annotated = draw_faces(photo, [face_at((181, 62, 268, 172))], AGE_BINS)
+    annotated = draw_faces(photo, [face_at((181, 62, 268, 172))])
     assert photo == before and annotated != before
-    assert draw_faces(photo, [], AGE_BINS) == before
+    assert draw_faces(photo, []) == before
 
 
 @pytest.mark.parametrize("side", [60, 300, 1000, 4900])
 def test_drawing_scales_with_the_picture(side):
     photo = Image.new("RGB", (side, side), "gray")
     face = face_at([side * share for share in (0.35, 0.3, 0.55, 0.6)])
-    plain = draw_faces(photo, [face], AGE_BINS, plot=False)
+    plain = draw_faces(photo, [face], plot=False)
     marked = changed(photo, plain)
     assert marked.x1 >= 0 and marked.y1 >= 0
     label_height = 0.3 * side - marked.y1
     assert label_height >= max(10, 0.02 * side)  # legible on a screen that shows all of it
     assert label_height <= max(18, 0.1 * side)
-    with_plot = changed(plain, draw_faces(photo, [face], AGE_BINS))
+    with_plot = changed(plain, draw_faces(photo, [face]))
     assert with_plot.x2 <= side and with_plot.y2 <= side
     if side >= 300:
         assert with_plot.overlap(Rect(0.35 * side, 0.3 * side, 0.55 * side, 0.6 * side)) == 0
@@ -49,7 +49,7 @@ def test_label_at_the_border_is_whole(box):
     """As many pixels of its text as in the middle of the picture."""
     def text_pixels(face_box):
         photo = Image.new("RGB", (400, 300), "gray")
-        drawn = draw_faces(photo, [face_at(face_box)], AGE_BINS, plot=False)
+        drawn = draw_faces(photo, [face_at(face_box)], plot=False)
         return (np.asarray(drawn) == COLOURS[0]).all(axis=2).sum()
 
     width, height = box[2] - box[0], box[3] - box[1]
@@ -68,7 +68,7 @@ def outline_pixels(box):
 def test_labels_of_neighbours_do_not_cover_each_other():
     photo = Image.new("RGB", (640, 480), "gray")
     faces = [face_at((100 + 62 * i, 200, 160 + 62 * i, 280), 10 + 10 * i) for i in range(6)]
-    drawn = np.asarray(draw_faces(photo, faces, AGE_BINS, plot=False))
+    drawn = np.asarray(draw_faces(photo, faces, plot=False))
     areas = [(drawn == colour).all(axis=2).sum() for colour in COLOURS]
     assert min(areas) > 0.75 * max(areas)
 
@@ -77,7 +77,7 @@ def test_plot_is_left_out_where_it_would_hide_faces():
     photo = Image.new("RGB", (300, 300), "gray")
     crowd = [face_at((1 + 50 * i, 1 + 50 * j, 49 + 50 * i, 49 + 50 * j))
              for i in range(6) for j in range(6)]
-    assert draw_faces(photo, crowd, AGE_BINS) == draw_faces(photo, crowd, AGE_BINS, plot=False)
+    assert draw_faces(photo, crowd) == draw_faces(photo, crowd, plot=False)
 
 
 def test_place_prefers_the_first_free_spot():
@@ -87,7 +87,7 @@ def test_place_prefers_the_first_free_spot():
 
 
 def test_plot_peaks_at_the_age():
-    panel = np.asarray(plot_panel(face_at((0, 0, 1, 1), age=70), AGE_BINS, (200, 120), 20,
+    panel = np.asarray(plot_panel(face_at((0, 0, 1, 1), age=70), (200, 120), 20,
                                   (255, 0, 0))).astype(int)
     red = (panel[..., 0] > 150) & (panel[..., 1] < 90)
     columns = np.nonzero(red.any(axis=0))[0]

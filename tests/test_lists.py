@@ -376,6 +376,7 @@ def test_a_missing_data_set_names_those_there_are(tmp_path):
     ({"age_std": -1}, ["age_std is negative; leave it empty", "drawn_1.png", "-1"]),
     ({"age": 25, "age_min": 30, "age_max": 20}, ["age_min exceeds age_max", "30", "20"]),
     ({"age_min": 12, "age_max": ""}, ["not an interval", "drawn_1.png", "12"]),
+    ({"age": 25, "age_min": 20.5, "age_max": 29}, ["are not whole years", "20.5"]),
     ({"age_min": 30, "age_max": 30}, ["20", "outside age_min to age_max"]),
     ({"age": 105, "age_min": 101, "age_max": 109}, ["105", "0..100"]),
 ])

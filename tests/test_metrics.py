@@ -232,8 +232,9 @@ def test_labels_beyond_the_bins_belong_to_the_end_bins():
     assert metrics.label_bins([-3, 0.49, 0.5, 99.5, 116], BINS).tolist() == [0, 0, 1, 100, 100]
 
 
-def test_mass_above_includes_the_threshold_age():
-    assert metrics.mass_above([[0.2, 0.5, 0.3]], [17, 18, 19], 18) == pytest.approx([0.8])
+def test_probability_of_at_least_includes_the_threshold_age():
+    probs = metrics.probability_of_at_least([[0.2, 0.5, 0.3]], [17, 18, 19], 18)
+    assert probs == pytest.approx([0.8])
 
 
 def test_bad_distributions_are_refused():

@@ -25,8 +25,8 @@ from preprocess.readers import (
     age_on_1_july,
     parse_interval,
     table_reader,
-    votes_problem,
 )
+from preprocess.rows import votes_problem
 from preprocess.splits import by_hash, fill_empty_splits, share_by_hash
 from utils.cli import run_main
 from utils.tables import read_rows
@@ -690,6 +690,10 @@ def test_labels_that_training_refuses_are_skipped(tmp_path, name, text, problem)
 def test_votes_that_training_takes_are_taken(text):
     assert votes_problem({"votes": text}) is None
     assert parse_votes(text, list(range(101))).sum() >= 0
+
+
+def test_half_a_year_of_a_vote_counts_upwards():
+    assert np.flatnonzero(parse_votes("22.5:1 23.5:1", list(range(101)))).tolist() == [23, 24]
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 5, 10, 20])

@@ -246,7 +246,7 @@ class Run:
             | metrics.point_scores(valid, pred_ages, age_max)}
 
     @property
-    def metric(self):
+    def selection_metric(self):
         """Metric that picks the best epoch.
 
         MAE, or the distance to the interval if most validation faces have an interval of ages.
@@ -258,10 +258,11 @@ class Run:
         """Compare the last validation with those before.
 
         Returns:
-            is_best: it is the best by `metric`.
-            improved: it is the best by `metric` or by a CA, which papers on MegaAge compare.
+            is_best: it is the best by `selection_metric`.
+            improved: it is the best by `selection_metric`, or by a CA, which papers on MegaAge
+                compare.
         """
-        metric, value = f"val_{self.metric}", self.metrics[self.metric]
+        metric, value = f"val_{self.selection_metric}", self.metrics[self.selection_metric]
         # Older checkpoints may have chosen by another metric.
         is_best = self.best.get("metric") != metric or value < self.best["value"]
         if is_best:
@@ -302,7 +303,7 @@ class Run:
             "protocol": self.job.protocol, "age_share": self.age_share,
             "faces": self.faces_digest, "teachers": self.teachers, **state}
         kept_as = f"epoch{self.epochs_done:03d}_{self.metrics['loss']:.4f}_" \
-            f"{self.metrics[self.metric]:.4f}.pth" if is_improved else None
+            f"{self.metrics[self.selection_metric]:.4f}.pth" if is_improved else None
         self.files.save(checkpoint, kept_as, is_best)
 
     def interrupt(self):

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from checkpoint import load_checkpoint
+from checkpoint import load_checkpoint, temperature_of
 from defaults import age_bins, load_cfg, value_of
 from evaluation.predictions import face_keys, read_predictions
 from lists import pair_folders, read_sources, shortest_name
@@ -119,7 +119,7 @@ def _teacher_network(path, cfg):
             raise ValueError(f"LOSS.TEACHER '{path}' has {key} {value_of(own, key)}, not "
                              f"{value_of(cfg, key)}; let it write a table for this training with "
                              "test.py --split train --output")
-    return PixelsToProbs(model, checkpoint.get("temperature") or 1.0, len(age_bins(own))).eval()
+    return PixelsToProbs(model, temperature_of(checkpoint), len(age_bins(own))).eval()
 
 
 def teacher_distributions(paths, faces, bins):

@@ -1,1 +1,1 @@
-"""What knows nothing of faces or ages; each file names one thing."""
+"""What serves all parts: command lines, files and tables, devices, processes."""

@@ -155,7 +155,7 @@ def check_folder(path, flag):
                               f"{flag}")
 
 
-def writable_folder(path, flag="--list_dir"):
+def writable_folder(path, flag):
     """The folder as a Path; it is made if it is missing.
 
     Args:

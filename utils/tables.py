@@ -2,6 +2,7 @@
 
 import codecs
 import csv
+import math
 import re
 from pathlib import Path
 
@@ -136,3 +137,14 @@ def _separator(header, required):
 def _header_names(header, separator):
     line = next(csv.reader([header], delimiter=separator, skipinitialspace=True), [])
     return [name.strip() for name in line]
+
+
+def number_of(text):
+    """A finite number, or None."""
+    if "_" in text:  # Python would read 20_30 as 2030
+        return None
+    try:
+        number = float(text)
+    except ValueError:
+        return None
+    return number if math.isfinite(number) else None

@@ -2,6 +2,8 @@
 //
 // probs: K probabilities, sum 1. ageBins: K consecutive whole years.
 
+export const INTERVAL_SHARE = 0.8; // of a distribution, within the interval that is shown of it
+
 /** Expectation of the distribution in years. */
 export function distributionMean(probs, ageBins) {
   return sum(probs, (prob, i) => prob * ageBins[i]);
@@ -43,7 +45,7 @@ export function centralInterval(probs, ageBins, share) {
 }
 
 /** Predicted probability of being at least `threshold` years old, 0..1. */
-export function massAbove(probs, ageBins, threshold) {
+export function probabilityOfAtLeast(probs, ageBins, threshold) {
   return Math.min(sum(probs, (prob, i) => (ageBins[i] >= threshold ? prob : 0)), 1);
 }
 

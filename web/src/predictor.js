@@ -2,11 +2,11 @@
 
 import { asListed, cropFace, resizeFace, turnedBox } from "./face.js";
 import { FaceDetector } from "./detector.js";
-import { DECODES, centralInterval, distributionMedian, distributionStd } from "./metrics.js";
+import { DECODES, INTERVAL_SHARE, centralInterval, distributionMedian, distributionStd }
+  from "./metrics.js";
 
 export const MIN_FACE = 20; // pixels
 export const MIN_CONFIDENCE = 0.9; // of the detector, below which most of what it finds is no face
-export const INTERVAL_SHARE = 0.8; // of the distribution that lies within low..high
 // Shares of a picture's shorter side: smaller faces are not looked for, which makes large photos
 // quicker; they are rarely meant. demo.py does so in streams, by the same share.
 export const PHOTO_FACE_RATIO = 0.02; // unless the user asks for very small faces

@@ -1,6 +1,6 @@
 // What the page says, where it depends on what happened.
 
-import { massAbove } from "./metrics.js";
+import { probabilityOfAtLeast } from "./metrics.js";
 import { MIN_FACE } from "./predictor.js";
 import { UNREADABLE } from "./results.js";
 
@@ -27,7 +27,7 @@ export function photoSentence(name, faces) {
 
 /** Probability of being at least `threshold` years old, in words that never claim to be sure. */
 export function thresholdText(probs, ageBins, threshold) {
-  const percent = 100 * massAbove(probs, ageBins, threshold);
+  const percent = 100 * probabilityOfAtLeast(probs, ageBins, threshold);
   if (percent < 0.1) return "under 0.1%";
   if (percent > 99.9) return "over 99.9%";
   return `${percent.toFixed(1)}%`;

@@ -13,6 +13,7 @@ ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 
 import demo  # noqa: E402
+import metrics  # noqa: E402
 import predictor  # noqa: E402
 from media import drawing, results, tracking  # noqa: E402
 from preprocess import detector, face, mtcnn  # noqa: E402
@@ -33,7 +34,8 @@ def constants():
                 "REFINE_SIZE", "OUTPUT_SIZE", "MAX_TILE"),
         detector: ("SPAN", "REACH", "MIN_SAME_FACE_IOU"),
         face: ("ROLL_DECIMALS", "BOX_DECIMALS"),
-        predictor: ("MIN_FACE", "MIN_CONFIDENCE", "INTERVAL_SHARE"),
+        metrics: ("INTERVAL_SHARE",),
+        predictor: ("MIN_FACE", "MIN_CONFIDENCE"),
         results: ("FACE_FIELDS", "FIELDS", "OK", "NO_FACE", "UNREADABLE"),
         drawing: ("COLOURS", "MAX_COVERED"),
         tracking: ("MIN_IOU", "MAX_MISSES", "MIN_NEWEST_WEIGHT", "SMOOTHING"),

@@ -11,12 +11,13 @@ import * as detector from "../src/detector.js";
 import * as drawing from "../src/drawing.js";
 import * as face from "../src/face.js";
 import * as folders from "../src/folders.js";
+import * as metrics from "../src/metrics.js";
 import * as mtcnn from "../src/mtcnn.js";
 import * as predictor from "../src/predictor.js";
 import * as results from "../src/results.js";
 import * as tracking from "../src/tracking.js";
 
-const MODULES = { mtcnn, detector, face, folders, predictor, results, drawing, tracking };
+const MODULES = { mtcnn, detector, face, folders, metrics, predictor, results, drawing, tracking };
 const python = JSON.parse(execFileSync(process.env.PYTHON ?? "python3", [
   fileURLToPath(new URL("constants.py", import.meta.url))]));
 

@@ -1,7 +1,7 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 
-import { centralInterval, distributionMean, distributionMedian, distributionStd, massAbove }
+import { centralInterval, distributionMean, distributionMedian, distributionStd, probabilityOfAtLeast }
   from "../src/metrics.js";
 import { faceFromProbs } from "../src/predictor.js";
 import { distinctName } from "../src/photoList.js";
@@ -42,9 +42,9 @@ test("an interval stays within the ages", () => {
 });
 
 test("the probability of an age counts that age and all above", () => {
-  near(massAbove(EVEN, AGES, 3), 0.4);
-  near(massAbove(EVEN, AGES, 0), 1);
-  assert.equal(massAbove(EVEN, AGES, 5), 0);
+  near(probabilityOfAtLeast(EVEN, AGES, 3), 0.4);
+  near(probabilityOfAtLeast(EVEN, AGES, 0), 1);
+  assert.equal(probabilityOfAtLeast(EVEN, AGES, 5), 0);
   assert.equal(thresholdText(EVEN, AGES, 3), "40.0%");
   assert.equal(thresholdText(EVEN, AGES, 0), "over 99.9%");
   assert.equal(thresholdText(EVEN, AGES, 5), "under 0.1%");
