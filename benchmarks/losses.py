@@ -129,17 +129,22 @@ def at_hand(tables, sources):
         if table.dataset is None and len(sources) > 1:
             raise ValueError(f"'{table.name}' takes one data set, not {given}; choose one with "
                              "--dataset")
-        of_table = [source for source in sources if table.dataset in (None, source.dataset)]
-        if of_table:
-            find_protocols(of_table, table.protocols)
-            found.append(table)
-        else:
+        source = source_of(table.dataset, sources)
+        if source is None:
             print(f"left out: '{table.name}', which is of the data set {table.dataset}, not "
                   f"{given}")
+        else:
+            find_protocols([source], table.protocols)
+            found.append(table)
     if not found:
         raise ValueError(f"no table is of the data set {given}; name others with --data_dir and "
                          "--dataset")
     return found
+
+
+def source_of(dataset, sources):
+    """The first of the sources that is of a data set, None for any; None if there is none."""
+    return next((source for source in sources if dataset in (None, source.dataset)), None)
 
 
 def refuse_unknown(names, known, where):
@@ -403,22 +408,20 @@ class Workshop:
         return Job(run, folder, [list(map(str, words)) for words in (train, test)], environment,
                    current_commit())
 
-    def _source(self, run):
-        return next(source for source in self.sources if run.dataset in (None, source.dataset))
-
     def _data(self, run):
-        source = self._source(run)
+        source = source_of(run.dataset, self.sources)
         if not run.aligned:
             from benchmarks.upright import upright_source
             source = upright_source(source, self.runs / "upright_lists")
+        protocol = ["--protocol", run.protocol] if run.protocol else []
         return [*self.words, "--dataset", source.dataset, "--data_dir", source.data_dir,
-                "--list_dir", source.list_dir, *(["--protocol", run.protocol] if run.protocol
-                                                 else [])]
+                "--list_dir", source.list_dir, *protocol]
 
     def _tested_split(self, run):
         """test, or valid where the data set has no test part at hand."""
         from lists import splits_of
-        return "test" if "test" in splits_of(self._source(run), run.protocol) else "valid"
+        splits = splits_of(source_of(run.dataset, self.sources), run.protocol)
+        return "test" if "test" in splits else "valid"
 
     def measure(self, job):
         """(record, faces) of a run that ended well, see benchmarks.results."""

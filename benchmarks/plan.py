@@ -77,12 +77,17 @@ class Run:
     @property
     def protocol(self):
         """Name of the protocol; None: the split of the lists."""
-        return None if self.rotation == OFFICIAL else self.rotation
+        return protocol_of(self.rotation)
 
     @property
     def keys(self):
         """{key: value} of the config that are not the defaults."""
         return changed_keys(self.cfg)
+
+
+def protocol_of(rotation):
+    """Name of a rotation's protocol; None: the split of the lists."""
+    return None if rotation == OFFICIAL else rotation
 
 
 def changed_keys(cfg):
@@ -123,7 +128,7 @@ class Table:
     @property
     def protocols(self):
         """The rotations that are protocols of the data set."""
-        return [rotation for rotation in self.rotations if rotation != OFFICIAL]
+        return [rotation for rotation in self.rotations if protocol_of(rotation)]
 
     @property
     def cells(self):

@@ -1,8 +1,9 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 
-import { centralInterval, distributionMean, distributionMedian, distributionStd, probabilityOfAtLeast }
-  from "../src/metrics.js";
+import {
+  centralInterval, distributionMean, distributionMedian, distributionStd, probabilityOfAtLeast,
+} from "../src/metrics.js";
 import { faceFromProbs } from "../src/predictor.js";
 import { distinctName } from "../src/photoList.js";
 import { FIELDS, resultRows, toCsv, toJsonLines, toTabs } from "../src/results.js";
