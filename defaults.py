@@ -7,6 +7,7 @@ or in a recipe (`--cfg configs/NAME.yaml`); test.py and demo.py read it from the
 import contextlib
 import difflib
 import math
+import reprlib
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -102,31 +103,37 @@ CHOICES = {
 }
 
 MAX_BINS, MAX_SIZE = 10_000, 4_096  # a typing error must not fill the memory
+MAX_NUMBER = 1e30  # with room for products in float32, which ends at 3e38
 MAX_SEED = 2 ** 32 - 1  # of NumPy
+
+
+def _within(low, high):
+    return f"lie in {low}..{high}", lambda value: low <= value <= high
+
+
 POSITIVE = ("be positive", lambda value: value > 0)
 NOT_NEGATIVE = ("not be negative", lambda value: value >= 0)
-SHARE = ("lie in 0..1", lambda value: 0 <= value <= 1)
+SHARE, FACTOR = _within(0, 1), _within(0, 10 ** 6)
+WIDTH = ("be at least 0.01", lambda value: value >= 0.01)  # years; its square divides in float32
 RANGES = {
-    "MODEL.IMG_SIZE": (f"lie in 1..{MAX_SIZE}", lambda value: 1 <= value <= MAX_SIZE),
-    "MODEL.DROPOUT": SHARE, "MODEL.DROP_PATH": SHARE,
-    "DATA.MARGIN": ("exceed -0.5, which leaves nothing of the box", lambda value: value > -0.5),
+    "MODEL.IMG_SIZE": _within(1, MAX_SIZE), "MODEL.DROPOUT": SHARE, "MODEL.DROP_PATH": SHARE,
+    # -0.5 leaves nothing of the box; 5 shows eleven times its side.
+    "DATA.MARGIN": ("lie above -0.5 and up to 5", lambda value: -0.5 < value <= 5),
     "DATA.CONTEXT": SHARE, "DATA.AGE_MIN": NOT_NEGATIVE,
-    "AUG.STRENGTH": NOT_NEGATIVE, "AUG.FLIP": SHARE, "AUG.ROTATION": NOT_NEGATIVE,
+    "AUG.STRENGTH": _within(0, 10), "AUG.FLIP": SHARE, "AUG.ROTATION": NOT_NEGATIVE,
     "AUG.CROP_AREA": ("lie above 0 and up to 1", lambda value: 0 < value <= 1),
     "AUG.STRETCH": SHARE, "AUG.SHIFT": SHARE, "AUG.BRIGHTNESS": SHARE, "AUG.CONTRAST": SHARE,
     "AUG.SATURATION": SHARE, "AUG.GAMMA": SHARE, "AUG.GRAYSCALE": SHARE, "AUG.BLUR": SHARE,
     "AUG.RESOLUTION": SHARE, "AUG.NOISE": SHARE, "AUG.JPEG": SHARE, "AUG.ERASING": SHARE,
-    "LOSS.STD_FLOOR": POSITIVE, "LOSS.L1_WEIGHT": NOT_NEGATIVE, "LOSS.SORD_SCALE": POSITIVE,
-    "LOSS.MEAN_WEIGHT": NOT_NEGATIVE,
-    "LOSS.VARIANCE_WEIGHT": NOT_NEGATIVE, "LOSS.INTERVAL_WEIGHT": NOT_NEGATIVE,
-    "LOSS.RARE_AGE_POWER": NOT_NEGATIVE, "LOSS.TEACHER_WEIGHT": SHARE,
-    "TRAIN.WORKERS": NOT_NEGATIVE, "TRAIN.LR": POSITIVE, "TRAIN.BACKBONE_LR_SCALE": NOT_NEGATIVE,
-    "TRAIN.LR_DECAY_STEP": POSITIVE, "TRAIN.LR_DECAY_RATE": NOT_NEGATIVE,
+    "LOSS.STD_FLOOR": WIDTH, "LOSS.L1_WEIGHT": FACTOR, "LOSS.SORD_SCALE": POSITIVE,
+    "LOSS.MEAN_WEIGHT": FACTOR, "LOSS.VARIANCE_WEIGHT": FACTOR, "LOSS.INTERVAL_WEIGHT": FACTOR,
+    "LOSS.RARE_AGE_POWER": _within(0, 4), "LOSS.TEACHER_WEIGHT": SHARE,
+    "TRAIN.WORKERS": NOT_NEGATIVE, "TRAIN.LR": POSITIVE, "TRAIN.BACKBONE_LR_SCALE": FACTOR,
+    "TRAIN.LR_DECAY_STEP": POSITIVE, "TRAIN.LR_DECAY_RATE": _within(0, 10),
     "TRAIN.WARMUP_EPOCHS": NOT_NEGATIVE, "TRAIN.MOMENTUM": NOT_NEGATIVE,
-    "TRAIN.WEIGHT_DECAY": NOT_NEGATIVE, "TRAIN.BATCH_SIZE": POSITIVE, "TRAIN.EPOCHS": POSITIVE,
-    "TRAIN.AGE_STDDEV": POSITIVE, "TRAIN.CLIP_NORM": NOT_NEGATIVE, "TRAIN.EMA_DECAY": SHARE,
-    "TRAIN.SAVE_MINUTES": NOT_NEGATIVE,
-    "TRAIN.SEED": (f"lie in 0..{MAX_SEED}", lambda value: 0 <= value <= MAX_SEED),
+    "TRAIN.WEIGHT_DECAY": FACTOR, "TRAIN.BATCH_SIZE": POSITIVE, "TRAIN.EPOCHS": POSITIVE,
+    "TRAIN.AGE_STDDEV": WIDTH, "TRAIN.CLIP_NORM": NOT_NEGATIVE, "TRAIN.EMA_DECAY": SHARE,
+    "TRAIN.SAVE_MINUTES": NOT_NEGATIVE, "TRAIN.SEED": _within(0, MAX_SEED),
     "TEST.WORKERS": NOT_NEGATIVE, "TEST.BATCH_SIZE": POSITIVE,
 }
 
@@ -232,10 +239,11 @@ def _merge_yaml(cfg, text, name):
     except YAML_ERRORS as error:
         raise ValueError(f"{name}: not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(tree, dict):
-        raise ValueError(f"{name}: expected sections such as 'TRAIN:', found {tree!r}")
+        raise ValueError(f"{name}: expected sections such as 'TRAIN:', found {reprlib.repr(tree)}")
     for section, values in tree.items():
         if not isinstance(values, dict):
-            raise ValueError(f"{name}: '{section}' must be a section of keys, found {values!r}")
+            raise ValueError(f"{name}: '{section}' must be a section of keys, found "
+                             f"{reprlib.repr(values)}")
         for key, value in values.items():
             _assign(cfg, f"{section}.{key}", value)
 
@@ -270,7 +278,7 @@ def _assign(cfg, key, value):
     if isinstance(default, str) and value is None:
         value = ""
     if type(value) is not type(default):
-        raise ValueError(f"{key} must be a {type(default).__name__}, got {value!r}")
+        raise ValueError(f"{key} must be a {type(default).__name__}, got {reprlib.repr(value)}")
     section, name = key.split(".")
     cfg[section][name] = value
 
@@ -284,6 +292,8 @@ def _checked(cfg):
         value = value_of(cfg, key)
         if isinstance(value, float) and not math.isfinite(value):
             raise ValueError(f"{key} must be a finite number, got {value}")
+        if isinstance(value, float) and abs(value) > MAX_NUMBER:
+            raise ValueError(f"{key} must not exceed {MAX_NUMBER:g}, got {value:g}")
         rule, is_in_range = RANGES.get(key, (None, None))
         if rule and not is_in_range(value):
             raise ValueError(f"{key} must {rule}, got {value}")

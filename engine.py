@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Callable
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
@@ -110,6 +111,19 @@ def mean_of_views(log_probs, mirrored):
     return torch.logaddexp(log_probs, mirrored) - math.log(2)
 
 
+@contextmanager
+def small_batches_explained():
+    """Context in which batch normalisation of a single value is refused with the way out."""
+    try:
+        yield
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
+        raise ValueError("a batch of one face is too small for the batch normalisation of this "
+                         "network: TRAIN.BATCH_SIZE must give each process two faces, or "
+                         "MODEL.IMG_SIZE be larger") from error
+
+
 @dataclass
 class EpochProgress:
     """What an epoch has done so far. It is saved with the run, so that the epoch can continue.
@@ -189,8 +203,8 @@ class Trainer:
             ValueError: batch normalisation sees a single value, of one face.
         """
         batch = to_device(batch, self.device)
-        with autocast(self.device, self.amp):
-            logits = self._logits(batch["pixels"])
+        with autocast(self.device, self.amp), small_batches_explained():
+            logits = self.model(batch["pixels"])
             if self.teachers is not None:
                 batch["teacher"] = self.teachers(batch["pixels"])
         parts = self.criterion(logits, batch)
@@ -209,16 +223,6 @@ class Trainer:
         with torch.no_grad():
             return ({name: part.detach() for name, part in parts.items()},
                     expected_age(logits, self.age_bins))
-
-    def _logits(self, pixels):
-        try:
-            return self.model(pixels)
-        except ValueError as error:
-            if "more than 1 value per channel" not in str(error):
-                raise
-            raise ValueError("a batch of one face is too small for the batch normalisation of this "
-                             "network: TRAIN.BATCH_SIZE must give each process two faces, or "
-                             "MODEL.IMG_SIZE be larger") from error
 
     def evaluated_model(self):
         """The model that is validated and saved: the averaged one if TRAIN.EMA_DECAY is on."""

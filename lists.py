@@ -76,9 +76,10 @@ def pair_folders(data_dirs, datasets, list_dirs):
     if len(list_dirs) not in (1, count):
         raise ValueError(f"{len(list_dirs)} folders after --list_dir for {count} data sets")
     list_dirs *= count if len(list_dirs) == 1 else 1
-    for folder in (*data_dirs, *list_dirs):
-        if not Path(folder).is_dir():
-            raise FileNotFoundError(f"folder '{folder}' not found")
+    for flag, folders in (("--data_dir", data_dirs), ("--list_dir", list_dirs)):
+        for folder in folders:
+            if not Path(folder).is_dir():
+                raise FileNotFoundError(f"{flag}: folder '{folder}' not found")
     names = datasets or [_only_dataset(folder) for folder in list_dirs]
     sources = [Source(*words) for words in zip(data_dirs, names, list_dirs, strict=True)]
     places = [(Path(source.data_dir).resolve(), source.dataset, Path(source.list_dir).resolve())

@@ -144,7 +144,7 @@ def check_predictions_args(args):
 
 def measure(args, models):
     """Predict a split with every model, then write and print what was asked for."""
-    from evaluation.predict import predict_split
+    from evaluation.predict import predict_split, warn_of_learned_faces
     from evaluation.predictions import write_predictions
     from lists import (
         count_excluded,
@@ -176,6 +176,8 @@ def measure(args, models):
                                       args.cache_dir,
                                       with_tta=bool(args.report) and not tested and k == 0)
                         for k, path in enumerate(seeds)]
+        for one in tested[name]:
+            warn_of_learned_faces(one, sources, split, args.protocol)
     first = next(iter(tested.values()))[0]
     for source, path in zip(sources, lists, strict=True):
         count = count_faces(first.data.faces, source)
@@ -186,10 +188,15 @@ def measure(args, models):
     if first.data.note:
         print(first.data.note)
     if args.calibrate:
+        if split == "train":
+            warnings.warn("--calibrate --split train: if the model was trained on these faces it "
+                          "knows their ages too well, and its intervals become too narrow for "
+                          "other faces", stacklevel=2)
         first = calibrated(first)
         tested = {name: [first] for name in tested}
     if args.output:
         write_predictions(first.predictions, args.output)
+        print(f"predictions in {args.output}")
     if args.report:
         report_models(tested, args, sources, split)
     for name, seeds in tested.items():
@@ -222,17 +229,26 @@ def calibrated(predicted):
     from checkpoint import save_checkpoint
     from evaluation.predict import fit_calibration
     from evaluation.wording import temperature_text
+    from metrics import TEMPERATURES
 
     fitted = fit_calibration(predicted)
     if fitted.count < MIN_CALIBRATION_FACES:
         warnings.warn(f"the calibration is fitted to {fitted.count} faces only; with fewer than "
                       f"{MIN_CALIBRATION_FACES} it is mostly chance", stacklevel=2)
+    if fitted.is_at_end:
+        warnings.warn(f"the temperature is at an end of the range {TEMPERATURES[0]:g} to "
+                      f"{TEMPERATURES[1]:g} that is searched: the distributions do not suit these "
+                      "ages; train longer, or look at the labels", stacklevel=2)
     text = temperature_text(fitted.temperature, predicted.age_bins)
     print(f"temperature {text}, fitted on {count_text(fitted.count, 'face')}")
     for share, (before, after) in fitted.coverage.items():
         print(f"the central {share:.0%} interval covers {before:.1f} % before, {after:.1f} % "
               "after, on faces not fitted")
-    print(f"MAE {fitted.mae[0]:.3f} before, {fitted.mae[1]:.3f} after")
+    print(f"MAE {fitted.mae[0]:.3f} before, {fitted.mae[1]:.3f} after, on faces not fitted")
+    if all(abs(after - 100 * share) > abs(before - 100 * share)
+           for share, (before, after) in fitted.coverage.items()):
+        warnings.warn("on faces not fitted the intervals cover worse than before: these faces are "
+                      "too few, or too unlike each other, to calibrate with", stacklevel=2)
     predicted = predicted.calibrated(fitted.temperature)
     save_checkpoint(predicted.path, predicted.checkpoint)
     return predicted

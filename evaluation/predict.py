@@ -1,5 +1,6 @@
 """A trained model and a split of faces in, predictions out: what test.py does before it reports."""
 
+import warnings
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import NamedTuple
@@ -21,7 +22,7 @@ from lists import BOX, OPTIONAL, read_sources
 from model import restore_model
 from preprocess.boxes import warn_of_other_framing
 from utils import distributed
-from utils.download import find_model
+from utils.download import find_model, learned_lists
 from utils.files import file_sha256
 
 CALIBRATED_SHARES = (0.8, 0.9)  # central intervals that the temperature is fitted to
@@ -154,6 +155,28 @@ class _MirroredInput(torch.nn.Module):
         return self.model(pixels.flip(-1))
 
 
+def warn_of_learned_faces(predicted, sources, split, protocol=None):
+    """Warn if the model was trained on faces that it is measured on.
+
+    Args:
+        predicted: SplitPredictions.
+        sources, split, protocol: as for predict_split.
+    """
+    learned, checkpoint = learned_lists(predicted.path), predicted.checkpoint
+    for name in (source.dataset for source in sources):
+        if name in learned and (protocol or split in learned[name]):
+            warnings.warn(
+                f"the model in misc/ has learned {'most' if protocol else 'the'} faces of {name}'s "
+                f"{protocol or split} list: its error there does not show how well it does on "
+                "other faces; measure it with --split valid", stacklevel=2)
+        elif name in checkpoint.get("datasets", ()) and \
+                checkpoint.get("protocol", protocol) != protocol:
+            trained, tested = (f"--protocol {one}" if one else "the lists' own splits"
+                               for one in (checkpoint["protocol"], protocol))
+            warnings.warn(f"{predicted.path} was trained on {trained} of {name}, and is measured "
+                          f"on {tested}: it has learned some of these faces", stacklevel=2)
+
+
 def _find_checkpoint(resume):
     """(path, content) of the checkpoint that --resume names."""
     path = find_model(resume)
@@ -177,10 +200,12 @@ def sharpness(face):
 class Calibration(NamedTuple):
     """A fitted calibration and what it changes.
 
+    What holds after it is measured on each half of the faces with the temperatures fitted on the
+    other half.
+
     temperature: (T at the first age bin, T at the last), see metrics.face_temperatures.
     count: faces with an exact age that it is fitted on.
-    coverage: {share of a central interval: (percent of the ages in it before, after)}, the
-        latter on each half of the faces with the temperatures fitted on the other half.
+    coverage: {share of a central interval: (percent of the ages in it before, after)}.
     mae: (years before, years after).
     """
 
@@ -188,6 +213,12 @@ class Calibration(NamedTuple):
     count: int
     coverage: dict
     mae: tuple
+
+    @property
+    def is_at_end(self):
+        """Whether a temperature is where the search ends, so that a further one may fit better."""
+        return any(np.isclose(one, end, rtol=1e-3) for one in self.temperature
+                   for end in metrics.TEMPERATURES)
 
 
 def fit_calibration(predicted):
@@ -210,9 +241,9 @@ def fit_calibration(predicted):
     decode = metrics.DECODES[predicted.cfg.TEST.DECODE]
 
     temperature = metrics.fit_temperatures(log_probs, ages, bins, CALIBRATED_SHARES)
-    before, after = (metrics.calibrated_probs(log_probs, t) for t in (None, temperature))
-    unseen = metrics.cross_calibrated(log_probs, ages, bins, CALIBRATED_SHARES)
+    before = metrics.calibrated_probs(log_probs)
+    after = metrics.cross_calibrated(log_probs, ages, bins, CALIBRATED_SHARES)
     covered = zip(metrics.coverage_curve(before, ages, bins, CALIBRATED_SHARES),
-                  metrics.coverage_curve(unseen, ages, bins, CALIBRATED_SHARES), strict=True)
+                  metrics.coverage_curve(after, ages, bins, CALIBRATED_SHARES), strict=True)
     return Calibration(temperature, len(ages), dict(zip(CALIBRATED_SHARES, covered, strict=True)),
                        tuple(metrics.mae(ages, decode(probs, bins)) for probs in (before, after)))

@@ -4,9 +4,9 @@
 writes. Faces whose age is known only as an interval never enter a metric of exact ages.
 
 A measured number is {"value", "low", "high"} with a 95% interval: Wilson's for the rates of
-decisions, of photos without a face and of hits in an interval, else the bootstrap's. If all
-persons are known, both are over persons. A number that is not known has None for the value, and
-"why" in words.
+decisions, of photos without a face and of hits in an interval, and for a share of 0 or 100%, else
+the bootstrap's. If all persons are known, both are over persons. A number that is not known has
+None for the value, and "why" in words.
 """
 
 import itertools
@@ -204,9 +204,15 @@ def score(exact, samples=1000, seed=0):
     for column, key in enumerate(values):
         known = values[key].dropna()
         finish = np.sqrt if key == "rmse" else np.asarray  # its contributions are squares
-        results[key] = (measured(finish(known.mean()), finish(replicates[:, column]),
-                                 exact.count_units(values[key].notna().to_numpy()))
-                        if len(known) else unknown(_why_missing(key)))
+        units = exact.count_units(values[key].notna().to_numpy())
+        if not len(known):
+            results[key] = unknown(_why_missing(key))
+        elif METRICS[key][1] == "%" and known.nunique() == 1 and units >= bootstrap.MIN_UNITS:
+            # All hit or none do, and so they do in each bootstrap sample.
+            results[key] = measured_share((values[key] == 100).to_numpy(),
+                                          values[key].notna().to_numpy(), exact.subjects)
+        else:
+            results[key] = measured(finish(known.mean()), finish(replicates[:, column]), units)
     results["aurc"] = _aurc(exact, exact.pred_std, samples, seed)
     return {key: results[key] for key in METRICS}
 

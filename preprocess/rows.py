@@ -41,8 +41,8 @@ def check_rows(list_path, data_dir):
             doubtful.append(f"{problem} ({row['photo']})")
     if count and not found:
         raise FileNotFoundError(f"none of the {count} photos of {list_path}, such as "
-                                f"'{row['photo']}', is in '{data_dir}'; name their folder with "
-                                "--data_dir")
+                                f"'{row['photo']}', is in '{data_dir}'; put them there, name "
+                                "another folder with --data_dir, or remove the list")
     if refused:
         raise ValueError(f"{list_path}: training refuses {len(refused)} of {count} rows; correct "
                          f"them, or leave the column out: {'; '.join(refused[:MAX_SHOWN])}")

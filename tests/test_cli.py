@@ -86,6 +86,17 @@ def test_misspelt_flags_and_missing_values_are_refused_by_name(words, named, cap
     assert named in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(("words", "hint"), [
+    (["."], "unrecognized arguments: .; write --data_dir ."),
+    (["--resume", "a.pth", "b.pth"], "unrecognized arguments: b.pth; write --resume b.pth"),
+    (["0.1"], "0.1; each word follows a flag (--help lists them), or is a pair such as TRAIN.LR"),
+])
+def test_a_word_without_a_flag_is_told_which_one_is_missing(words, hint, capsys):
+    with pytest.raises(SystemExit):
+        parse_with_overrides(parser(), words)
+    assert hint in capsys.readouterr().err
+
+
 # ---- errors and warnings -------------------------------------------------------------------
 
 def open_missing():

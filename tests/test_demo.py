@@ -324,6 +324,8 @@ def test_folder_without_a_readable_image(model_path, tmp_path, capsys):
     (["--recursive", "--output_dir", "{tmp}/o"], "--recursive is for photos.*--img_dir"),
     (["--img_dir", "{samples}", "--output_dir", "{tmp}/o", "--resume", "nosuch"],
      r"model 'nosuch' not found.*\['default'\]"),
+    (["--img_dir", "{samples}", "--output_dir", "{tmp}/o", "--resume", "nosuch.pth"],
+     r"no file 'nosuch\.pth'; give the path of a model .*\['default'\]"),
     (["--img_dir", "{samples}", "--output_dir", "{tmp}/o", "--resume", "{tmp}/file"],
      "not a checkpoint"),
     (["--img_dir", "{samples}", "--output_dir", "{tmp}/o", "TRAIN.LR", "1"],

@@ -428,6 +428,18 @@ def test_bin_columns_may_be_padded_and_not_double(table):
         check_predictions(table.assign(p01=0.0), "t")
 
 
+def test_a_share_of_nothing_or_everything_has_an_interval(table):
+    few = table.head(15)
+    for error, value in ((20, 0), (1, 100)):
+        found = scores.evaluate(check_predictions(few.assign(pred_age=few["age"] + error), "t"))
+        expected = bootstrap.share_interval(np.full(15, value / 100))  # 0 to 20.4, 79.6 to 100
+        assert tuple(found["ca5"].values()) == pytest.approx(expected)
+        assert found["ca5"]["high"] - found["ca5"]["low"] > 20
+    few = few.head(bootstrap.MIN_UNITS - 1)
+    assert scores.evaluate(check_predictions(few.assign(pred_age=few["age"]), "t"))[
+        "ca5"]["low"] is None
+
+
 def test_bootstrap_is_by_subject_where_all_are_known(table):
     twins = pd.concat([table] * 4, ignore_index=True)
     people = twins.assign(subject=np.tile([f"s{k}" for k in range(600)], 4))

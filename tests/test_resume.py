@@ -52,6 +52,10 @@ def test_two_epochs_equal_one_stopped_and_resumed_to_the_bit(folder, tmp_path, m
     for part in ("model", "ema", "optimizer", "scheduler", "random_state"):
         torch.testing.assert_close(mine[part], theirs[part], rtol=0, atol=0)
     assert mine["best"] == theirs["best"]
+    told = train(folder, parts, "--resume", parts / "last.pth").stdout  # at its end
+    assert f"nothing to train: {parts / 'last.pth'} is at the end of TRAIN.EPOCHS 2; raise it" \
+        in told
+    torch.testing.assert_close(weights(parts / "last.pth")["model"], mine["model"], rtol=0, atol=0)
 
 
 def test_a_student_of_a_model_goes_on_to_the_bit(folder, trained, tmp_path, monkeypatch):
@@ -194,8 +198,9 @@ def test_broken_weights_replace_no_checkpoint(folder, tmp_path, monkeypatch, bat
     words = ["TRAIN.BATCH_SIZE", batch_size, "TRAIN.EPOCHS"]
     train(folder, run, *TINY, "TRAIN.OPT", "sgd", "TRAIN.LR", "0.001", *words, "1")
     good = (run / "best.pth").read_bytes()
-    for rate in ("1e30", "1e38"):  # weights that are huge, and that are no numbers
-        again = ["--resume", run / "last.pth", "TRAIN.LR", rate, *words, "3"]
+    for scale in ("1", "1e6"):  # weights that are huge, and that are no numbers
+        again = ["--resume", run / "last.pth", "TRAIN.LR", "1e30", "TRAIN.BACKBONE_LR_SCALE", scale,
+                 *words, "3"]
         assert "diverged" in refusal(train(folder, run, *again, check=False))
         assert (run / "last.pth").read_bytes() == good
     with monkeypatch.context() as patched:

@@ -17,7 +17,15 @@ from dataset import FaceDataset
 from defaults import load_cfg
 from lists import Source, read_faces
 from model import restore_model
+from utils.download import MISC
 from utils.locks import only_writer
+
+
+def warned(recwarn):
+    """The warnings since the last call, as one text."""
+    text = "\n".join(str(one.message) for one in recwarn)
+    recwarn.clear()
+    return text
 
 
 def test_calibration_is_stored_and_applied(folder, tmp_path):
@@ -37,6 +45,63 @@ def test_calibration_is_stored_and_applied(folder, tmp_path):
     scaled = before ** (1 / temperature)
     np.testing.assert_allclose(after, scaled / scaled.sum(axis=1, keepdims=True), atol=1e-4)
     assert not np.allclose(before, after, atol=1e-3)
+
+
+def test_a_calibration_tells_what_speaks_against_it(folder, trained, tmp_path, recwarn):
+    model = tmp_path / "model.pth"
+    words = ["--data_dir", folder, "--resume", model, "--cache_dir", tmp_path / "cache",
+             "--calibrate"]
+    certain = weights(trained)
+    certain["model"]["head.weight"].zero_()
+    certain["model"]["head.bias"].fill_(-1e6)[40] = 1e6  # no temperature makes it wide enough
+    torch.save(certain, model)
+    assert "temperature 20.000" in script("test.py", *words).stdout
+    told = warned(recwarn)
+    assert "the temperature is at an end of the range 0.05 to 20 that is searched" in told
+    assert "trained on these faces" not in told
+    shutil.copy(trained, model)
+    script("test.py", *words, "--split", "train")
+    assert "--calibrate --split train: if the model was trained on these faces" in warned(recwarn)
+
+
+def test_a_calibration_is_measured_on_faces_that_it_was_not_fitted_to(folder, trained, tmp_path):
+    data, bins = tmp_path / "data", torch.arange(101.0)
+    write_dataset(data, [10, 90] * 20, splits=("valid",))
+    logits = torch.where(bins < 10, 100, 1) * -(bins - 10).abs()  # a tail towards the old
+    model = weights(trained)
+    model["model"]["head.weight"].zero_()
+    model["model"]["head.bias"].copy_(logits)
+    torch.save(model, tmp_path / "model.pth")
+    told = script("test.py", "--data_dir", data, "--resume", tmp_path / "model.pth", "--cache_dir",
+                  tmp_path / "cache", "--calibrate").stdout
+    # The faces of 90 ask for the widest distribution, those of 10 for the narrowest. Each half gets
+    # what the other asked for.
+    widest, narrowest = ((logits / temperature).softmax(0) @ bins
+                         for temperature in (metrics.TEMPERATURES[1], metrics.TEMPERATURES[0]))
+    after = ((widest - 10).abs() + (narrowest - 90).abs()) / 2
+    assert f"{after:.3f} after, on faces not fitted" in told
+
+
+def test_a_model_is_not_measured_in_silence_on_faces_that_it_has_learned(
+        folder, trained, tmp_path, recwarn):
+    data = tmp_path / "data"
+    write_dataset(data, [20, 40], name="utkface", splits=("test", "valid"))
+    words = ["--data_dir", data, "--cache_dir", tmp_path / "cache"]
+    for resume in ([], ["--resume", MISC / "model.pth"]):
+        script("test.py", *words, *resume)
+        assert "the model in misc/ has learned the faces of utkface's test list" in warned(recwarn)
+    script("test.py", *words, "--split", "valid")
+    script("test.py", *words, "--resume", trained)
+    assert "has learned" not in warned(recwarn)
+
+    lists = tmp_path / "lists"
+    shutil.copytree(folder, lists)
+    (lists / "drawn_split_other.csv").write_text(
+        "photo,split\n" + "".join(f"drawn_{n}.png,test\n" for n in range(8)))
+    script("test.py", "--data_dir", lists, "--cache_dir", tmp_path / "cache", "--resume", trained,
+           "--protocol", "other")
+    assert f"{trained} was trained on the lists' own splits of drawn, and is measured on " \
+        "--protocol other: it has learned some of these faces" in warned(recwarn)
 
 
 def test_only_a_model_given_by_its_file_is_calibrated(folder):

@@ -205,6 +205,21 @@ def test_a_network_learns_from_models_that_see_what_it_sees(folder, trained, tmp
     assert f"names tables ({teachers / 'table.csv'}) and models ({model}); name either, such as " \
         f"'{teachers / '*.pth'}'" in refused("LOSS.TEACHER", teachers / "*")
     assert find_teachers(str(teachers)) == ([str(teachers / "table.csv")], [])
+    shutil.copy(predicted, tmp_path / "run" / "predicted.csv")
+    assert find_teachers(str(best.parent)) == ([], [str(best)])  # of a run, whatever lies beside it
+
+
+@pytest.mark.parametrize(("label", "column", "values"), [
+    ("vote_std", "age_std", [""] * 7 + ["2.5"]), ("votes", "votes", [""] * 7 + ["70:3 80:1"])])
+def test_a_label_of_votes_that_no_face_has_is_told(tmp_path, recwarn, label, column, values):
+    words = [*TINY, "TRAIN.EPOCHS", "1", "LOSS.LABEL", label]
+    warning = f"LOSS.LABEL {label}: no training face has {column}, so all labels are Gaussians"
+    write_dataset(tmp_path / "data", AGES, columns={column: values})
+    train(tmp_path / "data", tmp_path / "run", *words)
+    assert not any(warning in str(one.message) for one in recwarn)
+    write_dataset(tmp_path / "data", AGES, columns={column: [""] * 8})
+    train(tmp_path / "data", tmp_path / "run", *words)
+    assert any(warning in str(one.message) for one in recwarn)
 
 
 def test_a_teacher_may_have_the_name_of_a_glob(tmp_path):
@@ -365,8 +380,10 @@ def test_train_refuses_bad_input_in_one_line(folder, tmp_path, words, named):
 
 
 def test_a_batch_that_is_too_small_for_the_network_is_named(folder, tmp_path):
-    done = train(folder, tmp_path / "run", *TINY, "TRAIN.BATCH_SIZE", "1", check=False)
-    assert "TRAIN.BATCH_SIZE must give each process two faces" in refusal(done)
+    for amp in ("off", "auto"):  # auto takes a few steps before the training
+        done = train(folder, tmp_path / "run", *TINY, "TRAIN.BATCH_SIZE", "1", "TRAIN.AMP", amp,
+                     check=False)
+        assert "TRAIN.BATCH_SIZE must give each process two faces" in refusal(done)
 
 
 @pytest.mark.parametrize("flag", ["--checkpoint", "--tensorboard"])

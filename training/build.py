@@ -9,7 +9,7 @@ import torch
 from batches import ShuffledBatches, build_loader, to_device
 from dataset import FaceDataset
 from defaults import age_bins, parse_cfg
-from engine import Trainer
+from engine import Trainer, small_batches_explained
 from losses import age_share, build_criterion, rare_age_weights
 from model import build_model, restore_model
 from training.optim import averaged_model, build_optimizer, build_scheduler
@@ -133,7 +133,7 @@ def seconds_per_step(amp, device, model, criterion, batch, teachers=None):
     times = []
     for _ in range(TRIAL_STEPS + 1):
         started = time.perf_counter()
-        with autocast(device, amp):
+        with autocast(device, amp), small_batches_explained():
             logits = trial(batch["pixels"])
             if teach:
                 batch["teacher"] = teach(batch["pixels"])

@@ -78,6 +78,7 @@ def _prepare(job, cfg):
     if distributed.is_main():
         warn_of_stale_lists(job.sources)
         warn_of_shared_photos(faces)
+        warn_of_missing_votes(faces["train"], cfg)
         warn_of_other_framing(pd.concat(faces.values(), ignore_index=True))
     model = build_network(cfg, job.device, resumed)  # before the crops, which may take hours
     teachers = distributed.call_in_all(partial(build_teachers, cfg, job.device))
@@ -89,6 +90,9 @@ def _prepare(job, cfg):
         run.restore(resumed)
     if distributed.is_main():
         run.start()
+        if run.epochs_done >= cfg.TRAIN.EPOCHS and not job.is_part:
+            print(f"nothing to train: {job.resume} is at the end of TRAIN.EPOCHS "
+                  f"{cfg.TRAIN.EPOCHS}; raise it to train further")
     return run
 
 
@@ -263,6 +267,18 @@ def warn_of_shared_photos(faces):
         warnings.warn(f"{len(shared)} of {len(valid)} validation faces are of photos that are "
                       f"trained on too, such as {shared.iloc[0]}: their error does not "
                       "show how well the network does on other photos", stacklevel=2)
+
+
+def warn_of_missing_votes(faces, cfg):
+    """Warn if LOSS.LABEL asks for votes that no training face has.
+
+    faces: table from lists.read_faces().
+    """
+    column = {"vote_std": "age_std", "votes": "votes"}.get(cfg.LOSS.LABEL)
+    if column and faces[column].isna().all():
+        warnings.warn(f"LOSS.LABEL {cfg.LOSS.LABEL}: no training face has {column}, so all labels "
+                      f"are Gaussians of TRAIN.AGE_STDDEV {cfg.TRAIN.AGE_STDDEV:g} years; add the "
+                      "column to the lists, or set LOSS.LABEL gaussian", stacklevel=2)
 
 
 def fix_seeds(cfg):

@@ -34,7 +34,8 @@ MIN_MASS = 1e-3  # of a teacher's distribution within the student's age bins
 def find_teachers(pattern):
     """Paths of the teachers that LOSS.TEACHER names: one file, or those of a folder or a glob.
 
-    Of a folder the tables are taken, or its models if it has no tables; of a run's folder best.pth.
+    Of a run's folder best.pth is taken, also beside tables; of another folder its tables, or its
+    models if it has no tables.
 
     Args:
         pattern: the value of the key; empty for none.
@@ -53,7 +54,9 @@ def find_teachers(pattern):
             raise ValueError(f"LOSS.TEACHER '{pattern}' is a folder without tables ({TABLE}) and "
                              f"models ({MODEL})")
         best = str(folder / "best.pth")
-        return tables, [] if tables else [best] if best in models else models
+        if best in models:
+            return [], [best]
+        return tables, [] if tables else models
     paths = expand_glob(pattern)
     if not any(Path(path).exists() for path in paths):
         raise FileNotFoundError(f"LOSS.TEACHER '{pattern}': no such file or folder; give the path "

@@ -194,9 +194,23 @@ def parse_with_overrides(parser, argv=None, which="for example TRAIN.LR 0.01"):
             opts += [token, value]
         else:
             flags.append(token)
-    args = parser.parse_args(flags)
+    args, others = parser.parse_known_args(flags)
+    if others:
+        parser.error(f"unrecognized arguments: {' '.join(others)}{_hint(parser, others[0])}")
     args.opts = opts
     return args
+
+
+def _hint(parser, word):
+    """Which flag may be missing before a word, for an error."""
+    if word.startswith("-"):
+        return ""
+    known = parser.format_help()
+    wanted = ["--img_dir", "--data_dir"] if Path(word).is_dir() else \
+        ["--resume"] if word.endswith((".pth", ".onnx")) else []
+    flag = next((flag for flag in wanted if flag in known), None)
+    return f"; write {flag} {word}" if flag else \
+        "; each word follows a flag (--help lists them), or is a pair such as TRAIN.LR 0.01"
 
 
 def _is_config_key(token):

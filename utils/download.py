@@ -49,10 +49,31 @@ def find_model(source=None, prefer_onnx=False):
     return _registered(DEFAULT if source is None else str(source), prefer_onnx)
 
 
+def learned_lists(path):
+    """The lists that a model of misc/ was trained on.
+
+    Args:
+        path: of the model.
+    Returns:
+        {data set: [split, ...]}; empty for any other model.
+    """
+    for entry in _registry().values():
+        if "file" in entry and Path(path).resolve() == (MISC / entry["file"]).resolve():
+            return entry.get("learned", {})
+    return {}
+
+
+def _registry():
+    return yaml.safe_load(REGISTRY.read_text(encoding="utf-8")) or {}
+
+
 def _registered(name, prefer_onnx):
-    models = yaml.safe_load(REGISTRY.read_text(encoding="utf-8")) or {}
+    models = _registry()
     if name not in models:
         refuse_folder(name)
+        if name.endswith(MODEL_ENDINGS) or Path(name).name != name:
+            raise FileNotFoundError(f"no file '{name}'; give the path of a model (.pth or .onnx), "
+                                    f"or one of the names {sorted(models)}")
         raise FileNotFoundError(f"model '{name}' not found; pass a .pth or .onnx file, an https "
                                 "URL ending in #sha256=HEX, or one of the names "
                                 f"{sorted(models)}")
