@@ -245,6 +245,17 @@ def test_several_checkpoints_are_released_as_their_mean(tmp_path):
             release_checkpoint([tmp_path / "a.pth", tmp_path / name], tmp_path / "mean.pth")
 
 
+def test_a_mean_of_runs_that_have_nothing_in_common_is_told(tmp_path, recwarn):
+    start, other = (torch.randn((16, 8, 3, 3), generator=torch.Generator().manual_seed(seed))
+                    for seed in (0, 1))
+    for name, kernel in (("a", start), ("b", start + 0.5 * other), ("other", other)):
+        save_checkpoint(tmp_path / f"{name}.pth", {**PLAIN, "model": {"kernel": kernel}})
+    release_checkpoint([tmp_path / "a.pth", tmp_path / "b.pth"], tmp_path / "mean.pth")
+    assert not recwarn
+    with pytest.warns(UserWarning, match=r"other\.pth' and .*a\.pth' did not start from the same"):
+        release_checkpoint([tmp_path / "a.pth", tmp_path / "other.pth"], tmp_path / "mean.pth")
+
+
 def test_a_mean_names_the_data_sets_and_the_commits_of_all_its_runs(tmp_path):
     for name, keys in {"a": {"datasets": ["utkface", "fairface"], "commit": "abc1234"},
                        "b": {"datasets": ["fairface", "agedb"], "commit": "def5678"},

@@ -7,6 +7,7 @@
 
 import argparse
 import math
+import warnings
 from pathlib import Path
 
 import torch
@@ -22,6 +23,7 @@ from utils.precision import MIN_HALVED
 RELEASED = ("cfg", "commit", "epochs_done", "best", "metrics", "datasets", "age_share",
             "temperature")
 OF_ONE_RUN = ("epochs_done", "best", "metrics", "temperature")  # does not hold for changed weights
+MIN_LIKENESS = 0.3
 MIN_SHARE = 0.15  # of the commonest age's share: how rare an age is taken to be, at most
 
 
@@ -48,6 +50,9 @@ def release_checkpoint(sources, target, age_power=0.0):
         if _network(other) != _network(first):
             raise ValueError(f"'{source}' is of another network than '{sources[0]}'; the mean is "
                              "of runs of one architecture, input and range of ages")
+        if _likeness(other["model"], first["model"]) < MIN_LIKENESS:
+            warnings.warn(f"'{source}' and '{sources[0]}' did not start from the same weights, so "
+                          "the mean of theirs is no network of either; measure it", stacklevel=2)
     kept = {key: first[key] for key in RELEASED if key in first}
     kept["model"] = {name: _mean([one["model"][name] for one in checkpoints])
                      for name in first["model"]}
@@ -126,6 +131,17 @@ def _network(checkpoint):
     cfg = parse_cfg(checkpoint["cfg"])
     return (cfg.MODEL.ARCH, cfg.MODEL.IMG_SIZE, cfg.DATA.MARGIN, age_bins(cfg),
             {name: values.shape for name, values in checkpoint["model"].items()})
+
+
+def _likeness(weights, others):
+    """Median cosine similarity of the matrices and kernels of two networks, -1..1; 1 without any.
+
+    Between runs from the same weights it stays high, between any others it is about 0.
+    """
+    pairs = [(values.double().flatten(), others[name].double().flatten())
+             for name, values in weights.items() if values.ndim > 1]
+    return float(torch.stack([torch.cosine_similarity(*pair, dim=0) for pair in pairs]).median()
+                 ) if pairs else 1.0
 
 
 def _once(names):
