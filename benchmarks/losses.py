@@ -34,6 +34,7 @@ from utils.cli import (
     HelpFormatter,
     add_data_flags,
     add_device_flag,
+    count_text,
     parse_with_overrides,
     run_main,
 )
@@ -459,7 +460,7 @@ def machine_name(device):
     if info.is_file():
         name = next((line.partition(":")[2].strip() for line in info.read_text().splitlines()
                      if line.startswith("model name")), name)
-    return f"{name}, {available_cores()} cores"
+    return f"{name}, {count_text(available_cores(), 'core')}"
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from utils.cli import HelpFormatter, run_main
+from utils.cli import HelpFormatter, count_text, run_main
 from utils.pipeline import available_cores
 
 ROOT = Path(__file__).parents[1]
@@ -76,7 +76,7 @@ def main():
         for root in roots:
             runs[root].append(first_age(root))
             helps[root].append(help_seconds(root))
-    print(f"median of {args.runs} (range), {available_cores()} cores")
+    print(f"median of {args.runs} (range), {count_text(available_cores(), 'core')}")
     for root in roots:
         columns = list(zip(*runs[root], strict=True))
         print(f"{root}: first age " + ", ".join(
