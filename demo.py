@@ -326,7 +326,8 @@ def run_stream(args):
         window = None if args.output_dir else stack.enter_context(ScreenWindow(WINDOW_TITLE))
         estimator = build_estimator(args, STREAM_MIN_FACE_RATIO)
         tracker = stack.enter_context(FaceTracker(
-            estimator, estimator.age_bins, estimator.cfg.TEST.DECODE, wait=not frames.is_camera))
+            estimator, estimator.age_bins, estimator.cfg.TEST.DECODE, wait=not frames.is_camera,
+            min_face=estimator.detector.smallest_face(frames.size)))
         summary = StreamSummary(args.threshold)
         stream = annotated_frames(frames, tracker, summary, not args.no_plot)
         try:

@@ -13,9 +13,10 @@ import cv2
 import numpy as np
 
 from predictor import Face, face_from_probs
-from preprocess.face import iou
+from preprocess.face import MIN_FACE, iou
 
 FLOW_SIDE = 640  # pixels, the longer side of the picture in which motion is measured
+FLOW_FACE = 24  # pixels, the smallest face in that picture, which is larger if need be
 MAX_CORNERS = 40  # followed in one face
 MIN_CORNERS = 6  # if fewer agree on one motion, the face is lost
 MIN_AGREEMENT = 0.4  # share of the corners that must agree
@@ -75,13 +76,14 @@ class FaceTracker:
         wait: True to use a detection exactly `every` frames after it began, so that the result
             depends on the frames alone. False, for a camera, to use it as soon as it is ready
             after that, so that no frame waits.
+        min_face: pixels, the smallest face that find_faces finds.
 
     Use it as a context manager, which ends its thread.
     """
 
-    def __init__(self, find_faces, age_bins, decode="mean", every=5, wait=True):
+    def __init__(self, find_faces, age_bins, decode="mean", every=5, wait=True, min_face=MIN_FACE):
         self.find_faces, self.age_bins, self.decode = find_faces, age_bins, decode
-        self.every, self.wait = every, wait
+        self.every, self.wait, self.min_face = every, wait, min_face
         self.tracks, self.track_count = [], 0
         self.scale = 1.0  # of the reduced picture
         self.pictures = deque()  # reduced frames since the running detection began
@@ -102,7 +104,7 @@ class FaceTracker:
         Returns:
             list of (track number, Face in the frame's pixels), in order of appearance.
         """
-        self.scale = min(1.0, FLOW_SIDE / max(frame.shape[:2]))
+        self.scale = min(1.0, max(FLOW_SIDE / max(frame.shape[:2]), FLOW_FACE / self.min_face))
         self.pictures.append(_flow_picture(frame, self.scale))
         self.job_age += 1
         if self.job is None:  # the first frame: nothing could be shown without waiting

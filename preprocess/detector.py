@@ -312,6 +312,10 @@ class FaceDetector:
         proposals = propose(summed, scans, self.networks)
         return find_faces(summed, [_joined(levels) for levels in proposals], self.networks)
 
+    def smallest_face(self, size):
+        """Pixels, side of the smallest face looked for in a photo of this (width, height)."""
+        return max(self.min_face_size, self.min_face_ratio * min(size))
+
     def _levels(self, size):
         levels = pyramid(size, self.min_face_size)
         smallest = self.min_face_ratio * min(size)

@@ -182,6 +182,33 @@ def test_an_error_of_the_detector_is_not_swallowed(astronaut):
         tracker.update(astronaut)
 
 
+@pytest.mark.parametrize("size, face", [((1280, 720), 39), ((1280, 720), 22), ((3840, 2160), 45)])
+def test_a_small_face_in_a_large_frame_is_followed(astronaut, size, face):
+    scale = face / (FACE_IN_ASTRONAUT[3] - FACE_IN_ASTRONAUT[1])
+    portrait = Image.fromarray(astronaut).resize([round(scale * side) for side in (512, 512)])
+    box = moved_by(scale * np.array(FACE_IN_ASTRONAUT), 500, 300)
+
+    def frame_at(right):
+        picture = Image.new("RGB", size, (120, 120, 110))
+        picture.paste(portrait, (500 + right, 300))
+        frame = np.asarray(picture).copy()
+        frame[0, 0] = right
+        return frame
+
+    empty = np.full((*size[::-1], 3), 120, np.uint8)
+    frames = [empty] * 5 + [frame_at(2 * k) for k in range(12)]  # it comes after the first frame
+
+    def find(frame):
+        return [] if frame is empty else [face_at(moved_by(box, int(frame[0, 0, 0]), 0))]
+
+    with FaceTracker(find, AGE_BINS, every=5, min_face=20) as tracker:
+        seen = [tracker.update(frame) for frame in frames]
+    shown = [index for index, tracked in enumerate(seen) if tracked]
+    assert shown == list(range(10, 17))  # the detection before began without it
+    [(_, last)] = seen[-1]
+    assert iou(np.array([last.x1, last.y1, last.x2, last.y2]), moved_by(box, 22, 0)) > 0.8
+
+
 def test_two_faces_before_a_moving_camera_are_two_tracks():
     from preprocess.detector import FaceDetector
     photo = Image.open(TWO_FACES)
