@@ -26,7 +26,7 @@ from preprocess.detector import FaceDetector, cut_face
 from preprocess.face import MIN_FACE
 from utils.device import device_name
 from utils.download import find_model
-from utils.pipeline import batches, check_threads, map_ahead, worker_count
+from utils.pipeline import batches, check_threads, done_now, map_ahead, worker_count
 
 MIN_CONFIDENCE = 0.9  # of the detector; most of what it finds below is not a face
 MAX_DECODERS = 4  # threads that read photos; as many photos are read ahead
@@ -88,12 +88,14 @@ class AgeEstimator:
         """
         if images is None or is_one_image(images):
             return self._faces([as_photo(images)])[0]
-        return [reading.faces for reading in self._stream(images, as_photo, BATCH_PHOTOS)]
+        return [reading.faces for reading in self._stream(images, as_photo, is_stored,
+                                                          BATCH_PHOTOS)]
 
     def stream(self, sources, read=None, batch_photos=BATCH_PHOTOS):
         """Faces of any number of images, in order, with a bounded number of them in memory.
 
-        Images are decoded in threads of their own while faces are found in earlier ones.
+        Files and bytes are decoded in threads of their own while faces are found in earlier ones.
+        Other images are copied before the next one is asked for, so an iterator may reuse them.
 
         Args:
             sources: iterable of images, as in a call of the estimator, or of whatever `read`
@@ -104,13 +106,18 @@ class AgeEstimator:
         Yields:
             Reading for each source.
         """
-        return self._stream(sources, partial(read_or_explain, read or as_photo), batch_photos)
+        return self._stream(sources, partial(read_or_explain, read or as_photo),
+                            (lambda source: True) if read else is_stored, batch_photos)
 
-    def _stream(self, sources, read, batch_photos):
-        """Readings of what `read` gives: photos, or Readings of photos that cannot be read."""
+    def _stream(self, sources, read, is_threaded, batch_photos):
+        """Readings of what `read` gives: photos, or Readings of photos that cannot be read.
+
+        is_threaded: function (source) -> whether `read` may be called for it in another thread.
+        """
         count = min(MAX_DECODERS, max(1, worker_count(self.cfg.TEST.WORKERS)))
         with ThreadPoolExecutor(count) as decoders, ThreadPoolExecutor(1) as finder:
-            photos = map_ahead(partial(decoders.submit, read), sources, count)
+            photos = map_ahead(lambda source: decoders.submit(read, source)
+                               if is_threaded(source) else done_now(read, source), sources, count)
             for batch in map_ahead(partial(finder.submit, self._read_batch),
                                    batches(photos, pixel_count, BATCH_PIXELS, batch_photos), 1):
                 yield from batch
@@ -232,6 +239,11 @@ def is_one_image(images):
     """Whether this is a single image, not several."""
     return (isinstance(images, (*ONE_IMAGE, Image.Image)) or hasattr(images, "read")
             or (isinstance(images, np.ndarray) and images.ndim in (2, 3)))
+
+
+def is_stored(image):
+    """Whether an image is a file's path or bytes, which stay as they are while they wait."""
+    return isinstance(image, (str, os.PathLike, bytes))
 
 
 def as_photo(image):

@@ -14,7 +14,7 @@ import pandas as pd
 import pytest
 import torch
 from demo_inputs import AGE_BINS, ASTRONAUT, HOPPER, ROOT, TWO_FACES, face_at, write_model
-from PIL import Image
+from PIL import Image, ImageSequence
 
 import metrics
 from dataset import FaceDataset
@@ -361,6 +361,30 @@ def test_threads_can_share_an_estimator(model, estimator):
     with ThreadPoolExecutor(4) as pool:
         together = list(pool.map(ages_of, photos))
     np.testing.assert_allclose(np.hstack(together), np.hstack(alone), atol=1e-3)
+
+
+def test_images_that_share_their_memory_are_told_apart(estimator, tmp_path):
+    portraits = [Image.open(path).convert("RGB").resize((400, 400)) for path in (ASTRONAUT, HOPPER)]
+    alone = [estimator(portrait)[0].x1 for portrait in portraits]
+    arrays, order = [np.asarray(portrait) for portrait in portraits], [0, 1, 1, 0] * 5
+
+    def same(found):
+        boxes = [face.x1 for [face] in found]
+        assert boxes == pytest.approx([alone[place] for place in order], abs=0.1)
+
+    def frames():
+        buffer = np.empty_like(arrays[0])  # as cv2.VideoCapture.read(buffer) fills it
+        for place in order:
+            buffer[:] = arrays[place]
+            yield buffer
+
+    same(reading.faces for reading in estimator.stream(frames()))
+    portraits[0].save(tmp_path / "pages.tif", save_all=True,
+                      append_images=[portraits[place] for place in order[1:]])
+    with Image.open(tmp_path / "pages.tif") as pages:
+        same(estimator(ImageSequence.Iterator(pages)))
+    with Image.open(ASTRONAUT) as photo:  # not decoded yet
+        assert [len(faces) for faces in estimator([photo] * 8)] == [1] * 8
 
 
 def test_stream_keeps_order_and_few_images(estimator):

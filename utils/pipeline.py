@@ -4,6 +4,7 @@ import math
 import os
 import signal
 from collections import deque
+from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -30,6 +31,16 @@ def map_ahead(submit, items, ahead):
             yield waiting.popleft().result()
     while waiting:
         yield waiting.popleft().result()
+
+
+def done_now(function, item):
+    """A Future of function(item), which is called at once, in this thread."""
+    future = Future()
+    try:
+        future.set_result(function(item))
+    except Exception as error:  # raised where the result is asked for, as with a pool
+        future.set_exception(error)
+    return future
 
 
 def batches(items, pixels_of, max_pixels, max_count=None):
