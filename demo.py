@@ -36,6 +36,7 @@ from media.results import (
     VIDEO_FIELDS,
     PhotoResults,
     ResultFiles,
+    forget_other_work,
     with_threshold,
     work_digest,
 )
@@ -90,8 +91,8 @@ def parse_args(argv=None):
                         help="of the face detector, 0..1; a lower one finds more faces, and more "
                              "that are none")
     parser.add_argument("--any_rotation", action="store_true",
-                        help="find faces that lie on their side or upside down too; about three "
-                             "times as slow")
+                        help="find faces that lie on their side or upside down too, all of a "
+                             "photo in the same way; about three times as slow")
     cli.add_device_flag(parser)
     return cli.parse_with_overrides(parser, argv,
                                     "TEST.* only, for example TEST.DECODE median")
@@ -143,8 +144,8 @@ def run_photos(args):
         with only_writer(args.output_dir, OTHER_OUTPUT) if is_alone else \
                 one_of_writers(args.output_dir, work, OTHER_OUTPUT), \
                 named_full_disk(args.output_dir):
-            if is_alone:
-                remove_leftovers(args.output_dir)
+            if is_alone and not args.tables_only:  # their pictures will be overwritten
+                forget_other_work(args.output_dir, work)
             summary = write_photos(estimator, folder, names, args, work, rank, process_count)
         if not is_alone:
             return 0  # the other processes may have read images
@@ -221,6 +222,10 @@ def write_photos(estimator, folder, names, args, work, rank, process_count):
         return summary
     pictures, paths = picture_names(names), {name.as_posix(): folder / name for name in names}
     claim_files(args.output_dir, [] if args.tables_only else pictures.values())
+    if process_count == 1:
+        for place in {args.output_dir, *((args.output_dir / name).parent for name in
+                                         pictures.values())}:
+            remove_leftovers(place)
     started = time.perf_counter()
     with (PhotoResults(args.output_dir, work, photo_fields(args),
                        is_shared=process_count > 1) as results,
@@ -329,7 +334,8 @@ def run_stream(args):
             estimator, estimator.age_bins, estimator.cfg.TEST.DECODE, wait=not frames.is_camera,
             min_face=estimator.detector.smallest_face(frames.size)))
         summary = StreamSummary(args.threshold)
-        stream = annotated_frames(frames, tracker, summary, not args.no_plot)
+        stream = annotated_frames(frames, tracker, summary, not args.no_plot,
+                                  draw=not args.tables_only)
         try:
             if window:
                 show_stream(stream, frames, window)
@@ -367,13 +373,17 @@ def interrupted_by_a_termination():
             signal.signal(number, handler)
 
 
-def annotated_frames(frames, tracker, summary, plot):
-    """Yields (annotated PIL.Image, [(track number, Face)]) for each frame."""
+def annotated_frames(frames, tracker, summary, plot, draw=True):
+    """Yields (annotated PIL.Image, [(track number, Face)]) for each frame.
+
+    Without `draw` there is None in the place of the picture.
+    """
     for frame in frames:
         tracked = tracker.update(frame)
         summary.add(tracked)
         yield draw_faces(Image.fromarray(frame), [face for _, face in tracked], plot,
-                         [number for number, _ in tracked], summary.threshold), tracked
+                         [number for number, _ in tracked],
+                         summary.threshold) if draw else None, tracked
 
 
 def show_stream(stream, frames, window):
@@ -398,12 +408,11 @@ def write_stream(stream, frames, args):
     with (nullcontext() if args.tables_only else ClipWriter(path, frames.size, frames.fps) as clip,
           ResultFiles(args.output_dir / RESULTS_NAME, args.output_dir / LINES_NAME,
                       with_threshold(VIDEO_FIELDS, args.threshold)) as results):
-        for index, (picture, tracked) in enumerate(tqdm(stream, total=frames.count or None,
-                                                        unit="frame")):
+        for picture, tracked in tqdm(stream, total=frames.count or None, unit="frame"):
             seconds = time.perf_counter() - started if frames.is_camera else frames.seconds
             if clip is not None:
                 clip.write(picture, seconds)
-            results.write({"file": frames.name, "frame": index, "time_s": seconds}, tracked)
+            results.write({"file": frames.name, "frame": frames.number, "time_s": seconds}, tracked)
     clip_words = "" if args.tables_only else f"annotated clip {path}, "
     print(f"{clip_words}results.csv and results.jsonl are in {args.output_dir}/")
 

@@ -15,7 +15,8 @@ COLOURS = ((255, 200, 60), (95, 205, 255), (110, 225, 150), (255, 150, 190), (25
 INK = (18, 20, 26)
 PANEL = (18, 20, 26, 205)
 SMOOTH = 3  # panels are drawn this many times larger, then shrunk
-MAX_COVERED = 0.1  # share of a panel that may cover other faces; otherwise it is left out
+# Share of a panel that may cover other faces; otherwise it is left out, as where it does not fit.
+MAX_COVERED = 0.1
 
 
 class Rect(NamedTuple):
@@ -62,7 +63,9 @@ def draw_faces(photo, faces, plot=True, numbers=None, threshold=None):
         others = boxes[:i] + boxes[i + 1:] + taken
         spot = place(panel_size, _panel_spots(boxes[i], panel_size, sizes[i] / 3), photo.size,
                      others, boxes[i])
-        if sum(spot.overlap(box) for box in others) <= MAX_COVERED * panel_size[0] * panel_size[1]:
+        fits = panel_size[0] <= photo.width and panel_size[1] <= photo.height
+        if fits and sum(spot.overlap(box) for box in others) <= MAX_COVERED * panel_size[0] * \
+                panel_size[1]:
             _paste(picture, plot_panel(face, panel_size, sizes[i], colours[i]), spot)
             taken.append(spot)
     return picture

@@ -6,11 +6,10 @@ import os
 from contextlib import suppress
 from pathlib import Path
 
-from media.photos import picture_names
+from media.photos import RECORD_NAME, picture_names
 from media.results import LINES_NAME, PARTS_NAME, RESULTS_NAME, TEXT
 from utils.files import replaced
 
-RECORD_NAME = ".written_by_demo"
 OUR_COLUMNS = {"file", "face", "age", "status"}  # of results.csv, of photos and of clips
 
 

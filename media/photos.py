@@ -1,12 +1,16 @@
 """Image files of a folder: found in a stable order, and written."""
 
 import errno
+import json
+from contextlib import suppress
+from pathlib import Path
 
 from PIL import Image
 
 from preprocess.face import HEIF_BRANDS, IMAGE_ENDINGS
 from utils.files import entries, files_below, replaced
 
+RECORD_NAME = ".written_by_demo"
 JPEG = {"quality": 92, "subsampling": 0}  # thin coloured lines stay sharp
 SAVED_ENDINGS = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
 # JPEG, PNG, GIF, TIFF and the raw formats of cameras, JPEG XL, JPEG 2000 as a file and as a bare
@@ -29,7 +33,7 @@ def find_images(folder, recursive=False, leave_out=None):
 
     Args:
         folder: existing folder. Links to folders are followed, each folder is searched once.
-        recursive: also search the folders in it.
+        recursive: also search the folders in it; what the demo has written there is left out.
         leave_out: folder that is not searched.
     Returns:
         (names of the images, names of other files that start as a picture does): two sorted lists
@@ -38,7 +42,11 @@ def find_images(folder, recursive=False, leave_out=None):
         ValueError: there is no image.
     """
     images, others = [], []
-    for path in files_below(folder, leave_out) if recursive else entries(folder)[-1]:
+    paths = list(files_below(folder, leave_out)) if recursive else entries(folder)[-1]
+    drawn = written_below(folder, paths)
+    for path in paths:
+        if path in drawn:
+            continue
         if has_image_ending(path):
             images.append(path.relative_to(folder))
         elif starts_as_picture(path):
@@ -53,6 +61,21 @@ def find_images(folder, recursive=False, leave_out=None):
         raise ValueError(f"no image ({', '.join(IMAGE_ENDINGS)}) in '{folder}'{hint}")
     return (sorted(images, key=lambda path: path.parts),
             sorted(others, key=lambda path: path.parts))
+
+
+def written_below(folder, paths):
+    """Those of the paths that the demo has written to folders below `folder`.
+
+    Args:
+        folder: existing folder.
+        paths: list of Path, of all files below it.
+    """
+    written = set()
+    for record in paths:
+        if record.name == RECORD_NAME and record.parent != Path(folder):
+            with suppress(OSError, ValueError):
+                written |= {record.parent / name for name in json.loads(record.read_text())}
+    return written & set(paths)
 
 
 def has_image_ending(path):
@@ -108,6 +131,7 @@ def save_picture(picture, path):
         with replaced(path) as temporary:
             try:
                 picture.save(temporary, Image.registered_extensions()[suffix],
+                             icc_profile=picture.info.get("icc_profile"),
                              **SAVE_OPTIONS.get(suffix, {}))
             except OSError as error:
                 if error.errno is None:  # an error of the encoder, not of the system

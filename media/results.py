@@ -104,6 +104,16 @@ def work_digest(settings, fields=FIELDS):
     return hashlib.sha256(f"{settings} {fields}".encode()).hexdigest()[:12]
 
 
+def forget_other_work(folder, work):
+    """Delete what stopped runs of other work have kept: they do not go on.
+
+    folder, work: as of PhotoResults.
+    """
+    for parts in Path(folder).glob(f"{PARTS_NAME}*"):
+        if parts.name != f"{PARTS_NAME}{work}":
+            shutil.rmtree(parts, ignore_errors=True)
+
+
 class PhotoResults:
     """Results of a folder of photos, kept one by one so that a stopped run can go on.
 

@@ -14,11 +14,14 @@ import cv2
 import numpy as np
 from PIL import Image
 
+from utils.files import free_space, size_text
+
 DEFAULT_FPS = 30.0  # if a camera or clip does not say
 MAX_FPS = 240.0  # a larger number is the time base of some formats, not a frame rate
 SHORT_SECONDS, SHORT_SHARE = 0.5, 0.1  # a whole clip may state this much more than it has
 MAX_LOST = 3000  # frames in a row that cannot be read; then the clip ends
 WINDOW_SIZE = (1280, 800)  # pixels, largest picture in a window
+MAX_PAUSE = 60  # seconds, longest time that a written clip stands still, see ClipWriter.write
 ESC = 27
 MODIFIER_KEYS = range(0xFFE1, 0xFFEF)  # X11's codes of Shift, Control, Alt alone
 NO_DISPLAY = ("no display to open a window on (or OpenCV was built without windows); use "
@@ -40,7 +43,7 @@ class Frames:
     `seconds`, the time of the latest frame, `duration`, the seconds that the clip states (0 if
     unknown), and `has_broken_off`, True if it ended clearly before that. `has_stream_ended` is True
     if an address without a stated length gave no more frames. `lost` counts frames that could not
-    be read between others.
+    be read between others; `number` is that of the latest frame, from 0, in which they count.
 
     Args:
         source: path of a clip, an rtsp:// or http(s):// address, or the number of a camera. An
@@ -99,6 +102,10 @@ class Frames:
         self.has_stream_ended = self.is_camera
         missing = self.duration - self.seconds - 1 / self.fps
         self.has_broken_off = missing > max(SHORT_SECONDS, SHORT_SHARE * self.duration)
+
+    @property
+    def number(self):
+        return self._done + self.lost - 1
 
     def close(self):
         self._capture.release()
@@ -178,12 +185,15 @@ class ClipWriter:
         path: where the clip is written; an earlier file is replaced.
         size: (width, height) of every frame.
         fps: frames a second.
+    Raises:
+        OSError: the clip cannot be written, or at the end it is not whole.
     """
 
     def __init__(self, path, size, fps):
         silence_opencv()
         # MPEG-4 divides a second into at most 65535 parts; OpenCV gives it fps to three decimals.
         self.path, self.fps, self.written = Path(path), round(fps, 3 if fps < 65 else 0), 0
+        self._left_out = 0.0  # seconds of pauses
         self._writer = cv2.VideoWriter(opencv_path(path), cv2.VideoWriter_fourcc(*"mp4v"),
                                        self.fps, size)
         if not self._writer.isOpened():
@@ -193,15 +203,34 @@ class ClipWriter:
     def __enter__(self):
         return self
 
-    def __exit__(self, *_):
+    def __exit__(self, kind, *_):
         self._writer.release()
+        if kind not in (None, KeyboardInterrupt):
+            return
+        there = self._frames_there()  # OpenCV does not tell that it could not write
+        if there != self.written:
+            raise OSError(f"clip '{self.path}' could not be written whole ({there} of "
+                          f"{self.written} frames); {size_text(free_space(self.path))} free there")
+
+    def _frames_there(self):
+        clip = cv2.VideoCapture(opencv_path(self.path))
+        try:
+            return max(0, round(clip.get(cv2.CAP_PROP_FRAME_COUNT)))
+        finally:
+            clip.release()
 
     def write(self, picture, seconds=None):
         """Add a PIL.Image; with `seconds`, repeat it until the clip reaches that time.
 
         A recording then plays at the speed at which it was taken, however fast the frames came.
+        Of a pause of hours, as a camera leaves that waits for motion, MAX_PAUSE is kept.
         """
-        times = 1 if seconds is None else max(0, round(seconds * self.fps) + 1 - self.written)
+        times = 1 if seconds is None else max(
+            0, round((seconds - self._left_out) * self.fps) + 1 - self.written)
+        too_many = times - max(1, round(MAX_PAUSE * self.fps))
+        if too_many > 0:
+            self._left_out += too_many / self.fps
+            times -= too_many
         frame = cv2.cvtColor(np.asarray(picture), cv2.COLOR_RGB2BGR)
         for _ in range(times):
             self._writer.write(frame)
@@ -237,10 +266,15 @@ class ScreenWindow:
 
     def key(self, wait_ms):
         """Code of the key pressed within wait_ms; ESC when the window was closed; else None."""
-        code = cv2.waitKeyEx(wait_ms)
-        if self._is_closed():
-            return ESC
-        return None if code == -1 or code in MODIFIER_KEYS else code & 0xFF
+        while True:  # in parts, so that Ctrl-C and a closed window need not wait for the end
+            code = cv2.waitKeyEx(max(1, min(wait_ms, 50)))
+            if self._is_closed():
+                return ESC
+            if code != -1 and code not in MODIFIER_KEYS:
+                return code & 0xFF
+            wait_ms -= 50
+            if wait_ms <= 0:
+                return None
 
     def _is_closed(self):
         try:

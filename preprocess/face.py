@@ -10,6 +10,7 @@ import functools
 import hashlib
 import io
 import math
+import os
 import struct
 import warnings
 from pathlib import Path
@@ -39,6 +40,7 @@ MIN_FACE = 20  # pixels, side of the smallest face looked for
 # nowhere, or sends PIL to a place before its start.
 DAMAGE = (errno.ENOENT, errno.EISDIR, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.EINVAL)
 MAX_BOX_RATIO = 3  # of a face's box to the photo's longer side
+RGB_MODES = ("RGB", "RGBA", "RGBX", "P", "PA")  # whose colour profile is one of RGB
 GRAY_SCALES = (1.0, 255.0, 4095.0, 65535.0)  # largest values of float, 8, 12 and 16 bits
 
 # PIL warns above 89 million pixels, which may be a panorama, and refuses twice as many.
@@ -191,12 +193,29 @@ def upright_size(path):
 
 def _upright_size(photo):
     # The getexif of a PNG decodes the whole photo, as EXIF data may follow it; that of the base
-    # class does not. PIL may report the size of a TIFF already rotated; its tags hold the stored
+    # class does not.
+    if photo.format == "PNG" and "exif" not in photo.info and _ends_in_exif(photo.fp):
+        photo.getexif()
+    # PIL may report the size of a TIFF already rotated; its tags hold the stored
     # size.
     is_sideways = _orientation(photo, Image.Image.getexif) in SIDEWAYS
     stored = (tuple(photo.tag_v2[tag] for tag in TIFF_SIZE) if photo.format == "TIFF"
               else photo.size)
     return stored[::-1] if is_sideways else stored
+
+
+def _ends_in_exif(file):
+    """Whether a PNG has EXIF data behind its pixels; the place in the file does not change."""
+    place = file.tell()
+    try:
+        file.seek(8)  # behind the signature
+        while len(head := file.read(8)) == 8 and head[4:] != b"IEND":
+            if head[4:] == b"eXIf":
+                return True
+            file.seek(int.from_bytes(head[:4], "big") + 4, os.SEEK_CUR)  # its data and checksum
+        return False
+    finally:
+        file.seek(place)
 
 
 def _orientation(photo, read_exif=lambda photo: photo.getexif()):
@@ -209,16 +228,24 @@ def _orientation(photo, read_exif=lambda photo: photo.getexif()):
 def to_rgb(photo):
     """PIL.Image of any mode as mode RGB, 8 bits per channel, black behind transparent pixels.
 
+    It keeps the colour profile, unless that is of another kind of colours.
+
     Raises:
         ValueError: gray values below zero, whose scale is not known.
     """
+    profile = photo.info.get("icc_profile") if photo.mode in RGB_MODES else None
     if photo.mode.startswith("I;16") or photo.mode in ("I", "F"):
-        return Image.fromarray(_as_8_bits(np.asarray(photo, np.float32))).convert("RGB")
-    if photo.mode in ("RGBA", "LA", "PA") or "transparency" in photo.info:
+        rgb = Image.fromarray(_as_8_bits(np.asarray(photo, np.float32))).convert("RGB")
+    elif photo.mode in ("RGBA", "LA", "PA") or "transparency" in photo.info:
         photo = photo.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", photo.size, (0, 0, 0, 255)),
-                                     photo).convert("RGB")
-    return photo.convert("RGB")
+        rgb = Image.alpha_composite(Image.new("RGBA", photo.size, (0, 0, 0, 255)),
+                                    photo).convert("RGB")
+    else:
+        rgb = photo.convert("RGB")
+    rgb.info.pop("icc_profile", None)
+    if profile:
+        rgb.info["icc_profile"] = profile
+    return rgb
 
 
 def _as_8_bits(values):

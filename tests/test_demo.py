@@ -239,12 +239,15 @@ def test_two_photos_never_give_one_picture(model_path, tmp_path):
     assert [Image.open(out / name).width for name in visible(out)[:3]] == [64, 80, 96]
 
 
-@pytest.mark.parametrize("ending", ["png", "tif"])
-def test_the_colours_of_a_photo_keep_their_profile(tmp_path, ending):
+@pytest.mark.parametrize("ending", ["png", "tif", "jpg", "webp"])
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "CMYK"])
+def test_the_colours_of_a_photo_keep_their_profile(tmp_path, ending, mode):
     profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("XYZ")).tobytes()
-    Image.new("RGB", (30, 30), "red").save(tmp_path / f"a.{ending}", icc_profile=profile)
-    save_picture(as_photo(tmp_path / f"a.{ending}"), tmp_path / f"b.{ending}")
-    assert Image.open(tmp_path / f"b.{ending}").info["icc_profile"] == profile
+    first = {"RGB": ending, "CMYK": "tif"}.get(mode, "png")
+    Image.new(mode, (30, 30)).save(tmp_path / f"a.{first}", icc_profile=profile)
+    save_picture(as_photo(tmp_path / f"a.{first}"), tmp_path / f"b.{ending}")
+    kept = Image.open(tmp_path / f"b.{ending}").info.get("icc_profile")
+    assert kept == (profile if mode in ("RGB", "RGBA") else None)  # a picture of RGB
 
 
 def test_no_photo_is_overwritten(model_path, tmp_path, capsys):
@@ -581,7 +584,35 @@ def test_other_settings_do_not_go_on_with_earlier_results(few_photos, model_path
         results.add("0.jpg", few_photos / "0.jpg", [])
     assert run(model_path, "--img_dir", few_photos, "--output_dir", tmp_path) == 0
     assert "images: 5 in" in capsys.readouterr().out
-    assert list(tmp_path.glob(".results*")) == [results.parts]  # they can still go on
+    assert not list(tmp_path.glob(".results*"))  # their pictures are overwritten
+
+
+def test_other_tables_leave_earlier_results_that_can_go_on(few_photos, model_path, tmp_path):
+    with PhotoResults(tmp_path, work_digest("other settings")) as results:
+        results.add("0.jpg", few_photos / "0.jpg", [])
+    assert run(model_path, "--img_dir", few_photos, "--output_dir", tmp_path, "--tables_only") == 0
+    assert list(tmp_path.glob(".results*")) == [results.parts]
+
+
+def test_annotated_photos_below_the_folder_are_no_photos(few_photos, model_path, tmp_path, capsys):
+    shutil.copytree(few_photos, tmp_path / "in")
+    words = ["--img_dir", tmp_path / "in", "--recursive", "--output_dir"]
+    for name in ("first", "second"):
+        assert run(model_path, *words, tmp_path / "in" / name) == 0
+        assert "images: 5 in" in capsys.readouterr().out
+    assert run(model_path, "--img_dir", tmp_path / "in" / "first", "--output_dir",
+               tmp_path / "third") == 0  # if they are asked for, they are read
+
+
+def test_what_a_killed_run_left_in_folders_below_is_removed(few_photos, model_path, tmp_path):
+    shutil.copytree(few_photos, tmp_path / "in" / "deep")
+    out = tmp_path / "out"
+    left = [out / f".{'0' * 32}.tmp", out / "deep" / f".{'1' * 32}.tmp"]
+    for path in left:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    assert run(model_path, "--img_dir", tmp_path / "in", "--recursive", "--output_dir", out) == 0
+    assert (out / "deep" / "0.jpg").is_file() and not any(path.exists() for path in left)
 
 
 def test_unreadable_photos_that_are_left_are_no_error(few_photos, model_path, tmp_path,
@@ -858,6 +889,26 @@ def test_clips_of_any_frame_rate_are_read_and_written(tmp_path, fps):
     assert not frames.has_broken_off
 
 
+def test_a_clip_that_cannot_be_written_whole_is_told(small_disk):
+    frames = [Image.fromarray(np.random.default_rng(seed).integers(0, 256, (480, 640, 3), np.uint8))
+              for seed in range(20)]
+    message = r"a\.mp4' could not be written whole \(\d+ of 20 frames\); "
+    with pytest.raises(OSError, match=message), \
+            ClipWriter(small_disk / "a.mp4", (640, 480), 30) as clip:
+        for frame in frames:
+            clip.write(frame)
+
+
+def test_a_long_pause_does_not_fill_the_disk(tmp_path):
+    times = [0, 1, 36_000, 36_001, 36_050]  # a camera that waits for motion
+    with ClipWriter(tmp_path / "a.mp4", (64, 48), 10) as clip:
+        ends = []
+        for place, seconds in enumerate(times):
+            clip.write(Image.new("RGB", (64, 48), (50 * place, 0, 0)), seconds)
+            ends.append(clip.written)
+    assert ends == [1, 11, 11 + 600, 11 + 610, 11 + 610 + 490]  # a minute of ten hours
+
+
 def test_a_clip_that_breaks_off_is_told(tmp_path, model_path, capfd):
     writer = cv2.VideoWriter(str(tmp_path / "a.avi"), cv2.VideoWriter_fourcc(*"MJPG"), 30, (64, 48))
     noise = np.random.default_rng(0).integers(0, 256, (48, 64, 3), np.uint8)
@@ -879,6 +930,7 @@ def test_a_damaged_spot_does_not_end_a_clip(clip_path, model_path, tmp_path, cap
     assert run(model_path, "--video", tmp_path / "a.mp4", "--output_dir", tmp_path / "out") == 0
     frames = {int(row["frame"]): float(row["time_s"]) for row in read_results(tmp_path / "out")[0]}
     assert 20 <= len(frames) < 40 and max(frames.values()) == pytest.approx(39 / 30, abs=0.01)
+    assert list(frames.values()) == pytest.approx([n / 30 for n in frames], abs=0.01)  # of the clip
     err = capfd.readouterr().err
     assert re.search(rf"warning: {40 - len(frames)} frames of a.mp4 could not be read", err)
     assert "only" not in err
@@ -945,11 +997,18 @@ def test_names_of_addresses(address, name):
 def test_two_addresses_give_two_recordings(clip_path, model_path, tmp_path, monkeypatch):
     cameras = {address: Camera(clip_path, 2, lambda: (False, None))
                for address in ("rtsp://192.168.1.10/live", "rtsp://192.168.1.20:8554/live")}
-    monkeypatch.setattr(cv2, "VideoCapture", cameras.__getitem__)
+    connect(monkeypatch, cameras)
     names = ["192.168.1.10_live.mp4", "192.168.1.20_8554_live.mp4"]
     for address, name in zip(cameras, names, strict=True):
         assert run(model_path, "--video", address, "--output_dir", tmp_path / name) == 0
         assert visible(tmp_path / name) == [name, "results.csv", "results.jsonl"]
+
+
+def connect(monkeypatch, cameras):
+    """Let OpenCV find these cameras, {number or address: Camera}, beside the files there are."""
+    open_file = cv2.VideoCapture
+    monkeypatch.setattr(cv2, "VideoCapture", lambda source: cameras[source] if source in cameras
+                        else open_file(source))
 
 
 class Camera:
@@ -974,7 +1033,7 @@ def press_ctrl_c():
 def test_a_camera_is_recorded_by_the_clock(end, code, clip_path, model_path, tmp_path, monkeypatch,
                                            capfd):
     camera = Camera(clip_path, 12, end)
-    monkeypatch.setattr(cv2, "VideoCapture", {3: camera}.__getitem__)
+    connect(monkeypatch, {3: camera})
     assert run(model_path, "--camera", "3", "--output_dir", tmp_path) == code
     monkeypatch.undo()
     told = capfd.readouterr()

@@ -160,6 +160,19 @@ def test_photos_are_turned_as_their_exif_orientation_says(tmp_path, orientation)
     assert has_exif_rotation(path) == (orientation > 1)
 
 
+def test_exif_data_behind_the_pixels_turn_a_photo_and_its_size(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (40, 60)).save(tmp_path / "before.png", exif=exif)
+    content = (tmp_path / "before.png").read_bytes()
+    start = content.index(b"eXIf") - 4
+    end = start + 12 + int.from_bytes(content[start:start + 4], "big")
+    path, last = tmp_path / "behind.png", content[-12:]  # the chunk IEND
+    path.write_bytes(content[:start] + content[end:-12] + content[start:end] + last)
+    assert load_photo(path).size == upright_size(path) == (60, 40)
+    assert has_exif_rotation(path)
+
+
 @pytest.mark.filterwarnings("ignore::UserWarning:PIL")
 def test_damaged_exif_data_do_not_stop_a_photo(tmp_path):
     path = tmp_path / "damaged.jpg"

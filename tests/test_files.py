@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from utils import locks, pipeline
-from utils.files import files_below, remove_leftovers, replaced
+from utils.files import files_below, remove_leftovers, replaced, writable_folder
 from utils.locks import one_of_writers, only_writer
 
 ROOT = Path(__file__).parent.parent
@@ -26,6 +26,12 @@ def test_only_our_temporary_files_are_removed(tmp_path):
     remove_leftovers(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         f".{'0' * 32}.tmp", ".cache.tmp", ".notes.tmp", "a.csv"]
+
+
+def test_trying_a_folder_leaves_its_files_alone(tmp_path):
+    (tmp_path / ".writable").write_text("mine")
+    writable_folder(tmp_path, "--output_dir")
+    assert [path.name for path in tmp_path.iterdir()] == [".writable"]
 
 
 def test_a_file_that_cannot_be_written_is_named_as_the_user_did(tmp_path):

@@ -167,7 +167,7 @@ def writable_folder(path, flag):
     path = Path(path)
     if path.is_file():
         raise NotADirectoryError(f"{flag} '{path}' is a file; name a folder")
-    probe = path / ".writable"
+    probe = path / f".{uuid4().hex}.tmp"
     try:
         path.mkdir(parents=True, exist_ok=True)
         probe.touch()
