@@ -18,6 +18,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from preprocess.columns import COLUMNS, LOCATION, SPLITS, path_problem
+from preprocess.copies import copies_in_training, warn_of_copies
 from preprocess.face import stop_unless_damaged, upright_size
 from preprocess.readers import DATASETS, DataSet, Options, Skipped, table_reader
 from preprocess.rows import MISSING, location_problem
@@ -51,6 +52,9 @@ def parse_args():
     parser.add_argument("--train_on_test", action="store_true",
                         help="add the test photos to the training list, for a model that is "
                         "measured on another data set")
+    parser.add_argument("--drop_copies", action="store_true",
+                        help="leave out training photos that are, byte for byte, photos of the "
+                        "valid or test list under another name")
     parser.add_argument("--appa_real_label", default=Options.appa_real_label,
                         choices=("apparent", "real"), help="appa_real: which age")
     parser.add_argument("--min_face_score", type=float, default=Options.min_face_score,
@@ -81,6 +85,13 @@ def main():
     warn_of_shared_photos(rows)
     if args.train_on_test:
         train_on_test(rows, args.dataset)
+    copies = copies_in_training(rows, data_dir)
+    if args.drop_copies:
+        rows = [row for row in rows if row["photo"] not in copies]
+        skipped += [Skipped(photo, f"a copy of a {split} photo")
+                    for photo, (_, split) in copies.items()]
+    else:
+        warn_of_copies(copies, rows)
     refuse_earlier_lists(rows, list_dir, args.dataset)
     write_lists(rows, list_dir, args.dataset)
     protocols = dataset.protocols(rows, data_dir)

@@ -2,11 +2,13 @@
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 import unicodedata
 import warnings
 from collections import Counter
+from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
@@ -38,7 +40,7 @@ def write_photos(folder, names, size=(20, 30)):
     for name in names:
         path = Path(folder, name)
         path.parent.mkdir(parents=True, exist_ok=True)
-        Image.new("RGB", size, "gray").save(path)
+        Image.new("RGB", size, "#" + sha256(name.encode()).hexdigest()[:6]).save(path)
 
 
 def write_text(folder, name, text):
@@ -479,6 +481,28 @@ def test_train_on_test_moves_the_test_photos_and_refuses_a_list_of_them(tmp_path
                             ("valid", apart["valid"]["photo"])):
         written = pd.read_csv(tmp_path / f"lists/utkface_{split}.csv")
         assert sorted(written["photo"]) == sorted(expected)
+
+
+def test_copies_of_measured_photos_are_told_and_can_be_left_out(tmp_path, generate):
+    names = [f"{number}.png" for number in range(5)]
+    write_photos(tmp_path, names)
+    for copy, photo in (("a.png", "3.png"), ("b.png", "4.png"), ("c.png", "0.png")):
+        shutil.copy(tmp_path / photo, tmp_path / copy)
+    table = pd.DataFrame({"photo": [*names, "a.png", "b.png", "c.png"],
+                          "age": [10, 20, 30, 40, 50, 41, 50, 10],
+                          "split": ["train"] * 3 + ["valid", "test"] + ["train"] * 3})
+    table.to_csv(tmp_path / "ages.csv", index=False)
+    words = ["--dataset", "my", "--data_dir", tmp_path, "--table", tmp_path / "ages.csv"]
+    with pytest.warns(UserWarning, match=r"another list: 2, 1 of them with another age, such as "
+                      r"'a\.png' and '3\.png' \(valid\)"):
+        generate(*words)
+    assert len(pd.read_csv(tmp_path / "my_train.csv")) == 6
+    told = generate(*words, "--drop_copies").stdout
+    assert "1 a copy of a valid photo, 1 a copy of a test photo" in told
+    assert list(pd.read_csv(tmp_path / "my_train.csv")["photo"]) == [
+        "0.png", "1.png", "2.png", "c.png"]  # a copy within the training is no leak
+    assert list(pd.read_csv(tmp_path / "my_skipped.csv")["photo"]) == ["a.png", "b.png"]
+    assert [len(pd.read_csv(tmp_path / f"my_{split}.csv")) for split in SPLITS[1:]] == [1, 1]
 
 
 @pytest.mark.parametrize("ending", ["", "_align"])
