@@ -12,8 +12,9 @@ Keys of a checkpoint:
     age_share        (K,) share of each age among the training faces; absent before it was kept
     temperature      [T at the first age, T at the last] of the calibration, or one number for
                      both; absent before `test.py --calibrate`
-    run_name, protocol, best_ca, device, amp, faces (hash of the training list),
-    teachers [hash of each file of LOSS.TEACHER; absent before they were kept]
+    run_name, protocol, best_ca, device, amp, train_faces, valid_faces (hash of the faces and
+    their ages; absent before they were kept, as are:),
+    teachers [hash of each file of LOSS.TEACHER]
                      identify the run, so that no other one is continued with it
     progress         of the epoch under way (engine.EpochProgress), None between two epochs
     optimizer, scheduler, scaler, ema, random_state

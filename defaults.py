@@ -35,7 +35,7 @@ _C.DATA.CACHE = True  # keep the resized crops in a memory-mapped file
 _C.DATA.CONTEXT = 0.1
 
 _C.AUG = CfgNode()  # training only; a probability is per image, a range is uniform
-_C.AUG.STRENGTH = 1.0  # multiplies every setting below; 0 turns augmentation off
+_C.AUG.STRENGTH = 1.0  # multiplies every setting below but FLIP; 0 turns all of them off
 _C.AUG.FLIP = 0.5  # probability of mirroring
 _C.AUG.ROTATION = 15.0  # degrees to either side
 _C.AUG.CROP_AREA = 0.7  # smallest share of the crop's area that is kept

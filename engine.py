@@ -25,7 +25,7 @@ def train_one_epoch(trainer, loader, progress, should_stop, description):
         trainer: Trainer.
         loader: DataLoader over ShuffledBatches that start where progress stands.
         progress: EpochProgress, updated in place.
-        should_stop: function () -> bool, called after each step.
+        should_stop: function () -> bool, called after each step; on GPUs after STEPS_ASKED.
         description: text before the progress bar.
     Returns:
         Whether the epoch is complete.

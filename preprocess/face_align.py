@@ -26,7 +26,14 @@ from tqdm import tqdm
 from preprocess.columns import ALIGNED, LOCATION, SPLITS, age_label
 from preprocess.face import MIN_FACE
 from preprocess.repeats import describe_repeats
-from preprocess.rows import check_rows, is_readable_now, is_replaced, photo_sizes, read_list
+from preprocess.rows import (
+    MISSING,
+    check_rows,
+    is_readable_now,
+    is_replaced,
+    photo_sizes,
+    read_list,
+)
 from preprocess.shards import CHUNK_ROWS, Shards, chunk_count, chunks
 from utils.cli import HelpFormatter, add_device_flag, count_text, run_main
 from utils.device import device_name
@@ -38,6 +45,7 @@ from utils.files import (
     source_record,
     writable_folder,
 )
+from utils.locks import one_after_the_other
 from utils.pipeline import available_cores, map_ahead
 from utils.share import process_share
 from utils.tables import read_columns, read_rows
@@ -192,9 +200,12 @@ def align_list(list_path, work):
         print(f"{target.name}: a --restart that was stopped, or that other processes share, goes "
               f"on; to begin again, delete '{shards.folder}'")
     if not work.restart and is_current(target, list_path):
-        count = count_replaced(target, list_path, work.data_dir)
-        print(f"{target.name} is aligned again: {count_text(count, 'photo')} of '{work.data_dir}' "
-              "had another size when it was aligned")
+        other = count_replaced(target, list_path, work.data_dir)
+        found = count_found(list_path, work.data_dir)
+        reasons = [f"{count_text(count, 'photo')} of '{work.data_dir}' {reason} when it was aligned"
+                   for count, reason in ((other, "had another size"), (found, "was not there"))
+                   if count]
+        print(f"{target.name} is aligned again: {', '.join(reasons)}")
     shards.folder.mkdir(exist_ok=True)
     # Perhaps another process has finished since the first look, and its chunks are gone.
     if not work.restart and is_aligned(target, list_path, work.data_dir):
@@ -218,7 +229,8 @@ def align_list(list_path, work):
 
 def is_aligned(target, list_path, data_dir):
     """Whether an aligned list was made from the list and the photos as they are."""
-    return is_current(target, list_path) and not count_replaced(target, list_path, data_dir)
+    return is_current(target, list_path) and not (
+        count_replaced(target, list_path, data_dir) or count_found(list_path, data_dir))
 
 
 def count_replaced(target, list_path, data_dir):
@@ -229,6 +241,19 @@ def count_replaced(target, list_path, data_dir):
     before = read_source_record(target).get(PHOTO_BYTES, [])
     now = photo_sizes(data_dir, read_list(list_path)) if before else []
     return sum(map(is_replaced, before, now))
+
+
+def count_found(list_path, data_dir):
+    """How many photos of a list were rejected as missing, and are there by now."""
+    path, split = rejected_path(list_path), list_path.stem.rsplit("_", 1)[1]
+    rows = read_rows(path, ["photo", "split", "reason"]) if path.is_file() else []
+    return sum(row["split"] == split and row["reason"] == MISSING and
+               is_readable_now(data_dir, row, MISSING) for row in rows)
+
+
+def rejected_path(list_path):
+    """The list of rejected rows of all splits of a data set."""
+    return list_path.with_name(f"{list_path.stem.rsplit('_', 1)[0]}_rejected.csv")
 
 
 def fill_shards(shards, list_path, row_count, work):
@@ -279,19 +304,20 @@ def write_results(shards, list_path, checksum):
     checksum: SHA-256 of the list, for the record of what the aligned list was made from.
     """
     dataset, split = list_path.stem.rsplit("_", 1)
+    rejected_list = rejected_path(list_path)
     reasons, faces, sizes = Counter(), [], []
     columns = [name for name in read_columns(list_path, ["photo", "age"])
                if name not in (*ALIGNED, *LOCATION)]
-    rejected_path = list_path.with_name(f"{dataset}_rejected.csv")
     # The record is put in its place last. If it is not any more, the aligned list does not fit the
     # record that is there, and is made again.
-    with replaced(source_record(shards.target)) as record, replaced(shards.target) as target, \
-            replaced(rejected_path) as rejected_target, \
+    with one_after_the_other(rejected_list), \
+            replaced(source_record(shards.target)) as record, replaced(shards.target) as target, \
+            replaced(rejected_list) as rejected_target, \
             target.open("w", encoding="utf-8", newline="") as file, \
             rejected_target.open("w", encoding="utf-8", newline="") as rejected_file:
         rejected = csv.writer(rejected_file, lineterminator="\n")
         rejected.writerow(["photo", "split", "reason"])
-        rejected.writerows(rejected_elsewhere(rejected_path, split, list_path, dataset))
+        rejected.writerows(rejected_elsewhere(rejected_list, split, list_path, dataset))
         aligned = csv.writer(file, lineterminator="\n")
         aligned.writerow([*columns, *ALIGNED])
         for row, ((reason, *values), size) in shards.merge(read_list(list_path)):

@@ -3,7 +3,7 @@
 import warnings
 from pathlib import Path
 
-from defaults import load_cfg
+from defaults import MAX_NUMBER, load_cfg
 from preprocess.columns import LOCATION, clean_path
 from preprocess.face import box_problem, load_photo, stop_unless_damaged
 from utils.tables import number_of, read_rows
@@ -130,12 +130,13 @@ def votes_of(text):
     """[(age, weight), ...] of votes such as '23:3 24:7'.
 
     Raises:
-        ValueError: a pair is not two finite numbers, or a weight is negative; names the pair.
+        ValueError: a pair is not two finite numbers, or a weight is negative or more than
+            MAX_NUMBER; names the pair.
     """
     votes = []
     for pair in text.split():
         numbers = tuple(map(number_of, pair.split(":")))
-        if len(numbers) != 2 or None in numbers or numbers[1] < 0:
+        if len(numbers) != 2 or None in numbers or not 0 <= numbers[1] <= MAX_NUMBER:
             raise ValueError(f"'{pair}' in votes '{_in_one_line(text)}' is not age:weight")
         votes.append(numbers)
     return votes

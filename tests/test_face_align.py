@@ -317,6 +317,45 @@ def test_a_finished_list_is_aligned_again_if_its_photos_were_replaced(photos, de
     assert "kept" in capsys.readouterr().out
 
 
+def test_a_finished_list_is_aligned_again_if_a_missing_photo_came(photos, detector, tmp_path,
+                                                                  capsys):
+    there = tmp_path / "there"
+    there.mkdir()
+    path = tmp_path / "mine_train.csv"
+    write_rows(path, many_rows(2, one_in=1))
+    shutil.copy(photos / "photo 0, é.png", there)
+    aligned = align(path, work_on(there, detector))
+    assert "1 file missing" in capsys.readouterr().out and len(list(read_rows(aligned, []))) == 1
+    align(path, work_on(there, detector))
+    assert "kept" in capsys.readouterr().out
+    shutil.copy(photos / "photo 1, é.png", there)
+    align(path, work_on(there, detector))
+    assert f"aligned again: 1 photo of '{there}' was not there" in capsys.readouterr().out
+    assert len(list(read_rows(aligned, []))) == 2
+    align(path, work_on(there, detector))
+    assert "kept" in capsys.readouterr().out
+
+
+def test_lists_that_finish_together_keep_the_rejected_rows_of_both(photos, detector, tmp_path,
+                                                                   monkeypatch):
+    paths = [tmp_path / f"mine_{split}.csv" for split in ("train", "valid")]
+    for path in paths:
+        write_rows(path, many_rows(2, one_in=2))  # the second row has no age
+    read = face_align.rejected_elsewhere
+
+    def slowly(*args):  # what the other process writes meanwhile would be lost
+        rows = read(*args)
+        time.sleep(1)
+        return rows
+
+    monkeypatch.setattr(face_align, "rejected_elsewhere", slowly)
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(lambda path: align(path, work_on(photos, detector)), paths))
+    rejected = list(read_rows(tmp_path / "mine_rejected.csv", []))
+    assert {row["split"] for row in rejected} == {"train", "valid"}
+    assert not list(tmp_path.glob(".*"))
+
+
 def test_a_restart_aligns_every_chunk_again(photos, detector, tmp_path):
     path = tmp_path / "mine_train.csv"
     write_rows(path, many_rows(2 * CHUNK_ROWS))

@@ -174,7 +174,7 @@ def test_votes_fall_on_their_bins_and_beyond_the_ends_on_the_last():
     assert histogram.sum() == 4.5
 
 
-@pytest.mark.parametrize("text", ["20", "x:1", "20:-1"])
+@pytest.mark.parametrize("text", ["20", "x:1", "20:-1", "20:1e39"])
 def test_malformed_votes_are_refused(text):
     with pytest.raises(ValueError):
         parse_votes(text, list(range(101)))

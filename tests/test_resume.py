@@ -286,7 +286,7 @@ def test_an_epoch_is_not_continued_over_other_faces(folder, tmp_path):
                                                         check=False))
     table.to_csv(other / "drawn_train_align.csv", index=False)
     torch.save(weights(last) | {"best": {}}, last)  # as in the first epoch
-    assert "best model so far" not in train(other, tmp_path / "run", *words).stdout
+    assert "so the next epoch becomes the best" not in train(other, tmp_path / "run", *words).stdout
 
 
 def test_going_back_to_an_earlier_epoch_keeps_where_the_run_stood(folder, tmp_path):
@@ -297,9 +297,28 @@ def test_going_back_to_an_earlier_epoch_keeps_where_the_run_stood(folder, tmp_pa
     done = train(folder, run, "--resume", first, "TRAIN.EPOCHS", "2")
     assert f"last.pth was further than {first}, with 3 epochs done; it is kept in " in done.stdout
     assert {name: (run / "earlier-1" / name).read_bytes() for name in kept} == kept
+    epochs = sorted(path.name[:8] for path in (run / "earlier-1").glob("epoch*.pth"))
+    assert epochs == ["epoch002", "epoch003"] and len(list(run.glob("epoch001_*"))) == 1
+    assert len(list(run.glob("epoch002_*"))) <= 1 and not list(run.glob("epoch003_*"))
     assert load_checkpoint(run / "last.pth")["epochs_done"] == 2
     train(folder, run, "--resume", run / "last.pth", "TRAIN.EPOCHS", "3")  # not further back
     assert not (run / "earlier-2").exists()
+
+
+def test_other_validation_faces_begin_a_new_contest_for_the_best(folder, tmp_path):
+    run, left_out = tmp_path / "run", tmp_path / "out.csv"
+    train(folder, run, *TINY, "TRAIN.EPOCHS", "1")
+    before = weights(run / "last.pth")
+    before["best"]["value"], before["best_ca"] = 0.1, {"ca5": 100.0}
+    torch.save(before, run / "last.pth")
+    again = ["--resume", run / "last.pth", "TRAIN.EPOCHS"]
+    told = train(folder, run, *again, "2").stdout
+    assert "validation faces" not in told and "best val_mae 0.10 in epoch 01" in told
+    left_out.write_text("photo\ndrawn_3.png\n")
+    told = train(folder, run, *again, "3", "DATA.EXCLUDE", left_out).stdout
+    assert "the validation faces are not those of the epochs before, so the next epoch" in told
+    assert weights(run / "best.pth")["best"]["epoch"] == 3
+    assert weights(run / "last.pth")["best_ca"]["ca5"] < 100
 
 
 def test_the_log_forgets_epochs_that_were_gone_back_before(folder, tmp_path):

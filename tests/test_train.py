@@ -16,11 +16,12 @@ from scripts import AGES, ROOT, read_log, refusal, script, train, weights
 from age_network import OnnxAgeNetwork, TorchAgeNetwork
 from checkpoint import load_checkpoint, save_checkpoint
 from dataset import to_pixels
-from defaults import ARCHS, parse_cfg
+from defaults import ARCHS, load_cfg, parse_cfg
+from lists import Source, read_sources
 from losses import gaussian_target
 from training.onnx_release import export_onnx, sample_crops
 from training.release import release_checkpoint
-from training.teachers import ModelTeachers, find_teachers
+from training.teachers import ModelTeachers, find_teachers, teacher_distributions
 
 
 def test_eight_faces_are_learnt_by_heart(folder, tmp_path):
@@ -151,6 +152,38 @@ def test_a_network_learns_from_what_others_predict(folder, trained, tmp_path):
                   tmp_path / "refused", *TINY, "LOSS.TEACHER", tmp_path / "nameless.csv",
                   check=False)
     assert "no column dataset, and 'drawn_0.png' is in two" in refusal(done)
+
+
+def test_a_table_teaches_each_face_of_a_photo_its_own_age(tmp_path):
+    bins = np.arange(101)
+    for name, ages in (("a", [5, 25]), ("b", [70, 90])):  # two data sets of one name
+        write_dataset(tmp_path / name, ages, splits=("train",))
+    rows = write_dataset(tmp_path / "c", [30], splits=("train",))
+    write_list(tmp_path / "c" / "drawn_train_align.csv", [  # and two faces of one photo
+        rows[0], rows[0] | {"age": 60, "box1": 25.0}])
+
+    def faces_of(*names):
+        return read_sources([Source(tmp_path / name, "drawn", tmp_path / name) for name in names],
+                            "train", load_cfg())
+
+    def write_table(faces):
+        table = faces[["dataset", "photo", "age"]].assign(pred_age=faces["age"])
+        probs = pd.DataFrame((faces["age"].to_numpy()[:, None] == bins).astype(float),
+                             columns=[f"p{age}" for age in bins])  # it is always right
+        pd.concat([table, probs], axis=1).to_csv(tmp_path / "t.csv", index=False)
+
+    for names in (("a", "b"), ("c",)):
+        faces = faces_of(*names)
+        write_table(faces)
+        taught = teacher_distributions([tmp_path / "t.csv"], faces, bins).numpy()
+        assert (taught @ bins).tolist() == faces["age"].tolist()
+    other = faces_of("c")[::-1].reset_index(drop=True)
+    with pytest.raises(ValueError, match=r"other faces of 'drawn_0\.png'.*or in another order"):
+        teacher_distributions([tmp_path / "t.csv"], other, bins)
+    write_table(faces_of("a", "b"))
+    for names in (("b", "a"), ("b",), ("a",)):
+        with pytest.raises(ValueError, match="other faces of 'drawn_"):
+            teacher_distributions([tmp_path / "t.csv"], faces_of(*names), bins)
 
 
 def test_binary_outputs_learn_from_a_teacher(folder, tmp_path):

@@ -59,7 +59,9 @@ class RunFolder:
         print(f"{self.path}/ held an earlier run; its files are now in {earlier}/")
 
     def keep_further_state(self, resumed, checkpoint):
-        """Copy where the run stood to earlier-N, if it goes on from an earlier checkpoint.
+        """Keep where the run stood in earlier-N, if it goes on from an earlier checkpoint.
+
+        The checkpoints of later epochs are moved there: others of their number will follow.
 
         Args:
             resumed: Path of the checkpoint in this folder that the run goes on from.
@@ -74,6 +76,10 @@ class RunFolder:
         for path in (self.last, self.best, self.path / "log.jsonl"):
             if path.is_file():
                 shutil.copyfile(path, earlier / path.name)
+        for path in self.path.glob("epoch*.pth"):
+            number = path.name.removeprefix("epoch").partition("_")[0]
+            if number.isdecimal() and int(number) > checkpoint["epochs_done"]:
+                path.rename(earlier / path.name)
         print(f"{self.last} was further than {resumed}, with {last['epochs_done']} epochs done; it "
               f"is kept in {earlier}/")
 

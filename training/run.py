@@ -14,7 +14,7 @@ import torch
 import metrics
 from defaults import age_bins
 from engine import EpochProgress, Trainer, predict
-from lists import count_excluded, count_faces, list_file
+from lists import PLACE, count_excluded, count_faces, list_file
 from losses import age_share, target_builder
 from training.folder import RunFolder
 from training.monitor import Monitor
@@ -112,11 +112,16 @@ class Run:
             setattr(self, key, checkpoint[key])
         self.name = checkpoint["run_name"]
         if checkpoint["progress"] is not None:
-            if checkpoint.get("faces", self.faces_digest) != self.faces_digest:
+            if checkpoint.get("train_faces", self.digests["train"]) != self.digests["train"]:
                 raise ValueError(f"{path} was saved in the middle of an epoch, and the training "
                                  "list has changed since; restore the list, or resume an "
                                  "epochNNN_*.pth")
             self.progress = EpochProgress.restore(checkpoint["progress"])
+        if checkpoint.get("valid_faces", self.digests["valid"]) != self.digests["valid"]:
+            if distributed.is_main():
+                print("the validation faces are not those of the epochs before, so the next epoch "
+                      "becomes the best")
+            self.best, self.best_ca = {}, {}
         if not distributed.is_main():
             return
         if path.resolve().parent != self.files.path.resolve():
@@ -129,11 +134,12 @@ class Run:
             self.best = {}
 
     @cached_property
-    def faces_digest(self):
-        """Hash of which faces are trained on, and in which order the list has them."""
-        faces = self.loaders["train"].dataset.faces
-        names = "\n".join(faces["dataset"] + "/" + faces["photo"])
-        return hashlib.sha256(names.encode("utf-8", "surrogatepass")).hexdigest()
+    def digests(self):
+        """{split: hash of its faces and their ages, in their order}."""
+        texts = {split: loader.dataset.faces[["dataset", *PLACE, "age", "age_min", "age_max"]]
+                 .to_csv(index=False) for split, loader in self.loaders.items()}
+        return {split: hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+                for split, text in texts.items()}
 
     @cached_property
     def age_share(self):
@@ -301,7 +307,8 @@ class Run:
             "best": self.best, "best_ca": self.best_ca, "metrics": self.metrics,
             "datasets": [source.dataset for source in self.job.sources],
             "protocol": self.job.protocol, "age_share": self.age_share,
-            "faces": self.faces_digest, "teachers": self.teachers, **state}
+            **{f"{split}_faces": digest for split, digest in self.digests.items()},
+            "teachers": self.teachers, **state}
         kept_as = f"epoch{self.epochs_done:03d}_{self.metrics['loss']:.4f}_" \
             f"{self.metrics[self.selection_metric]:.4f}.pth" if is_improved else None
         self.files.save(checkpoint, kept_as, is_best)

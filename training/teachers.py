@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import torch
 from torch import nn
 
@@ -28,6 +29,7 @@ from utils.cli import HelpFormatter, add_data_flags, run_main
 from utils.files import expand_glob, replaced, writable_folder
 
 TABLE, MODEL = ".csv", ".pth"
+SAME_AGE = 0.01  # years; the ages of tables are rounded
 MIN_MASS = 1e-3  # of a teacher's distribution within the student's age bins
 
 
@@ -136,8 +138,9 @@ def teacher_distributions(paths, faces, bins):
         (N, K) float32, rows sum to 1.
     Raises:
         FileNotFoundError: no such table.
-        ValueError: a table cannot be read, has no distributions over these bins, lacks faces, or
-            lacks the data sets' names although two have a photo of the same name.
+        ValueError: a table cannot be read, has no distributions over these bins, lacks faces,
+            lacks the data sets' names although two have a photo of the same name, or has other
+            faces of a photo, or in another order.
     """
     with _errors_name_the_key():
         return sum(_distributions_of(path, faces, bins) for path in paths) / len(paths)
@@ -165,7 +168,33 @@ def _distributions_of(path, faces, bins):
                          f"{bins[-1]} for {unknown.sum()} of {len(faces)} training faces, such as "
                          f"'{faces['photo'][unknown.argmax()]}'; write it with test.py --split "
                          "train --output from the same lists")
+    _check_shared_photos(path, table.faces.iloc[rows], table.faces[keys], faces, keys)
     return probs / mass
+
+
+def _check_shared_photos(path, matched, table, faces, keys):
+    """Refuse a table whose rows for the faces of one photo are not those of the list, in its order.
+
+    Nothing but their order tells them apart.
+
+    Args:
+        path: of the table.
+        matched: its row for each of the N faces.
+        table: its columns `keys`.
+        faces: table of the N faces.
+        keys: names of the columns that name a photo.
+    """
+    names = pd.MultiIndex.from_frame(faces[keys].astype(str))
+    counts = [pd.MultiIndex.from_frame(rows[keys].astype(str)).value_counts().reindex(names)
+              .to_numpy() for rows in (faces, table)]
+    differs = (counts[0] != counts[1]) | (
+        np.abs(matched["age"].to_numpy(float) - faces["age"].to_numpy(float)) > SAME_AGE)
+    wrong = differs & (np.maximum(*counts) > 1)
+    if wrong.any():
+        raise ValueError(f"LOSS.TEACHER '{path}' has other faces of "
+                         f"'{faces['photo'][wrong.argmax()]}' than the lists, or in another order, "
+                         "and would teach a face the age of another one; write it with test.py "
+                         "--split train --output from the same lists")
 
 
 def halve(photos):

@@ -14,6 +14,7 @@ from filelock import FileLock, Timeout
 from utils.files import named_full_disk, writable_folder
 
 SHARER = ".lock-"  # begins the name of the file that a sharer locks
+FOREVER = -1  # seconds, for filelock
 MAX_ENTRY_SECONDS = 10  # sharers that start at the same time enter one after the other
 MAX_ENTRY_TRIES = 100  # a process that ends removes an empty folder before the next has entered
 MAX_EXIT_SECONDS = 0.2  # in which a process that is ending lets go of its lock
@@ -87,6 +88,18 @@ def one_maker(path, work):
         yield
     finally:
         lock.release()
+
+
+@contextmanager
+def one_after_the_other(path):
+    """Hold a file that several processes read and write anew; the others wait.
+
+    A disk without file locks cannot make them wait.
+    """
+    with ExitStack() as held:
+        with suppress(OSError):
+            held.enter_context(_locked(path.with_name(f".{path.name}.lock"), FOREVER))
+        yield
 
 
 @contextmanager
