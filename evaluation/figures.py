@@ -8,6 +8,7 @@ by at least 22 (CIE76), with full colour vision and without any one kind of cone
 
 import io
 import re
+import warnings
 
 import matplotlib
 import numpy as np
@@ -53,7 +54,9 @@ def drawing(description, height=HEIGHT):
 def _to_svg(figure, description):
     buffer = io.StringIO()
     nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
-    figure.savefig(buffer, format="svg", metadata=nothing)
+    with warnings.catch_warnings():  # the text is kept as text; the reader's fonts draw it
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")
+        figure.savefig(buffer, format="svg", metadata=nothing)
     svg = buffer.getvalue()
     svg = svg[svg.index("<svg"):]
     for colour, variable in VARIABLES.items():

@@ -25,6 +25,7 @@ PREDICTION_COLUMNS = ("photo", "age", "pred_age")
 TEXTS = ("gender", "race", "subject", "dataset")
 PREDICTION_NUMBERS = ("age_std", "age_min", "age_max", "pred_std", "confidence", "face_px",
                       "sharpness")
+NOT_NEGATIVE = ("age_std", "pred_std", "face_px", "sharpness")  # an empty cell: not known
 AGES = ("age", "pred_age", "age_min", "age_max")
 MAX_YEARS = 1e6  # of an age, either way; the squares of larger ones need not be finite
 PROB_DIGITS = 6  # significant digits of p0, p1, ... in predictions.csv
@@ -192,6 +193,9 @@ def _number_column(column, may_be_empty, bad):
     wrong = ~np.isfinite(values) & (column.notna() if may_be_empty else True)
     for row in np.flatnonzero(wrong):
         bad.setdefault(row, f"{column.name} '{column.iloc[row]}' is not a number")
+    if column.name in NOT_NEGATIVE:
+        for row in np.flatnonzero(values < 0):
+            bad.setdefault(row, f"{column.name} '{column.iloc[row]}' is negative")
     if column.name in AGES:
         for row in np.flatnonzero(values.abs() > MAX_YEARS):
             bad.setdefault(row, f"{column.name} '{column.iloc[row]}' is not an age")

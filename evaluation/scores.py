@@ -49,6 +49,7 @@ INTERVAL_METRICS = {  # like METRICS, for faces whose age is known as a range
                           "mean distance of the predicted age from its range, 0 inside"),
 }
 COVERAGES = (50, 80, 90, 95)  # percent
+SIGNIFICANT = 0.05  # a difference or a gap is called real below this p-value
 MIN_EPSILON_STD = 0.5  # years; votes are whole years, so a smaller spread cannot be measured
 CS_LIMITS = np.arange(0, 15.5, 0.5)  # years
 THRESHOLDS = (13, 16, 18, 21, 25)  # years
@@ -207,7 +208,7 @@ def score(exact, samples=1000, seed=0):
         units = exact.count_units(values[key].notna().to_numpy())
         if not len(known):
             results[key] = unknown(_why_missing(key))
-        elif METRICS[key][1] == "%" and known.nunique() == 1 and units >= bootstrap.MIN_UNITS:
+        elif METRICS[key][1] == "%" and known.mean() in (0, 100) and units >= bootstrap.MIN_UNITS:
             # All hit or none do, and so they do in each bootstrap sample.
             results[key] = measured_share((values[key] == 100).to_numpy(),
                                           values[key].notna().to_numpy(), exact.subjects)
@@ -461,18 +462,19 @@ def _mean_differences(sides, contributions_of, samples, seed):
     if not n:
         return differences
     means = [sum(contributions_of(one) for one in side) / len(side) for side in sides]
+    known = means[0].notna() & means[1].notna()
+    means = [side.where(known) for side in means]
     sums, numbers = bootstrap.bootstrap_sums(np.hstack(means), np.zeros(n, dtype=int), 1,
                                              samples, paired.subjects, seed)
     replicates = bootstrap.pooled_means(sums, numbers, [0])
     replicates = np.split(replicates, 2, axis=1)  # of the first and of the second
     for column, key in enumerate(means[0]):
-        if not any(side[key].isna().all() for side in means):
+        if known[key].any():
             finish = np.sqrt if key == "rmse" else np.asarray
             values = [finish(side[key].mean()) for side in means]
             drawn = [finish(side[:, column]) for side in replicates]
-            known = means[0][key].notna() & means[1][key].notna()
             differences[key] = _difference(values, drawn,
-                                           paired.count_units(known.to_numpy()))
+                                           paired.count_units(known[key].to_numpy()))
     return differences
 
 
@@ -534,7 +536,9 @@ def _difference(values, replicates, units):
     result = measured(values[1] - values[0], samples, units)
     known = result["low"] is not None
     result["p_value"] = bootstrap.difference_p_value(samples) if known else None
-    result["significant"] = bool(known and (result["low"] > 0 or result["high"] < 0))
+    # With a p-value of just above 0.05 the interval may end just beside 0.
+    result["significant"] = bool(known and result["p_value"] < SIGNIFICANT and
+                                 (result["low"] > 0 or result["high"] < 0))
     return result
 
 

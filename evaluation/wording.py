@@ -4,10 +4,9 @@ import numpy as np
 from markupsafe import Markup
 
 from evaluation.groups import BANDS, FAMILIES, MIN_FACES
-from evaluation.scores import COVERAGES, INTERVAL_METRICS, METRICS
+from evaluation.scores import COVERAGES, INTERVAL_METRICS, METRICS, SIGNIFICANT
 from utils.cli import count_text
 
-SIGNIFICANT = 0.05  # a gap is called real below this p-value
 COVERAGE_TOLERANCE = 2  # points between measured and promised coverage that count as none
 
 

@@ -401,6 +401,9 @@ def test_the_script_is_interrupted_goes_on_and_rebuilds_its_page(tmp_path):
     results = Results(tmp_path / "kept")
     assert [*results] == [ce.name]
     assert f"{ce.name}: test mae {results[ce.name]['test']['mae']:.3f}" in done.stdout
+    best = min(read_log(ce), key=lambda record: record["valid"]["mae"])
+    assert results[ce.name]["valid_mae"] == pytest.approx(best["valid"]["mae"], abs=1e-4)
+    assert results[ce.name]["best_epoch"] == best["epoch"]
     assert results[ce.name]["test_faces"] == 2
     assert results[ce.name]["config"]["LOSS.NAME"] == "ce"
     assert results[ce.name]["config"]["MODEL.ARCH"] == "timm/test_resnet"

@@ -143,6 +143,8 @@ def test_decimal_commas_of_predictions_are_read(tmp_path, separator):
     ("photo,age,pred_age,p0,p1\na.jpg,1,1,0.5,0.1\n", "not a distribution .sum 0.6"),
     ("photo,age,pred_age,p0,p1\na.jpg,1,1,1.5,-0.5\n", "not a distribution"),
     ("photo,age,pred_age,age_std\na.jpg,1,1,wide\n", "age_std 'wide' is not a number"),
+    *((f"photo,age,pred_age,{name}\na.jpg,1,1,-1\n", f"row 2: {name} '-1' is negative")
+      for name in ("age_std", "pred_std", "face_px", "sharpness")),
     ("photo,age,pred_age\na.jpg,1," + "9" * 400 + "\n", "row 2: pred_age '9+' is not a number"),
     ("photo,age,pred_age,p0,p1\na.jpg,1,1,1," + "9" * 400 + "\n", "not a distribution"),
     ("photo,age,pred_age\na.jpg,1,1e200\nb.jpg,-1e7,2\n",
@@ -338,6 +340,22 @@ def test_one_person_has_no_interval_and_enters_no_gap():
     assert scores.score(exact, 50)["epsilon_error"]["low"] is None
 
 
+def test_a_comparison_is_of_the_faces_for_which_both_know_a_metric(table):
+    faces = check_predictions(table, "t")
+    worst = table["age_std"].where(faces.abs_errors > np.median(faces.abs_errors))
+    some = check_predictions(table.assign(age_std=worst), "t")
+    change = scores.compare([faces], [some], 50)["differences"]["epsilon_error"]
+    assert (change["value"], change["significant"]) == (0, False)
+
+
+def test_a_recipe_is_compared_by_the_mean_over_its_seeds(table):
+    runs = [table.assign(pred_age=table["pred_age"] + shift) for shift in (0, 2, -9)]
+    maes = [metrics.mae(run["age"], run["pred_age"]) for run in runs]
+    recipe, [single] = ([check_predictions(run, "t") for run in some] for some in (runs, runs[:1]))
+    change = scores.compare(recipe, [single], 50)["differences"]["mae"]
+    assert change["value"] == pytest.approx(maes[0] - np.mean(maes))
+
+
 def test_few_faces_have_no_interval_and_no_verdict(table):
     for count, known in ((9, False), (10, True)):
         some = table[:count]
@@ -411,7 +429,8 @@ def test_one_wild_prediction_leaves_the_others_in_sight(table):
 
 @pytest.mark.filterwarnings("error")
 def test_names_of_models_and_groups_are_drawn_as_they_are(tmp_path, table):
-    odd = table.assign(race=np.where(table["race"] == "asian", r"$\frac$", "a_b"))
+    odd = table.assign(race=np.where(table["race"] == "asian", r"$\frac$", "a_b"),
+                       gender=np.where(table["gender"] == "female", "女", "男"))
     _, page = written(tmp_path, {r"$\nosuch$.pth": [odd], "_b.pth": [odd], "c$.pth": [odd]})
     texts = re.findall(r"<text[^>]*>([^<]*)</text>", page)
     assert sum(text.startswith(r"$\frac$ (n ") for text in texts) == 2
@@ -820,6 +839,9 @@ def test_whatever_is_missing_there_is_a_page(tmp_path, table, case, sentence):
     results, page = written(tmp_path, cases[case])
     assert sentence in page
     assert set(scores.METRICS) <= set(results)
+    if case == "perfect":  # each age lies in the middle of its bin
+        assert [results[f"coverage_{q}"]["value"] for q in scores.COVERAGES] == pytest.approx(
+            scores.COVERAGES)
 
 
 def test_exact_ages_and_ranges_are_drawn_as_each_is_known(tmp_path, table):

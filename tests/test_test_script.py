@@ -82,6 +82,21 @@ def test_a_calibration_is_measured_on_faces_that_it_was_not_fitted_to(folder, tr
     assert f"{after:.3f} after, on faces not fitted" in told
 
 
+def test_a_calibration_leaves_out_faces_of_which_a_range_is_known(folder, trained, tmp_path):
+    ages, told = [10, 20, 30, 40, 50, 60, 70, 80] * 5, []
+    for name, ranges in (("exact", []), ("both", [1] * 30)):  # their middles say the opposite
+        rows = [("" if age == 1 else age, 0 if age == 1 else "", 1 if age == 1 else "")
+                for age in [*ages, *ranges]]
+        write_dataset(tmp_path / name, [*ages, *ranges], splits=("valid",), columns=dict(zip(
+            ("age", "age_min", "age_max"), map(list, zip(*rows, strict=True)), strict=True)))
+        shutil.copy(trained, tmp_path / f"{name}.pth")
+        out = script("test.py", "--data_dir", tmp_path / name, "--resume",
+                     tmp_path / f"{name}.pth", "--cache_dir", tmp_path / "cache",
+                     "--calibrate").stdout
+        told += [line for line in out.splitlines() if line.startswith("temperature")]
+    assert "fitted on 40 faces" in told[0] and told[0] == told[1]
+
+
 def test_a_model_is_not_measured_in_silence_on_faces_that_it_has_learned(
         folder, trained, tmp_path, recwarn):
     data = tmp_path / "data"
