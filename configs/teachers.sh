@@ -3,7 +3,8 @@
 # has learned from faces, the other from ImageNet.
 #
 # Each network is trained twice, each time on one half of the faces, and predicts the other half. What
-# a teacher remembers of the labels it was trained on would teach nothing.
+# a teacher remembers of the labels it was trained on would teach nothing. In a small trial on two CPU
+# cores that was no gain (docs/experiments.md).
 #
 #   bash configs/teachers.sh OUT --data_dir UTKFace appa-real-release fairface \
 #     --dataset utkface appa_real fairface
