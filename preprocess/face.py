@@ -196,8 +196,7 @@ def _upright_size(photo):
     # class does not.
     if photo.format == "PNG" and "exif" not in photo.info and _ends_in_exif(photo.fp):
         photo.getexif()
-    # PIL may report the size of a TIFF already rotated; its tags hold the stored
-    # size.
+    # PIL may report the size of a TIFF already rotated; its tags hold the stored size.
     is_sideways = _orientation(photo, Image.Image.getexif) in SIDEWAYS
     stored = (tuple(photo.tag_v2[tag] for tag in TIFF_SIZE) if photo.format == "TIFF"
               else photo.size)
