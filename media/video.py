@@ -208,7 +208,7 @@ class ClipWriter:
         if kind not in (None, KeyboardInterrupt):
             return
         there = self._frames_there()  # OpenCV does not tell that it could not write
-        if there != self.written:
+        if there < self.written:  # it may be one more: an interruption before it was counted
             raise OSError(f"clip '{self.path}' could not be written whole ({there} of "
                           f"{self.written} frames); {size_text(free_space(self.path))} free there")
 
@@ -234,7 +234,7 @@ class ClipWriter:
         frame = cv2.cvtColor(np.asarray(picture), cv2.COLOR_RGB2BGR)
         for _ in range(times):
             self._writer.write(frame)
-        self.written += times
+            self.written += 1
 
 
 class ScreenWindow:
