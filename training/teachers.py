@@ -178,7 +178,7 @@ def _check_shared_photos(path, matched, table, faces, keys):
     Nothing but their order tells them apart.
 
     Args:
-        path: of the table.
+        path: file of the table, for the message.
         matched: its row for each of the N faces.
         table: its columns `keys`.
         faces: table of the N faces.

@@ -53,7 +53,7 @@ def learned_lists(path):
     """The lists that a model of misc/ was trained on.
 
     Args:
-        path: of the model.
+        path: file of a model, in misc/ or elsewhere.
     Returns:
         {data set: [split, ...]}; empty for any other model.
     """
