@@ -144,8 +144,6 @@ def run_photos(args):
         with only_writer(args.output_dir, OTHER_OUTPUT) if is_alone else \
                 one_of_writers(args.output_dir, work, OTHER_OUTPUT), \
                 named_full_disk(args.output_dir):
-            if is_alone and not args.tables_only:  # their pictures will be overwritten
-                forget_other_work(args.output_dir, work)
             summary = write_photos(estimator, folder, names, args, work, rank, process_count)
         if not is_alone:
             return 0  # the other processes may have read images
@@ -222,10 +220,12 @@ def write_photos(estimator, folder, names, args, work, rank, process_count):
         return summary
     pictures, paths = picture_names(names), {name.as_posix(): folder / name for name in names}
     claim_files(args.output_dir, [] if args.tables_only else pictures.values())
-    if process_count == 1:
+    if process_count == 1:  # nobody else writes there
         for place in {args.output_dir, *((args.output_dir / name).parent for name in
                                          pictures.values())}:
             remove_leftovers(place)
+        if not args.tables_only:  # the pictures of other work will be overwritten
+            forget_other_work(args.output_dir, work)
     started = time.perf_counter()
     with (PhotoResults(args.output_dir, work, photo_fields(args),
                        is_shared=process_count > 1) as results,

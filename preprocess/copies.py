@@ -13,7 +13,7 @@ from utils.files import file_sha256
 def copies_in_training(rows, data_dir):
     """Training photos that are, byte for byte, photos of another list under another name.
 
-    Only files of equal size are read.
+    Only files are read that have the size of one in another list.
 
     Args:
         rows: list of dicts with photo and split; every photo exists.
@@ -27,7 +27,11 @@ def copies_in_training(rows, data_dir):
     sizes = defaultdict(list)
     for photo in splits:
         sizes[Path(data_dir, photo).stat().st_size].append(photo)
-    similar = [photo for photos in sizes.values() if len(photos) > 1 for photo in photos]
+    similar = []
+    for photos in sizes.values():
+        is_trained = [splits[photo] == {"train"} for photo in photos]
+        if any(is_trained) and not all(is_trained):
+            similar += photos
     checksums = {photo: file_sha256(Path(data_dir, photo))
                  for photo in tqdm(similar, desc="comparing", unit=" photos", delay=1)}
     measured = {checksums[photo]: (photo, split) for photo in similar

@@ -587,6 +587,15 @@ def test_other_settings_do_not_go_on_with_earlier_results(few_photos, model_path
     assert not list(tmp_path.glob(".results*"))  # their pictures are overwritten
 
 
+def test_a_run_that_is_refused_deletes_nothing(few_photos, model_path, tmp_path, capsys):
+    with PhotoResults(tmp_path, work_digest("other settings")) as results:
+        results.add("0.jpg", few_photos / "0.jpg", [])
+    (tmp_path / "1.jpg").write_text("mine")
+    assert run(model_path, "--img_dir", few_photos, "--output_dir", tmp_path) == 2
+    assert "1.jpg', not written by the demo, would be overwritten" in one_line_error(capsys)
+    assert list(tmp_path.glob(".results*")) == [results.parts]
+
+
 def test_other_tables_leave_earlier_results_that_can_go_on(few_photos, model_path, tmp_path):
     with PhotoResults(tmp_path, work_digest("other settings")) as results:
         results.add("0.jpg", few_photos / "0.jpg", [])

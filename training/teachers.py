@@ -16,7 +16,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import torch
 from torch import nn
 
@@ -168,28 +167,28 @@ def _distributions_of(path, faces, bins):
                          f"{bins[-1]} for {unknown.sum()} of {len(faces)} training faces, such as "
                          f"'{faces['photo'][unknown.argmax()]}'; write it with test.py --split "
                          "train --output from the same lists")
-    _check_shared_photos(path, table.faces.iloc[rows], table.faces[keys], faces, keys)
+    _check_shared_photos(path, table.faces, rows, faces, keys)
     return probs / mass
 
 
-def _check_shared_photos(path, matched, table, faces, keys):
+def _check_shared_photos(path, table, rows, faces, keys):
     """Refuse a table whose rows for the faces of one photo are not those of the list, in its order.
 
     Nothing but their order tells them apart.
 
     Args:
         path: file of the table, for the message.
-        matched: its row for each of the N faces.
-        table: its columns `keys`.
+        table: its faces.
+        rows: (N,) place there of each of the N faces.
         faces: table of the N faces.
         keys: names of the columns that name a photo.
     """
-    names = pd.MultiIndex.from_frame(faces[keys].astype(str))
-    counts = [pd.MultiIndex.from_frame(rows[keys].astype(str)).value_counts().reindex(names)
-              .to_numpy() for rows in (faces, table)]
-    differs = (counts[0] != counts[1]) | (
-        np.abs(matched["age"].to_numpy(float) - faces["age"].to_numpy(float)) > SAME_AGE)
-    wrong = differs & (np.maximum(*counts) > 1)
+    in_list, in_table = (one.groupby(keys, dropna=False)["photo"].transform("size").to_numpy()
+                         for one in (faces, table))
+    in_table = in_table[rows]
+    ages_apart = np.abs(table["age"].to_numpy(float)[rows] - faces["age"].to_numpy(float))
+    wrong = (np.maximum(in_list, in_table) > 1) & (
+        (in_list != in_table) | (ages_apart > SAME_AGE))
     if wrong.any():
         raise ValueError(f"LOSS.TEACHER '{path}' has other faces of "
                          f"'{faces['photo'][wrong.argmax()]}' than the lists, or in another order, "

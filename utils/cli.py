@@ -11,6 +11,7 @@ from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 
 from defaults import known_keys
+from utils.download import MODEL_ENDINGS
 
 CONFIG_KEY = re.compile(r"[A-Z]+\.[A-Z0-9_]+")
 # Writing fails with these when nobody reads any more: a closed pipe (Windows: EINVAL), a closed
@@ -207,7 +208,7 @@ def _hint(parser, word):
         return ""
     known = parser.format_help()
     wanted = ["--img_dir", "--data_dir"] if Path(word).is_dir() else \
-        ["--resume"] if word.endswith((".pth", ".onnx")) else []
+        ["--resume"] if word.endswith(MODEL_ENDINGS) else []
     flag = next((flag for flag in wanted if flag in known), None)
     return f"; write {flag} {word}" if flag else \
         "; each word follows a flag (--help lists them), or is a pair such as TRAIN.LR 0.01"
