@@ -23,7 +23,7 @@ from utils.precision import MIN_HALVED
 RELEASED = ("cfg", "commit", "epochs_done", "best", "metrics", "datasets", "age_share",
             "temperature")
 OF_ONE_RUN = ("epochs_done", "best", "metrics", "temperature")  # does not hold for changed weights
-MIN_LIKENESS = 0.3
+MIN_LIKENESS = 0.3  # see _likeness; below, two runs have no common start
 MIN_SHARE = 0.15  # of the commonest age's share: how rare an age is taken to be, at most
 
 
