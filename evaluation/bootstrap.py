@@ -8,6 +8,7 @@ import itertools
 import warnings
 
 import numpy as np
+from scipy.special import stdtrit
 
 import metrics
 
@@ -58,7 +59,9 @@ def share_interval(hits, subjects=None):
     """95% Wilson interval of a share in percent, also where nothing or everything hits.
 
     Wilson, JASA 1927. Images of one subject are not independent, so the number of images is divided
-    by the design effect (Kish, 1965). If the share is 0 or 1, the number of subjects is taken.
+    by the design effect (Kish, 1965), and reduced further, as few subjects tell little of how much
+    subjects differ: by the square of a quotient of quantiles of Student's t (Korn and Graubard,
+    Survey Methodology 1998). If the share is 0 or 1, the number of subjects is taken.
 
     Args:
         hits: (B,) bool.
@@ -79,12 +82,14 @@ def share_interval(hits, subjects=None):
 def _effective_number(hits, share, subjects):
     _, subjects = np.unique(subjects, return_inverse=True)
     surplus = np.bincount(subjects, hits - share)  # (S,) hits above expectation a subject
-    if share in (0, 1) or len(surplus) < 2:
-        return len(surplus)
-    variance = np.square(surplus).sum() * len(surplus) / (len(surplus) - 1)
+    n, num_subjects = len(hits), len(surplus)
+    if share in (0, 1) or num_subjects < 2:
+        return num_subjects
+    variance = np.square(surplus).sum() * num_subjects / (num_subjects - 1)
     if variance == 0:
-        return len(hits)
-    return min(len(hits), len(hits) * share * (1 - share) * len(hits) / variance)
+        return n
+    fewer = stdtrit(n - 1, 0.975) / stdtrit(num_subjects - 1, 0.975)
+    return min(n, n * share * (1 - share) * n / variance) * fewer ** 2
 
 
 def resampled_counts(num_images, samples, subjects=None, seed=0):

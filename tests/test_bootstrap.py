@@ -29,9 +29,24 @@ def test_share_interval_of_repeated_subjects_is_that_of_the_subjects():
     once, tenfold = bootstrap.share_interval(hits), bootstrap.share_interval(
         np.repeat(hits, 10), np.repeat(np.arange(40), 10))
     assert tenfold[0] == once[0]
-    assert tenfold[2] - tenfold[1] == pytest.approx(once[2] - once[1], rel=0.02)
+    unsure = stats.t.ppf(0.975, 39) / stats.t.ppf(0.975, 399)  # of 40 subjects' differences
+    assert tenfold[2] - tenfold[1] == pytest.approx((once[2] - once[1]) * unsure, rel=0.02)
+    apart = bootstrap.share_interval(hits, np.arange(40))
+    assert apart == pytest.approx(once, rel=0.02)
     none = bootstrap.share_interval(np.zeros(400), np.repeat(np.arange(40), 10))
     assert none == pytest.approx(bootstrap.share_interval(np.zeros(40)))
+
+
+@pytest.mark.parametrize("alike", [0.1, 0.3, 0.6])
+def test_share_interval_of_few_subjects_holds_the_share_in_95_of_100_samples(rng, alike):
+    share, people, covered = 0.3, 10, 0
+    for _ in range(1000):
+        subjects = np.repeat(np.arange(people), 1 + rng.poisson(19, people))
+        chances = rng.beta(share * (1 / alike - 1), (1 - share) * (1 / alike - 1), people)
+        hits = rng.random(len(subjects)) < chances[subjects]
+        _, low, high = bootstrap.share_interval(hits, subjects)
+        covered += low <= 100 * share <= high
+    assert 935 <= covered <= 965
 
 
 def test_a_share_of_few_persons_with_many_faces_has_no_interval():
