@@ -13,8 +13,10 @@ from evaluation.bootstrap import bootstrap_sums, measured, pooled_means
 from utils.cli import count_text
 from utils.files import replaced
 
-SAMPLES = 1000  # of the bootstrap
-SHOWN = {"mae": 2, "ca5": 1, "nll": 3, "crps": 2, "coverage_80": 1, "coverage_90": 1}  # decimals
+SAMPLES = 4000  # of the bootstrap; of fewer, the ends of an interval differ by 0.02 years by chance
+SHOWN = {"mae": ("MAE", 2), "mae_median": ("MAE, median", 2), "ca5": ("CA(5)", 1),
+         "nll": ("NLL", 3), "crps": ("CRPS", 2), "coverage_80": ("80% covers", 1),
+         "coverage_90": ("90% covers", 1)}  # title, decimals
 COMPARED = ("mae", "nll", "crps")
 NO_DIFFERENCE, IN_FEW_RUNS = "no difference shown", "in fewer than three runs"
 VERDICTS = ("a smaller MAE", "a larger MAE", f"a smaller MAE {IN_FEW_RUNS}",
@@ -29,7 +31,7 @@ class Line(NamedTuple):
     rate: its learning rate, or None while no run has ended; is_searched: whether it is final.
     runs: names of its tested runs.
     count: how many runs it should have.
-    scores: {metric: (mean, standard deviation or None)} over the runs.
+    scores: {metric: (mean, standard deviation or None)} over the runs, of what all of them have.
     minutes: mean of a training.
     differences: {metric: measured number} to the baseline; {} for the baseline itself.
     wins: (how many repeats have a smaller MAE than the baseline, how many are compared).
@@ -69,6 +71,8 @@ def write_page(tables, results, path):
         differences={key: difference_table(found) for key, found in lines.items()},
         example=example_run(first, results),
         published=published_table(tables["losses"], lines) if "losses" in tables else "",
+        searches=search_table(tables["losses"], results) if "losses" in tables else "",
+        loss_ranges=loss_ranges(tables["losses"], lines) if "losses" in tables else {},
         faces=counted_faces(lines, results), machines=counted_machines(records),
         missing=missing_runs(tables, results),
         findings=list(filter(None, (
@@ -103,7 +107,8 @@ def _line(table, group, row, results):
         row=table.rows[row], rate=table.best_rate(group, row, results),
         is_searched=table.is_searched(group, row, results), runs=list(names.values()),
         count=len(table.repeats(row)), differences=differences, wins=wins,
-        scores={key: _spread([test[key] for test in tests]) for key in SHOWN} if tests else {},
+        scores={key: _spread([test[key] for test in tests]) for key in SHOWN
+                if tests and all(key in test for test in tests)},
         minutes=np.mean([results[name]["minutes"] for name in names.values()]) if names else None)
 
 
@@ -181,12 +186,13 @@ def difference_text(number, digits):
 
 
 def score_table(lines):
-    """The scores of a group's rows as a table of Markdown."""
-    header = ["", "MAE", "CA(5)", "NLL", "CRPS", "80% covers", "90% covers", "learning rate",
-              "minutes", "runs"]
+    """The scores of a group's rows as a table of Markdown; the median if a row has it."""
+    shown = {key: about for key, about in SHOWN.items()
+             if key != "mae_median" or any(key in line.scores for line in lines)}
+    header = ["", *(title for title, _ in shown.values()), "learning rate", "minutes", "runs"]
     return markdown_table(header, [[
         line.row.title,
-        *(spread_text(line.scores.get(key), digits) for key, digits in SHOWN.items()),
+        *(spread_text(line.scores.get(key), digits) for key, (_, digits) in shown.items()),
         "" if line.rate is None else f"{line.rate:g}{'' if line.is_searched else '?'}",
         "" if line.minutes is None else f"{line.minutes:.1f}",
         f"{len(line.runs)} of {line.count}"] for line in lines])
@@ -195,21 +201,52 @@ def score_table(lines):
 def difference_table(lines):
     """How a group's rows differ from the baseline, as a table of Markdown; "" if none is known."""
     rows = [[line.row.title,
-             *(difference_text(line.differences[key], SHOWN[key]) for key in COMPARED),
+             *(difference_text(line.differences[key], SHOWN[key][1]) for key in COMPARED),
              f"{line.wins[0]} of {line.wins[1]}"] for line in lines if line.differences]
-    return markdown_table(["", "Δ MAE", "Δ NLL", "Δ CRPS", "smaller MAE in"], rows) if rows else ""
+    header = ["", *(f"Δ {SHOWN[key][0]}" for key in COMPARED), "smaller MAE in"]
+    return markdown_table(header, rows) if rows else ""
 
 
 def published_table(table, lines):
     """The MAE of each loss as published, and ours, as a table of Markdown."""
     titles = [about.title for about in table.groups.values()]
     header = ["", "published: ResNet-50 from IMDB",
-              *(f"ours: {title[0].lower()}{title[1:]}" for title in titles)]
+              *(f"ours: {_within(title)}" for title in titles)]
     return markdown_table(header, [[
         line.row.title, "" if line.row.published is None else f"{line.row.published:.2f}",
-        *(spread_text(lines[table.name, group][place].scores.get("mae"), SHOWN["mae"])
+        *(spread_text(lines[table.name, group][place].scores.get("mae"), SHOWN["mae"][1])
           for group in table.groups)]
         for place, line in enumerate(lines[table.name, next(iter(table.groups))])])
+
+
+def search_table(table, results):
+    """The MAE on valid of each learning rate that was tried, as a table of Markdown."""
+    tried = {}
+    for group, row in table.cells:
+        for run in table.search(group, row, results):
+            if run.name in results:
+                mae = results[run.name].get("valid_mae")
+                tried.setdefault((group, row), {})[run.rate] = \
+                    "diverged" if mae is None else f"{mae:.2f}"
+    rates = sorted({rate for maes in tried.values() for rate in maes})
+    return markdown_table(["", *(f"{rate:g}" for rate in rates)], [
+        [f"{table.rows[row].title}, {_within(table.groups[group].title)}",
+         *(maes.get(rate, "") for rate in rates)] for (group, row), maes in tried.items()])
+
+
+def loss_ranges(table, lines):
+    """{title of a group in a sentence: (smallest, largest MAE)}, of those that lack no row."""
+    ranges = {}
+    for group, about in table.groups.items():
+        maes = [line.scores["mae"][0] for line in lines[table.name, group] if line.runs]
+        if len(maes) == len(table.rows):
+            ranges[_within(about.title)] = min(maes), max(maes)
+    return ranges
+
+
+def _within(title):
+    """A title as it stands within a sentence."""
+    return title[0].lower() + title[1:]
 
 
 def markdown_table(header, rows):

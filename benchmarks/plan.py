@@ -12,6 +12,7 @@ from defaults import OF_MACHINE, known_keys, load_cfg, value_of
 
 CONFIGS = Path(__file__).parents[1] / "configs" / "benchmark"
 BASE, ROWS = CONFIGS / "base.yaml", CONFIGS / "rows.yaml"
+TABLES = ("losses", "factors", "votes")  # that the page has a place for
 OFFICIAL = "official"  # in the place of a protocol's name: the split of the lists themselves
 
 
@@ -263,6 +264,9 @@ def read_tables(path=ROWS, opts=()):
     if not tables:
         raise ValueError(f"'{path}' has no tables")
     for table in tables.values():
+        if table.name not in TABLES:
+            raise ValueError(f"'{path}': the page has no place for a table '{table.name}', only "
+                             f"for {', '.join(TABLES)}")
         varied = sorted(table.varied_keys & {*opts[::2]})
         if varied:
             raise ValueError(f"the runs of '{table.name}' differ in {varied[0]}, so it cannot be "
@@ -276,6 +280,14 @@ def read_tables(path=ROWS, opts=()):
         if table.baseline not in table.rows:
             raise ValueError(f"'{path}': the baseline '{table.baseline}' of '{table.name}' is not "
                              f"one of its rows {', '.join(table.rows)}")
+        for name, row in table.rows.items():
+            for key, value, is_right in (
+                    ("seeds", row.seeds, isinstance(row.seeds, int) and row.seeds > 0),
+                    ("published", row.published, isinstance(row.published, int | float))):
+                if value is not None and not is_right:
+                    raise ValueError(f"'{path}': {key} of the row '{name}' of '{table.name}' must "
+                                     f"be a {'whole ' * (key == 'seeds')}number above 0, got "
+                                     f"'{value}'")
         for cell in table.cells:
             _ = table.search(*cell, {})[0].cfg  # refuses unknown keys before anything is trained
     return tables

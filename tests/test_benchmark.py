@@ -148,7 +148,10 @@ def test_every_row_has_a_config_of_its_own_and_one_budget():
     "unknown config key 'LOSS.NAM'"), ("rows:", "row:", "does not describe tables"),
     ("[0.01]", "[fast]", "does not describe tables .* 'fast'"),
     ("[0.01]", "[]", "'losses' has no learning_rates"),
-    ("seeds: [0]", "seeds: []", "'losses' has no seeds")])
+    ("seeds: [0]", "seeds: []", "'losses' has no seeds"),
+    ("losses:", "mine:", "no place for a table 'mine', only for losses, factors, votes"),
+    ("published: 4.38", "seeds: 0", "seeds of the row 'ce' of 'losses' must be a whole number"),
+    ("published: 4.38", "published: 4.3 (ours)", "published of the row 'ce' .* got '4.3 .ours.'")])
 def test_a_wrong_table_is_refused(tmp_path, before, after, named):
     path = tmp_path / "rows.yaml"
     path.write_text(ONE_ROW.replace(before, after, 1))
@@ -210,7 +213,8 @@ def test_the_page_states_scores_and_paired_differences(tmp_path):
     lines = dict(zip(table.rows, page.table_lines(table, "imagenet", results), strict=True))
     maes = [results[name]["test"]["mae"] for name in lines["ce"].runs]
     assert len(maes) == 3 and lines["ce"].rate == 0.003 and not lines["ce"].is_searched
-    assert f"| {np.mean(maes):.2f} ({np.std(maes, ddof=1):.2f}) |" in text
+    medians = [results[name]["test"]["mae_median"] for name in lines["ce"].runs]
+    assert f"| {np.mean(maes):.2f} ({np.std(maes, ddof=1):.2f}) | {np.mean(medians):.2f} (" in text
     kl, sord = lines["kl"].differences["mae"], lines["sord"].differences["mae"]
     expected = np.mean([results[name]["test"]["mae"] for name in lines["kl"].runs]) - np.mean(maes)
     assert kl["value"] == pytest.approx(expected, abs=0.01)  # from half precision
@@ -238,6 +242,19 @@ def test_the_page_states_scores_and_paired_differences(tmp_path):
     assert not {loser.name for loser in losers} & {
         name for line in lines.values() for name in line.runs}
     assert Results(tmp_path / "kept") == results
+    assert "|  | 0.0003 | 0.001 | 0.003 |\n" in text
+    assert "| `ce` (cross-entropy), from ImageNet weights |  | 6.10 | 5.00 |\n" in text
+    assert "| `or_cnn` (OR-CNN), from ImageNet weights | 5.00 |  |  |\n" in text
+    assert "For scale" not in text  # rows are missing
+
+    for row in table.rows:
+        add_run(results, table.run("random", row, "rotation0", 0, 0.001), predictions_of(9.0))
+    early = lines["ce"].runs[0]
+    del results[early]["test"]["mae_median"]  # as in records before it was kept
+    page.write_page(tables, results, tmp_path / "page.md")
+    text = (tmp_path / "page.md").read_text(encoding="utf-8")
+    assert f"above reach from {both[1]:.2f} to {both[1]:.2f} from random weights." in text
+    assert f"| {np.mean(maes):.2f} ({np.std(maes, ddof=1):.2f}) |  |" in text
 
 
 def test_a_run_that_diverged_is_named_and_not_missing(tmp_path):
