@@ -41,7 +41,8 @@ def cached_crops(crops, folder, workers):
         MappedCrops.
     Raises:
         ValueError: photos that cannot be read, boxes outside; the message names up to twenty.
-        OSError: the folder cannot be written to, or the disk is too small.
+        OSError: the folder cannot be written to, the disk is too small, or what
+            face.stop_unless_damaged raises; then the crops that are cut already are kept.
     """
     shape = (len(crops), crops.size, crops.size, 3)
     path = Path(folder, f"{_crops_key(crops)}.u8")

@@ -19,11 +19,12 @@ from lists import BOX, parse_votes
 from preprocess.boxes import find_boxes
 from preprocess.face import (
     crop_face,
-    crop_pixels,
+    crop_problem,
     has_exif_rotation,
     load_photo,
     resize_face,
     rotation_to_canvas,
+    stop_unless_damaged,
     upright_size,
 )
 from utils.pipeline import worker_count
@@ -35,7 +36,6 @@ MAX_ROTATIONS_READ = 2000  # photos whose header is asked for an EXIF rotation, 
 MAX_NAMED = 5  # photos that a warning names
 MAX_SIZES_READ = 64  # photos whose size is compared with the margin
 MAX_BLACK = 0.05  # share of the box's side that may be black on one side without a warning
-MAX_CROP = 89_000_000  # pixels; a larger box is in other units, and would fill the memory
 
 
 class FaceDataset(Dataset):
@@ -127,6 +127,9 @@ def crop_frame(cfg, context):
 class FaceCrops(Dataset):
     """Crops cut from their photos on access: crops[i] is (size, size, 3) uint8 RGB.
 
+    Access raises a ValueError for a photo that cannot be read or a box outside of it, an OSError
+    for what says nothing about the photo (face.stop_unless_damaged).
+
     Args:
         faces: table from lists.read_faces(), with a box in every row.
         margin: share of the box's width and height added on each side.
@@ -150,7 +153,8 @@ class FaceCrops(Dataset):
         path = self.path(index)
         try:
             photo = load_photo(path)
-        except OSError as error:
+        except (OSError, MemoryError) as error:
+            stop_unless_damaged(error, path, self.roots[index])
             raise ValueError(f"{path}: {error}") from error
         problem = self.check_box(index, photo.size)
         if problem:
@@ -160,20 +164,12 @@ class FaceCrops(Dataset):
 
     def check_box(self, index, photo_size):
         """What is wrong with a box in a photo of photo_size (width, height); "" if nothing is."""
-        (width, height), _ = rotation_to_canvas(photo_size, self.roll_degs[index])
-        x1, y1, x2, y2 = self.bboxes[index]
-        left, top, right, bottom = crop_pixels(self.bboxes[index], self.margin)
-        if x2 <= 0 or y2 <= 0 or x1 >= width or y1 >= height:
-            problem = f"lies outside the {width}x{height} image"
-        elif right <= left or bottom <= top:
-            problem = "is smaller than a pixel"
-        elif (right - left) * (bottom - top) > MAX_CROP:
-            problem = f"of the {width}x{height} image is far too large"
-        else:
+        problem = crop_problem(self.bboxes[index], photo_size, self.roll_degs[index], self.margin)
+        if not problem:
             return ""
         if self.has_no_confidence[index] and has_exif_rotation(self.path(index)):
             problem += f", the photo has {EXIF_IGNORED}"
-        return f"{self.path(index)}: box {x1:g} {y1:g} {x2:g} {y2:g} {problem}"
+        return f"{self.path(index)}: {problem}"
 
 
 def to_pixels(face):
@@ -193,12 +189,14 @@ def check_photos(crops):
 
     Raises:
         ValueError: photos that cannot be read, boxes outside; the message names up to twenty.
+        OSError: see face.stop_unless_damaged.
     """
     problems = []
     for index in tqdm(range(len(crops)), desc="checking photos", leave=False):
         try:
             problems.append(crops.check_box(index, upright_size(crops.path(index))))
-        except OSError as error:
+        except (OSError, MemoryError) as error:
+            stop_unless_damaged(error, crops.path(index), crops.roots[index])
             problems.append(f"{crops.path(index)}: {error}")
     refuse_photos([p for p in problems if p], len(crops))
 

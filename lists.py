@@ -23,9 +23,9 @@ from preprocess.readers import (
     appa_real_table,
 )
 from preprocess.repeats import describe_repeats
-from preprocess.rows import NO_NUMBER, votes_of
+from preprocess.rows import NO_NUMBER, is_file, votes_of
 from utils.files import is_current
-from utils.tables import read_columns, table_format
+from utils.tables import number_of, read_columns, table_format
 
 PLACE = ["photo", "deg", *BOX]  # tells faces apart
 REQUIRED = ["photo", "age", "deg", *BOX]
@@ -82,8 +82,7 @@ def pair_folders(data_dirs, datasets, list_dirs):
                 raise FileNotFoundError(f"{flag}: folder '{folder}' not found")
     names = datasets or [_only_dataset(folder) for folder in list_dirs]
     sources = [Source(*words) for words in zip(data_dirs, names, list_dirs, strict=True)]
-    places = [(Path(source.data_dir).resolve(), source.dataset, Path(source.list_dir).resolve())
-              for source in sources]
+    places = [(Path(source.data_dir).resolve(), source.dataset) for source in sources]
     for place, source in zip(places, sources, strict=True):
         if places.count(place) > 1:
             raise ValueError(f"data set '{source.dataset}' in '{source.data_dir}' is named "
@@ -361,8 +360,8 @@ def _to_numbers(table, name, path):
     if name not in table:
         return np.full(len(table), np.nan)
     text = table[name].str.strip()
-    values = pd.to_numeric(text, errors="coerce").to_numpy(float)
-    bad = ~np.isfinite(values) & ~text.isin(NO_NUMBER)
+    values = text.map(number_of).to_numpy(float)  # NaN for None
+    bad = np.isnan(values) & ~text.isin(NO_NUMBER)
     _refuse_rows(table, bad, f"{path}: {name} is not a number", ["photo", name])
     return values
 
@@ -444,7 +443,7 @@ def _check_rows(faces, cfg):
     # A row's age is in completed years, so 29.5 fits 20 to 29. Training uses the interval instead.
     _refuse_rows(faces, (age < age_min) | (age >= age_max + 1),
                  f"{name}: age outside age_min to age_max", ["photo", "age", "age_min", "age_max"])
-    missing = [not Path(root, photo).is_file()
+    missing = [not is_file(Path(root, photo))
                for root, photo in zip(faces["root"], faces["photo"], strict=True)]
     _refuse_rows(faces, missing, f"{name}: image not found in '{faces['root'].iloc[0]}' "
                  "(DATA.EXCLUDE leaves photos out)", ["photo"])

@@ -15,12 +15,13 @@ from tqdm import tqdm
 
 from preprocess.columns import ALIGNED, BOX
 from preprocess.face import load_photo, photo_quad, upright_size
+from preprocess.rows import MISSING
+from preprocess.shards import Shards, chunks
 from utils.files import replaced
 from utils.locks import one_maker
 
 BOXES_VERSION = 1  # raise when the boxes change
 MIDDLE = 1 / 1.5  # side of the box of a photo in which no face is found, as a share of its sides
-CHUNK_PHOTOS = 64  # searched between two steps of the progress bar
 MAX_COMPARED = 32  # faces of a data set whose boxes are compared with the detector's
 MAX_FRAMING = 1.2  # ratio of the boxes' sides to the detector's, or its inverse; see docs/data.md
 
@@ -95,12 +96,18 @@ def _box_ratios(rows):
 
 
 def _kept_boxes(paths, folder):
-    path = folder / f"{_photos_key(paths)}.boxes.csv"
+    """The boxes from the folder; a search that is stopped goes on where it stopped."""
+    key = _photos_key(paths)
+    path = folder / f"{key}.boxes.csv"
     if not path.is_file():
         with one_maker(path, "searches the same photos for faces"):
             if not path.is_file():
+                parts = Shards(path, key)
+                parts.folder.mkdir(exist_ok=True)
+                boxes = _search(paths, parts)
                 with replaced(path) as temporary:
-                    _search(paths).to_csv(temporary, index=False)
+                    boxes.to_csv(temporary, index=False)
+                parts.remove_all()
     return pd.read_csv(path)
 
 
@@ -112,18 +119,32 @@ def _photos_key(paths):
     return digest.hexdigest()[:32]
 
 
-def _search(paths):
-    """Table of the columns ALIGNED, a row for each photo."""
+def _search(paths, parts=None):
+    """Table of the columns ALIGNED, a row for each photo.
+
+    Args:
+        parts: Shards that keep what is found, chunk by chunk, or None.
+    Raises:
+        OSError: a photo cannot be read for a reason that says nothing about it, or has gone.
+    """
     from preprocess.detector import FaceDetector
     from preprocess.workers import align_rows
 
     detector, rows = FaceDetector(), []
     with tqdm(total=len(paths), desc="finding faces", unit="face", leave=False) as bar:
-        for start in range(0, len(paths), CHUNK_PHOTOS):
-            chunk = paths[start:start + CHUNK_PHOTOS]
-            found = align_rows(detector, Path(), [{"photo": path, "age": "0"} for path in chunk])
+        for number, chunk in chunks(paths):
+            if parts and parts.is_done(number):
+                results = [result for result, _ in parts.read(number)]
+            else:
+                results = align_rows(detector, Path(),
+                                     [{"photo": path, "age": "0"} for path in chunk])
+                if [MISSING] in results:  # the lists name photos that are there
+                    raise FileNotFoundError(f"'{chunk[results.index([MISSING])]}' has gone; put "
+                                            "it back and start again")
+                if parts:
+                    parts.write(number, results, [None] * len(chunk))
             rows += [[float(value) for value in values] if not problem else _middle(path)
-                     for path, (problem, *values) in zip(chunk, found, strict=True)]
+                     for path, (problem, *values) in zip(chunk, results, strict=True)]
             bar.update(len(chunk))
     return pd.DataFrame(rows, columns=list(ALIGNED))
 

@@ -39,6 +39,7 @@ MIN_FACE = 20  # pixels, side of the smallest face looked for
 # Errors of the system that are about a path or a file, not about the moment: it is a folder, leads
 # nowhere, or sends PIL to a place before its start.
 DAMAGE = (errno.ENOENT, errno.EISDIR, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.EINVAL)
+MAX_CROP = 89_000_000  # pixels; a larger box is in other units, and would fill the memory
 MAX_BOX_RATIO = 3  # of a face's box to the photo's longer side
 RGB_MODES = ("RGB", "RGBA", "RGBX", "P", "PA")  # whose colour profile is one of RGB
 GRAY_SCALES = (1.0, 255.0, 4095.0, 65535.0)  # largest values of float, 8, 12 and 16 bits
@@ -101,19 +102,30 @@ def _from_file(source, read):
         raise OSError(f"cannot read image: {error}") from error
 
 
-def stop_unless_damaged(error, path):
+class MissingPackage(OSError):
+    """A photo needs a package that is not installed."""
+
+
+def stop_unless_damaged(error, path, folder):
     """Raise an error that says nothing about a photo, so that the photo is not left out for it.
 
-    Such are full memory, a refused permission, and what a disk or a network reports.
+    Such are full memory, a refused permission, a package that is missing, what a disk or a network
+    reports, and a missing photo in a folder that is gone or empty, as after a disk was
+    disconnected.
 
     Args:
         error: OSError or MemoryError of load_photo or upright_size.
         path: file of the photo, for the message.
+        folder: of all photos.
     Raises:
         OSError: names the photo and the way out.
     """
     if isinstance(error, MemoryError):
         reason = "not enough memory"
+    elif isinstance(error, MissingPackage):
+        reason = str(error)
+    elif isinstance(error, FileNotFoundError) and _is_empty(folder):
+        reason = f"all of '{folder}' is gone, perhaps with its disk"
     elif error.errno is None or error.errno in DAMAGE:  # PIL's own errors have no number
         return
     else:
@@ -123,8 +135,21 @@ def stop_unless_damaged(error, path):
                   ) from error
 
 
+def _is_empty(folder):
+    """Whether a folder holds nothing, or is not there."""
+    try:
+        with os.scandir(folder) as entries:
+            return next(entries, None) is None
+    except OSError:
+        return True
+
+
 def _opened(source):
-    """PIL.Image of a file, also of HEIC if pillow-heif is installed."""
+    """PIL.Image of a file, also of HEIC if pillow-heif is installed.
+
+    Raises:
+        MissingPackage: it is not.
+    """
     try:
         return Image.open(source)
     except UnidentifiedImageError as error:
@@ -133,7 +158,7 @@ def _opened(source):
         try:
             import pillow_heif
         except ImportError:
-            raise OSError("HEIC needs a package: pip install pillow-heif") from error
+            raise MissingPackage("HEIC needs a package: pip install pillow-heif") from error
         pillow_heif.register_heif_opener()
         return Image.open(source)
 
@@ -367,6 +392,25 @@ def expand_bbox(bbox, margin_ratio):
 def crop_pixels(aligned_bbox, margin_ratio):
     """(x1, y1, x2, y2) ints, the pixels of the canvas that crop_face cuts out; see there."""
     return tuple(round(value) for value in expand_bbox(aligned_bbox, margin_ratio))
+
+
+def crop_problem(aligned_bbox, photo_size, roll_deg, margin_ratio):
+    """Why crop_face cannot cut a box out of a photo of photo_size (width, height), or "" if it can.
+
+    The other arguments are those of crop_face.
+    """
+    (width, height), _ = rotation_to_canvas(photo_size, roll_deg)
+    x1, y1, x2, y2 = aligned_bbox
+    left, top, right, bottom = crop_pixels(aligned_bbox, margin_ratio)
+    if x2 <= 0 or y2 <= 0 or x1 >= width or y1 >= height:
+        problem = f"lies outside the {width}x{height} image"
+    elif right <= left or bottom <= top:
+        problem = "is smaller than a pixel"
+    elif (right - left) * (bottom - top) > MAX_CROP:
+        problem = f"of the {width}x{height} image is far too large"
+    else:
+        return ""
+    return f"box {x1:g} {y1:g} {x2:g} {y2:g} {problem}"
 
 
 def crop_face(photo, aligned_bbox, roll_deg, margin_ratio):

@@ -203,8 +203,9 @@ def align_list(list_path, work):
         other = count_replaced(target, list_path, work.data_dir)
         found = count_found(list_path, work.data_dir)
         reasons = [f"{count_text(count, 'photo')} of '{work.data_dir}' {reason} when it was aligned"
-                   for count, reason in ((other, "had another size"), (found, "was not there"))
-                   if count]
+                   for count, reason in (
+                       (other, "had another size"),
+                       (found, "was not there" if found == 1 else "were not there")) if count]
         print(f"{target.name} is aligned again: {', '.join(reasons)}")
     shards.folder.mkdir(exist_ok=True)
     # Perhaps another process has finished since the first look, and its chunks are gone.

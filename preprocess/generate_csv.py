@@ -15,6 +15,7 @@ import re
 from collections import Counter
 from pathlib import Path
 
+from PIL import Image
 from tqdm import tqdm
 
 from preprocess.columns import COLUMNS, LOCATION, SPLITS, path_problem
@@ -108,9 +109,10 @@ def choose_dataset(args):
             raise ValueError(f"--dataset '{args.dataset}' is not one of {', '.join(DATASETS)}; "
                              "for your own photos name the table of their ages with --table")
         return DATASETS[args.dataset]
-    if args.dataset in DATASETS or not re.fullmatch(r"[\w-]+", args.dataset):
+    if args.dataset in DATASETS or not re.fullmatch(r"[\w-]+", args.dataset) \
+            or "_split_" in args.dataset:  # NAME_split_PROTOCOL.csv is of NAME
         raise ValueError(f"--dataset '{args.dataset}': with --table choose a name of your own. "
-                         "It may hold letters, digits, - and _, and is not one of "
+                         "It may hold letters, digits, - and _, not '_split_', and is not one of "
                          f"{', '.join(DATASETS)}")
     return DataSet(table_reader(args.table))
 
@@ -145,7 +147,7 @@ def sort_records(records, data_dir, max_age, drop_older):
             continue
         photo = record["photo"]
         if photo not in checked:  # MegaAge's test photos are in two lists
-            checked[photo] = _image_size(Path(data_dir, photo))
+            checked[photo] = _image_size(Path(data_dir, photo), data_dir)
         size = checked[photo]
         if problem := path_problem(photo):
             skipped.append(Skipped(photo, problem))
@@ -185,15 +187,16 @@ def printable(name):
     return name.encode("utf-8", "backslashreplace").decode().replace("\r", "\\r")
 
 
-def _image_size(path):
+def _image_size(path, data_dir):
     """(width, height) of the upright photo, or the reason why it cannot be used."""
     try:
         return upright_size(path)  # the detector gets the upright photo
-    except FileNotFoundError:
-        return MISSING
     except (OSError, MemoryError) as error:
-        stop_unless_damaged(error, path)
-        return "not an image"
+        stop_unless_damaged(error, path, data_dir)
+        if isinstance(error, FileNotFoundError):
+            return MISSING
+        is_too_large = isinstance(error.__cause__, Image.DecompressionBombError)
+        return "more pixels than PIL reads" if is_too_large else "not an image"
 
 
 def _located(row, size):

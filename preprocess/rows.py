@@ -1,6 +1,7 @@
 """The rows of a list before it is aligned: what is wrong with them, and how their photos are."""
 
 import warnings
+from contextlib import suppress
 from pathlib import Path
 
 from defaults import MAX_NUMBER, load_cfg
@@ -33,7 +34,7 @@ def check_rows(list_path, data_dir):
     data = load_cfg().DATA
     count, found, refused, doubtful = 0, False, [], []
     for row in read_list(list_path):
-        found = found or (row["photo"] and Path(data_dir, row["photo"]).is_file())
+        found = found or (row["photo"] and is_file(Path(data_dir, row["photo"])))
         count += 1
         if problem := spread_problem(row):
             refused.append(f"{problem} ({row['photo']})")
@@ -152,7 +153,14 @@ def photo_sizes(data_dir, rows):
     They tell whether a photo was replaced. Unlike its time they are the same on all machines.
     """
     paths = [Path(data_dir, row["photo"]) for row in rows]
-    return [path.stat().st_size if path.is_file() else None for path in paths]
+    return [path.stat().st_size if is_file(path) else None for path in paths]
+
+
+def is_file(path):
+    """Whether there is a file, at a Path that may be too long for one."""
+    with suppress(OSError):
+        return path.is_file()
+    return False
 
 
 def is_replaced(before, now):
@@ -164,12 +172,12 @@ def is_readable_now(data_dir, row, reason):
     """Whether the photo of a row that was rejected for `reason` can be read by now."""
     path = Path(data_dir, row["photo"])
     if reason == MISSING:
-        return path.is_file()
+        return is_file(path)
     if reason != UNREADABLE:
         return False
     try:
         load_photo(path)
     except (OSError, MemoryError) as error:
-        stop_unless_damaged(error, path)
+        stop_unless_damaged(error, path, data_dir)
         return False
     return True

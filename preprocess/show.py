@@ -12,8 +12,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
+from defaults import load_cfg
 from preprocess.columns import BOX, SPLITS, age_label, clean_path
-from preprocess.face import crop_face, load_photo, photo_quad, resize_face
+from preprocess.face import crop_face, crop_problem, load_photo, photo_quad, resize_face
 from utils.cli import HelpFormatter, count_text, run_main
 from utils.files import replaced, writable_folder
 from utils.tables import number_of, read_rows
@@ -44,6 +45,7 @@ def main():
     args = parse_args()
     if args.count < 1:
         raise ValueError(f"--count must be at least 1, got {args.count}")
+    load_cfg(opts=("DATA.MARGIN", str(args.margin)))  # refuses what training refuses
     list_dir = Path(args.list_dir or args.data_dir)
     splits = {split: checked_rows(path) for split in SPLITS
               if (path := list_dir / f"{args.dataset}_{split}_align.csv").is_file()}
@@ -107,8 +109,16 @@ def contact_sheet(rows, data_dir, margin_ratio):
 
 def before_and_after(row, data_dir, margin_ratio):
     """The photo with the face's box drawn, and the crop, each SIDE pixels square."""
-    photo = load_photo(Path(data_dir, clean_path(row["photo"])))
+    path = Path(data_dir, clean_path(row["photo"]))
+    try:
+        photo = load_photo(path)
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise OSError(f"'{path}': {error}") from error
     deg, *box = (float(row[name]) for name in ("deg", *BOX))
+    if problem := crop_problem(box, photo.size, deg, margin_ratio):
+        raise ValueError(f"'{path}': {problem}")
     crop = Image.fromarray(resize_face(crop_face(photo, box, deg, margin_ratio), SIDE))
     quad = photo_quad(box, photo.size, deg)
     low = np.minimum(quad.min(0), 0)  # a box may overhang the photo: show all of it

@@ -89,20 +89,33 @@ def align_rows(detector, data_dir, rows):
                 path = data_dir / row["photo"]
                 try:
                     photo = load_photo(path)
-                except FileNotFoundError:
-                    results[index] = [MISSING]
                 except (OSError, MemoryError) as error:
-                    stop_unless_damaged(error, path)
-                    results[index] = [UNREADABLE]
+                    stop_unless_damaged(error, path, data_dir)
+                    is_missing = isinstance(error, FileNotFoundError)
+                    results[index] = [MISSING if is_missing else UNREADABLE]
                 else:
                     yield index, photo
 
     for batch in detection_batches(photos(), photo_of=operator.itemgetter(1)):
         indices, images = zip(*batch, strict=True)
         locations = [row_location(rows[index]) for index in indices]
-        for index, faces in zip(indices, detector.align(images, locations=locations), strict=True):
+        with naming_largest(images, [data_dir / rows[index]["photo"] for index in indices]):
+            found = detector.align(images, locations=locations)
+        for index, faces in zip(indices, found, strict=True):
             results[index] = face_result(faces)
     return results
+
+
+@contextlib.contextmanager
+def naming_largest(images, paths):
+    """Context in which full memory is an OSError that names the largest of some photos."""
+    try:
+        yield
+    except (MemoryError, cv2.error) as error:
+        if isinstance(error, cv2.error) and error.code != cv2.Error.StsNoMem:
+            raise
+        path, _ = max(zip(paths, images, strict=True), key=lambda pair: np.prod(pair[1].size))
+        stop_unless_damaged(MemoryError(), path, path.parent)
 
 
 def face_result(faces):

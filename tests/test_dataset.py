@@ -21,10 +21,11 @@ from scripts import script, train
 from augment import augment
 from batches import OrderedBatches, ShuffledBatches, build_loader
 from crop_cache import cached_crops
-from dataset import FaceCrops, FaceDataset, to_pixels
+from dataset import FaceCrops, FaceDataset, check_photos, to_pixels
 from defaults import load_cfg
 from lists import BOX, Source, read_faces
-from preprocess.boxes import warn_of_other_framing
+from preprocess.boxes import find_boxes, warn_of_other_framing
+from preprocess.columns import ALIGNED
 from preprocess.detector import FaceDetector
 from preprocess.face import (
     as_listed,
@@ -34,6 +35,7 @@ from preprocess.face import (
     resize_face,
     upright_size,
 )
+from preprocess.shards import CHUNK_ROWS, Shards
 
 AGES = [5, 20, 40, 60, 80, 95]
 ONLY_FLIPS = ["AUG.CROP_AREA", "1"] + [  # of the augmentation
@@ -197,6 +199,57 @@ def test_an_interrupted_cache_goes_on_where_it_stopped(folder, tmp_path):
     cached_crops(FaceCrops(faces, 0.0, 32), tmp_path / "cache", 0)
     assert made.read_bytes() == marked + content[2 * face_bytes:]
     assert not list((tmp_path / "cache").glob("*.partial"))
+
+
+class OfADisk(FaceCrops):
+    """Crops of photos whose disk is disconnected when a face is asked for."""
+
+    disconnected_at = None
+
+    def __getitem__(self, index):
+        if index == self.disconnected_at:
+            disk = self.path(index).parent
+            disk.rename(disk.with_name("elsewhere"))
+            disk.mkdir()
+        return super().__getitem__(index)
+
+
+def test_a_cache_of_a_disk_that_is_disconnected_goes_on(tmp_path):
+    disk = tmp_path / "data"
+    write_dataset(disk, [number + 20 for number in range(20)])
+    crops = OfADisk(read_faces(Source(disk, "drawn", disk), "train", cfg_of()), 0.0, 32)
+    crops.disconnected_at = 17
+    with pytest.raises(OSError, match=rf"drawn_17.png': all of '{disk}' is gone, .* work is kept"):
+        cached_crops(crops, tmp_path / "cache", 0)
+    (partial,) = (tmp_path / "cache").glob("*.partial")
+    face_bytes = 32 * 32 * 3
+    assert partial.stat().st_size == 16 * face_bytes
+    partial.write_bytes(bytes(16 * face_bytes))  # to tell them from new ones
+    disk.rmdir()
+    (tmp_path / "elsewhere").rename(disk)
+    crops.disconnected_at = None
+    cached = cached_crops(crops, tmp_path / "cache", 0)
+    assert not cached[15].any() and cached[16].any()
+    disk.rename(tmp_path / "elsewhere")
+    with pytest.raises(OSError, match=rf"drawn_0.png': all of '{disk}' is gone"):
+        check_photos(crops)
+
+
+def test_a_search_for_boxes_goes_on_where_it_stopped(tmp_path):
+    for number in range(CHUNK_ROWS + 2):
+        Image.fromarray(draw_face(30, seed=number)).save(tmp_path / f"{number}.png")
+    rows = [{"root": tmp_path, "photo": f"{number}.png"} for number in range(CHUNK_ROWS + 2)]
+    faces = pd.DataFrame(rows).assign(**dict.fromkeys(ALIGNED, np.nan))
+    whole, _ = find_boxes(faces, tmp_path / "cache")
+    (kept,) = (tmp_path / "cache").glob("*.boxes.csv")
+    kept.unlink()
+    parts = Shards(kept, kept.name.split(".")[0])
+    parts.folder.mkdir()
+    parts.write(0, [["", "1", "2", "3", "40", "50", "0.9"]] * CHUNK_ROWS, [None] * CHUNK_ROWS)
+    again, _ = find_boxes(faces, tmp_path / "cache")
+    assert (again.loc[:CHUNK_ROWS - 1, "box3"] == 40).all()
+    pd.testing.assert_frame_equal(again[CHUNK_ROWS:], whole[CHUNK_ROWS:])
+    assert not parts.folder.exists()
 
 
 @pytest.mark.parametrize(("ending", "work"), [

@@ -704,6 +704,47 @@ def test_an_error_of_the_disk_stops_and_leaves_no_photo_out(photos, detector, tm
     assert [row["age"] for row in aligned] == ["20", "30"]
 
 
+def test_a_disk_that_is_disconnected_stops_and_leaves_no_photo_out(photos, detector, tmp_path):
+    disk = tmp_path / "disk"
+    shutil.copytree(photos, disk)
+    path = tmp_path / "mine_train.csv"
+    write_rows(path, many_rows(3 * CHUNK_ROWS, one_in=16))
+
+    def align_and_disconnect(todo):
+        for number, rows in enumerate(todo):
+            if number == 1:
+                disk.rename(tmp_path / "elsewhere")
+                disk.mkdir()  # the empty folder to which it was connected
+            yield align_rows(detector, disk, rows)
+
+    with pytest.raises(OSError, match=f"all of '{disk}' is gone, .* finished work is kept"):
+        align(path, Work(disk, align_and_disconnect))
+    assert shards_in(tmp_path) == ["000000.csv"]
+    disk.rmdir()
+    with pytest.raises(OSError, match="is gone"):
+        align_rows(detector, disk, [{"photo": "wall.png", "age": "3"}])
+    (tmp_path / "elsewhere").rename(disk)
+    aligned = align(path, work_on(disk, detector)).read_bytes()
+    assert aligned == align(path, work_on(disk, detector, restart=True)).read_bytes()
+
+
+def test_a_missing_package_leaves_no_photo_out(tmp_path, detector, monkeypatch):
+    (tmp_path / "a.heic").write_bytes(b"\0\0\0\x18ftypheic" + bytes(20))
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    with pytest.raises(OSError, match=r"a.heic': HEIC needs a package: pip install pillow-heif; "):
+        align_rows(detector, tmp_path, [{"photo": "a.heic", "age": "3"}])
+
+
+def test_a_name_too_long_for_a_file_is_left_out(photos, detector, tmp_path):
+    write_rows(tmp_path / "mine_train.csv", [{"photo": "a" * 300 + ".png", "age": 3},
+                                             {"photo": "photo 0, é.png", "age": 4}])
+    aligned = align(tmp_path / "mine_train.csv", work_on(photos, detector))
+    assert [row["photo"] for row in read_rows(aligned, [])] == ["photo 0, é.png"]
+    [rejected] = read_rows(tmp_path / "mine_rejected.csv", [])
+    assert rejected["reason"] == "unreadable image"
+    align(tmp_path / "mine_train.csv", work_on(photos, detector))
+
+
 def test_paths_that_can_be_no_photo_are_left_out(tmp_path, detector):
     (tmp_path / "folder.png").mkdir()
     (tmp_path / "loop.png").symlink_to(tmp_path / "loop.png")
@@ -713,7 +754,8 @@ def test_paths_that_can_be_no_photo_are_left_out(tmp_path, detector):
     assert results == [["unreadable image"]] * 5
 
 
-def test_full_memory_stops_and_leaves_no_photo_out(tmp_path):
+@pytest.mark.parametrize("free", [60_000_000, 300_000_000], ids=["to read", "to search"])
+def test_full_memory_stops_and_leaves_no_photo_out(tmp_path, free):
     Image.new("RGB", (6000, 6000), "gray").save(tmp_path / "large.jpg")
     code = """
 import resource, sys
@@ -722,11 +764,11 @@ from preprocess.detector import FaceDetector
 from preprocess.workers import align_rows
 detector = FaceDetector(threads=1)
 held = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-resource.setrlimit(resource.RLIMIT_AS, (held + 60_000_000,) * 2)
+resource.setrlimit(resource.RLIMIT_AS, (held + int(sys.argv[2]),) * 2)
 print(align_rows(detector, Path(sys.argv[1]), [{"photo": "large.jpg", "age": "3"}]))
 """
-    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True,
-                          text=True)
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path), str(free)],
+                          capture_output=True, text=True)
     assert done.returncode == 1 and not done.stdout
     assert f"OSError: '{tmp_path}/large.jpg': not enough memory; " in done.stderr
 
@@ -846,6 +888,23 @@ def test_the_sheet_names_bad_rows_of_other_programs(photos, tmp_path, monkeypatc
     assert str(raised.value) == f"{path}: photo 'upright.png': {message}"
     write_rows(path, [row])
     show.main()
+
+
+def test_the_sheet_names_what_it_cannot_show(photos, tmp_path, monkeypatch):
+    row = {"photo": "upright.png", "age": "30", "deg": "0", "box1": "50", "box2": "50",
+           "box3": "120", "box4": "120"}
+    (tmp_path / "half.png").write_bytes((photos / "upright.png").read_bytes()[:2000])
+    shutil.copy(photos / "upright.png", tmp_path)
+    for change, words, message in (
+            ({"photo": "half.png"}, [], f"'{tmp_path}/half.png': .*truncated"),
+            ({"box3": "40000", "box4": "40000"}, [], "upright.png': box 50 50 40000 40000 .*large"),
+            ({}, ["--margin", "nan"], "DATA.MARGIN must .*nan"),
+            ({}, ["--margin", "1e6"], "DATA.MARGIN must .*1000000")):
+        write_rows(tmp_path / "mine_train_align.csv", [row | change])
+        monkeypatch.setattr(sys, "argv", ["show", "--data_dir", str(tmp_path), "--dataset", "mine",
+                                          *words])
+        with pytest.raises((OSError, ValueError), match=message):
+            show.main()
 
 
 @pytest.mark.parametrize("module", ["generate_csv", "face_align", "show"])

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from utils import locks, pipeline
-from utils.files import files_below, remove_leftovers, replaced, writable_folder
-from utils.locks import one_of_writers, only_writer
+from utils.files import cache_dir, files_below, remove_leftovers, replaced, writable_folder
+from utils.locks import one_maker, one_of_writers, only_writer
 
 ROOT = Path(__file__).parent.parent
 
@@ -91,6 +91,17 @@ def test_a_disk_without_locks_is_named(tmp_path, monkeypatch):
     with pytest.raises(OSError, match=f"^folder '{tmp_path}' is on a disk that has no file lock"), \
             only_writer(tmp_path, "wait"):
         pass
+    with pytest.raises(OSError, match=f"^folder '{tmp_path}' .* local disk with --cache_dir$"), \
+            one_maker(tmp_path / "a.u8", "works"):
+        pass
+
+
+def test_a_user_without_a_home_is_told_how_to_name_a_cache(monkeypatch):
+    for name in ("HOME", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(os, "getuid", lambda: 54_321)  # as in a container
+    with pytest.raises(OSError, match="no home folder .* XDG_CACHE_HOME"):
+        cache_dir()
 
 
 def test_a_container_s_quota_limits_the_threads(tmp_path, monkeypatch):

@@ -485,8 +485,9 @@ def test_folders_and_names_are_paired(tmp_path):
         pair_folders([one, two], ["a"], None)
     (tmp_path / "link").symlink_to(one)
     for folders in ([one], [one, one], [one, tmp_path / "link"]):
-        with pytest.raises(ValueError, match=r"'a' in '.*one' is named 2 times"):
-            pair_folders(folders, ["a", "a"], None)
+        for lists in (None, [one, two]):
+            with pytest.raises(ValueError, match=r"'a' in '.*one' is named 2 times"):
+                pair_folders(folders, ["a", "a"], lists)
     with pytest.raises(FileNotFoundError, match="nowhere"):
         pair_folders([tmp_path / "nowhere"], None, None)
     (tmp_path / "empty").mkdir()

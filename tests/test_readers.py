@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from faces import write_bomb
 from PIL import Image
 from scipy.io import savemat
 
@@ -416,13 +417,15 @@ def test_an_error_of_the_script_is_one_line(tmp_path):
 def test_generate_counts_what_it_cannot_use(tmp_path, generate):
     write_photos(tmp_path, [f"{age}_0_0_20170117000000{age:03}.jpg" for age in (1, 30, 116)])
     (tmp_path / "5_0_0_20170117000000999.jpg").write_bytes(b"no image")
+    write_bomb(tmp_path / "6_0_0_20170117000000999.jpg")
     done = generate("--dataset", "utkface", "--data_dir", tmp_path, "--list_dir", tmp_path / "l")
     assert done.returncode == 0, done.stderr
     assert "1 older than the last bin" in done.stdout and "1 not an image" in done.stdout
     lists = pd.concat(pd.read_csv(tmp_path / "l" / f"utkface_{split}.csv")
                       for split in SPLITS if (tmp_path / "l" / f"utkface_{split}.csv").is_file())
     assert sorted(lists["age"]) == [1, 30, 100]
-    assert pd.read_csv(tmp_path / "l/utkface_skipped.csv")["reason"].tolist() == ["not an image"]
+    assert pd.read_csv(tmp_path / "l/utkface_skipped.csv")["reason"].tolist() == [
+        "not an image", "more pixels than PIL reads"]
     assert pd.read_csv(tmp_path / "l/utkface_split_rotation0.csv").columns.tolist() == [
         "photo", "split"]
     done = generate("--dataset", "utkface", "--data_dir", tmp_path, "--list_dir", tmp_path / "m",
@@ -579,7 +582,8 @@ def test_a_table_of_ones_own_photos_becomes_lists(tmp_path, generate):
     assert done.returncode == 2 and "utkface" in done.stderr and "--table" in done.stderr
     given = ["--table", tmp_path / "ages.csv", "--dataset"]
     for changes, named in ((["--table", tmp_path / "no.csv"], "no.csv' not found"),
-                           ([*given, "utkface"], "of your own"), ([*given, "a/b"], "of your own")):
+                           ([*given, "utkface"], "of your own"), ([*given, "a/b"], "of your own"),
+                           ([*given, "my_split_b"], "not '_split_'")):
         done = generate(*words, *changes)
         assert done.returncode == 2 and named in done.stderr and done.stderr.count("\n") == 1
     copy = tmp_path / "my-photos_train.csv"

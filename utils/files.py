@@ -179,8 +179,17 @@ def writable_folder(path, flag):
 
 
 def cache_dir():
-    """Folder of cached models and crops: age-estimation-ldl in $XDG_CACHE_HOME or ~/.cache."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "age-estimation-ldl"
+    """Folder of cached models and crops: age-estimation-ldl in $XDG_CACHE_HOME or ~/.cache.
+
+    Raises:
+        OSError: the user has no home folder that is known, as some users of containers.
+    """
+    try:
+        folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    except RuntimeError as error:
+        raise OSError("no home folder is known for the cache; name a folder in the environment "
+                      "variable XDG_CACHE_HOME") from error
+    return folder / "age-estimation-ldl"
 
 
 def file_sha256(path):

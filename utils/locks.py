@@ -80,10 +80,10 @@ def one_maker(path, work):
         raise OSError(f"{error}, or set DATA.CACHE False") from error
     lock = FileLock(path.with_suffix(".lock"))
     try:
-        lock.acquire(timeout=0)
+        _acquire(lock, 0, " with --cache_dir")
     except Timeout:
         warnings.warn(f"another process {work}; waiting for it ({lock.lock_file})", stacklevel=3)
-        lock.acquire()
+        _acquire(lock, FOREVER, " with --cache_dir")
     try:
         yield
     finally:
@@ -140,25 +140,32 @@ def _locked(path, seconds=0):
         for tries_left in reversed(range(MAX_ENTRY_TRIES)):
             try:
                 path.parent.mkdir(parents=True, exist_ok=True)
-                lock.acquire(timeout=seconds)
+                _acquire(lock, seconds)
                 break
             except (FileNotFoundError, FileExistsError):  # the folder vanished in between
                 if not tries_left:
                     raise
-            except OSError as error:
-                if error.errno in (errno.ENOLCK, errno.EOPNOTSUPP):
-                    raise OSError(f"folder '{path.parent}' is on a disk that has no file locks "
-                                  f"({error.strerror}); choose one on a local disk") from error
-                if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
-                    raise
-                raise OSError(f"folder '{path.parent}' cannot be written to ({error.strerror}); "
-                              "choose another one") from error
     try:
         yield
     finally:
         with suppress(OSError):  # Windows keeps a file that is open
             path.unlink()
         lock.release()
+
+
+def _acquire(lock, seconds, how=""):
+    """Acquire a FileLock in so many seconds, with the folder and the way out in its errors."""
+    try:
+        lock.acquire(timeout=seconds)
+    except OSError as error:
+        folder = Path(lock.lock_file).parent
+        if error.errno in (errno.ENOLCK, errno.EOPNOTSUPP):
+            raise OSError(f"folder '{folder}' is on a disk that has no file locks "
+                          f"({error.strerror}); choose one on a local disk{how}") from error
+        if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise
+        raise OSError(f"folder '{folder}' cannot be written to ({error.strerror}); choose another "
+                      f"one{how}") from error
 
 
 def _refuse_sharers(folder, work, way_out):
