@@ -316,7 +316,7 @@ def expected_age(logits, age_bins):
     Returns:
         (B,) years, within [age_bins[0], age_bins[-1]].
     Raises:
-        ValueError: K differs between the two.
+        ValueError: neither K outputs nor K - 1.
     """
     probs = age_logits(logits, age_bins).softmax(dim=1)  # (B, K); fp16: 0.06 years near 100
     return probs @ age_bins.to(probs)  # (B,)

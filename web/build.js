@@ -12,7 +12,8 @@ import { gzipSync } from "node:zlib";
 
 import { isSameModel, modelWarnings } from "./modelCard.js";
 import { NETWORK_FILES, networkPaths } from "./networkFiles.js";
-import { onnxMetadata } from "./onnxMetadata.js";
+import { isDamaged, onnxMetadata } from "./onnxMetadata.js";
+import { DECODES } from "./src/metrics.js";
 
 const WEB = path.dirname(fileURLToPath(import.meta.url));
 const ROOT = path.dirname(WEB);
@@ -44,6 +45,11 @@ async function main() {
   const networks = networkPaths(args.networks);
   if (!existsSync(path.join(WEB, "node_modules"))) {
     throw new Error("the npm packages are missing; make web installs them");
+  }
+  for (const file of Object.values(networks)) {
+    if (isDamaged(await readFile(file))) {
+      throw new Error(`network '${file}' is damaged: its checksum is wrong; fetch it again`);
+    }
   }
   if (args.networks) console.log(`networks: ${Object.values(networks).join(", ")}`);
   const html = await buildPage(networks);
@@ -90,6 +96,12 @@ function modelFacts(metadata, file) {
   if (missing.length) {
     throw new Error(`'${file}' has no metadata '${missing.join("', '")}'; write it anew with `
       + "export.py");
+  }
+  const wrong = MODEL_NUMBERS.find((key) => !Number.isFinite(Number(metadata[key] || NaN)))
+    ?? (metadata.decode in DECODES ? null : "decode");
+  if (wrong) {
+    throw new Error(`'${file}' has the metadata '${wrong}' '${metadata[wrong]}', which export.py `
+      + "does not write; write it anew with it");
   }
   return Object.fromEntries([
     ...MODEL_NUMBERS.map((key) => [key, Number(metadata[key])]),

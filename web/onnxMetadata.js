@@ -1,5 +1,10 @@
 // The metadata of an ONNX file: the page's facts about the age network come from there.
 
+import { createHash } from "node:crypto";
+
+// The entry of the checksum as it stands in a file: the key, a tag, the length 64.
+const CHECKSUM_MARK = Buffer.from("content_sha256\x12@");
+const CHECKSUM_LENGTH = 64; // hexadecimal digits
 const METADATA_PROPS = 14; // field of onnx.ModelProto, a list of StringStringEntryProto
 const VARINT = 0;
 const FIXED64 = 1;
@@ -19,6 +24,20 @@ export function onnxMetadata(bytes) {
     }
   }
   return Object.fromEntries(entries);
+}
+
+/**
+ * Whether an ONNX file with a checksum in its metadata is not as it was written. The checksum is of
+ * the file with zeros in the checksum's own place, see utils/onnx_network.py.
+ */
+export function isDamaged(bytes) {
+  const mark = bytes.indexOf(CHECKSUM_MARK);
+  if (mark < 0) return false;
+  const start = mark + CHECKSUM_MARK.length;
+  const end = start + CHECKSUM_LENGTH;
+  const checksum = createHash("sha256").update(bytes.subarray(0, start))
+    .update("0".repeat(CHECKSUM_LENGTH)).update(bytes.subarray(end)).digest("hex");
+  return checksum !== bytes.toString("latin1", start, end);
 }
 
 function entryOf(bytes) {

@@ -14,10 +14,8 @@ export class UnreadablePhoto extends Error {}
 export async function readPhoto(file) {
   let bitmap;
   try {
-    bitmap = await createImageBitmap(file, {
-      colorSpaceConversion: "none",
-      imageOrientation: "from-image",
-    });
+    // Upright by default; older browsers refuse the file if the orientation is asked for by name.
+    bitmap = await createImageBitmap(file, { colorSpaceConversion: "none" });
   } catch (error) {
     throw new UnreadablePhoto(error.message);
   }

@@ -7,7 +7,7 @@ import { fileURLToPath } from "node:url";
 
 import { isSameModel, modelWarnings } from "../modelCard.js";
 import { NETWORK_FILES, networkPaths } from "../networkFiles.js";
-import { onnxMetadata } from "../onnxMetadata.js";
+import { isDamaged, onnxMetadata } from "../onnxMetadata.js";
 import { temporaryFolder } from "./folders.js";
 import { entry, field } from "./onnxFields.js";
 
@@ -23,6 +23,17 @@ test("reads the metadata of an ONNX file and steps over everything else", () => 
 test("says so where a file is no ONNX file or is cut off", () => {
   assert.throws(() => onnxMetadata(Buffer.from("hello, world")), /not an ONNX file/);
   assert.throws(() => onnxMetadata(entry("age_min", "0").subarray(0, 8)), /incomplete/);
+});
+
+test("tells a network that was damaged, of those that have a checksum", () => {
+  const shipped = readFileSync(path.join(ROOT, NETWORK_FILES.age));
+  assert.ok(!isDamaged(shipped));
+  for (const place of [1000, shipped.length >> 1, shipped.indexOf("content_sha256") + 20]) {
+    const other = Buffer.from(shipped);
+    other[place] ^= 1;
+    assert.ok(isDamaged(other), String(place));
+  }
+  assert.ok(!isDamaged(entry("age_min", "0")));
 });
 
 const card = readFileSync(path.join(ROOT, "MODEL_CARD.md"), "utf8");
