@@ -26,18 +26,23 @@ export function onnxMetadata(bytes) {
   return Object.fromEntries(entries);
 }
 
-/**
- * Whether an ONNX file with a checksum in its metadata is not as it was written. The checksum is of
- * the file with zeros in the checksum's own place, see utils/onnx_network.py.
- */
+/** Whether an ONNX file that has a checksum in its metadata is not as it was written. */
 export function isDamaged(bytes) {
+  return !bytes.equals(withChecksum(bytes));
+}
+
+/**
+ * A file's bytes with the place of the checksum, if there is one, filled in: that of the file with
+ * zeros in its place, see utils/onnx_network.py.
+ */
+export function withChecksum(bytes) {
   const mark = bytes.indexOf(CHECKSUM_MARK);
-  if (mark < 0) return false;
+  if (mark < 0) return bytes;
   const start = mark + CHECKSUM_MARK.length;
-  const end = start + CHECKSUM_LENGTH;
-  const checksum = createHash("sha256").update(bytes.subarray(0, start))
-    .update("0".repeat(CHECKSUM_LENGTH)).update(bytes.subarray(end)).digest("hex");
-  return checksum !== bytes.toString("latin1", start, end);
+  const parts = [bytes.subarray(0, start), Buffer.alloc(CHECKSUM_LENGTH, "0"),
+                 bytes.subarray(start + CHECKSUM_LENGTH)];
+  parts[1] = Buffer.from(createHash("sha256").update(Buffer.concat(parts)).digest("hex"));
+  return Buffer.concat(parts);
 }
 
 function entryOf(bytes) {

@@ -10,6 +10,7 @@ import { fileURLToPath, pathToFileURL } from "node:url";
 import { promisify } from "node:util";
 
 import { NETWORK_FILES } from "../../networkFiles.js";
+import { withChecksum } from "../../onnxMetadata.js";
 import { iou } from "../../src/face.js";
 import { PHOTO_FACE_RATIO } from "../../src/predictor.js";
 import { FIELDS } from "../../src/results.js";
@@ -247,11 +248,13 @@ describe("the page", { skip }, () => {
   test("of another network it quotes no measured errors", LIMIT, async () => {
     const folder = temporaryFolder();
     const shipped = await readFile(path.join(ROOT, NETWORK_FILES.age));
-    const another = Buffer.concat([shipped, entry("temperature", "1.5")]); // the last one counts
-    await writeFile(path.join(folder, "model.onnx"), another);
+    const changed = Buffer.concat([shipped, entry("temperature", "1.5")]); // the last one counts
     const built = path.join(folder, "index.html");
-    await promisify(execFile)(process.execPath, [path.join(ROOT, "web", "build.js"), "--networks",
-                                                 folder, "--out", built]);
+    const words = [path.join(ROOT, "web", "build.js"), "--networks", folder, "--out", built];
+    await writeFile(path.join(folder, "model.onnx"), changed);
+    await assert.rejects(promisify(execFile)(process.execPath, words), /model.onnx' is damaged: /);
+    await writeFile(path.join(folder, "model.onnx"), withChecksum(changed));
+    await promisify(execFile)(process.execPath, words);
     const { page } = await openPage(browser, pathToFileURL(built).href);
     await addPhotos(page, file("astronaut.png"));
     assert.equal((await tableOf(page, "astronaut.png")).length, 1);
