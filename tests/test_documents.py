@@ -13,9 +13,9 @@ from model import build_model
 from preprocess.columns import ALIGNED, COLUMNS
 
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
-# Of pip, TensorBoard, Slurm, GNU parallel and torchrun.
+# Of pip, TensorBoard, Slurm, GNU parallel, torchrun and docker.
 FOREIGN_FLAGS = {"--index-url", "--no-deps", "--logdir", "--array", "--wrap", "--wd",
-                 "--local_addr"}
+                 "--local_addr", "--shm-size"}
 OF_OTHERS = {"ImportError: libGL.so.1: cannot open shared object file"}
 TORCHRUN = re.compile(r"torchrun .*?(?=train\.py|-m |$)")  # torchrun and its own flags
 
