@@ -36,11 +36,13 @@ from preprocess.face import (
     upright_size,
 )
 from preprocess.shards import CHUNK_ROWS, Shards
+from training import loop
 
 AGES = [5, 20, 40, 60, 80, 95]
 ONLY_FLIPS = ["AUG.CROP_AREA", "1"] + [  # of the augmentation
     word for name in load_cfg().AUG if name not in ("STRENGTH", "FLIP", "CROP_AREA")
     for word in (f"AUG.{name}", "0")]
+NOTHING = [*ONLY_FLIPS, "AUG.FLIP", "0"]
 
 
 def cfg_of(*opts):
@@ -525,3 +527,90 @@ def test_votes_that_are_none_are_named_before_crops_are_cut(folder, tmp_path, vo
     with pytest.raises(ValueError, match=rf"drawn_1\.png: '{votes}' in votes"):
         dataset(folder, tmp_path, "LOSS.LABEL", "votes")
     assert not (tmp_path / "cache").exists()
+
+
+@pytest.mark.parametrize(("column", "value"), [("deg", -20.0), ("box1", 30.0)])
+def test_a_list_that_was_aligned_anew_gets_crops_of_its_own(tmp_path, column, value):
+    data = tmp_path / "data"
+    write_dataset(data, [5, 20, 40])
+    path = data / "drawn_train_align.csv"
+
+    def face(*opts):
+        cfg = load_cfg(None, [*TINY, *opts])
+        faces = read_faces(Source(data, "drawn", data), "train", cfg)
+        return FaceDataset(faces, cfg, False, tmp_path / "cache").face(2)
+
+    before = face()
+    pd.read_csv(path).assign(**{column: value}).to_csv(path, index=False)
+    after = face()
+    assert not np.array_equal(after, before)
+    np.testing.assert_array_equal(after, face("DATA.CACHE", "False"))
+
+
+@pytest.mark.parametrize("name", [name for name in load_cfg().AUG if name not in (
+    "STRENGTH", "CROP_AREA")])
+def test_each_kind_of_augmentation_can_be_turned_off_and_on(name):
+    canvas = np.random.default_rng(0).integers(60, 190, (40, 40, 3), np.uint8)
+
+    def faces(*opts):
+        aug = load_cfg(None, [*NOTHING, *opts]).AUG
+        return [augment(canvas, 32, np.random.default_rng(seed), aug) for seed in range(10)]
+
+    for face in faces():
+        np.testing.assert_array_equal(face, canvas[4:36, 4:36])
+    value = "10" if name == "ROTATION" else "0.5"
+    assert len({face.tobytes() for face in faces(f"AUG.{name}", value)}) > 1
+
+
+def test_a_training_crop_has_the_evaluation_crop_in_its_middle(tmp_path):
+    write_dataset(tmp_path, [30], splits=("train",))
+    crops = {}
+    for is_train in (True, False):
+        cfg = load_cfg(None, [*TINY, "DATA.MARGIN", "0.3", "DATA.CACHE", "False",
+                              "DATA.CONTEXT", "0.25"])
+        faces = read_faces(Source(tmp_path, "drawn", tmp_path), "train", cfg)
+        crops[is_train] = FaceDataset(faces, cfg, is_train).crops[0].astype(float)
+    assert crops[True].shape == (48, 48, 3) and crops[False].shape == (32, 32, 3)
+    middle = crops[True][8:-8, 8:-8]
+    error = np.abs(middle - crops[False]).mean()
+    for shift in (-1, 1):
+        assert np.abs(np.roll(middle, shift, axis=0) - crops[False]).mean() > 2 * error
+
+
+def test_a_gray_face_has_the_brightness_of_its_colours():
+    canvas = np.full((40, 40, 3), (200, 40, 100), np.uint8)
+    aug = load_cfg(None, [*NOTHING, "AUG.GRAYSCALE", "1"]).AUG
+    face = augment(canvas, 32, np.random.default_rng(0), aug)
+    assert np.abs(face - (0.299 * 200 + 0.587 * 40 + 0.114 * 100)).max() < 1
+
+
+def test_crops_of_other_libraries_are_not_used(folder, tmp_path, monkeypatch):
+    cfg = load_cfg(None, TINY)
+    faces = read_faces(Source(folder, "drawn", folder), "train", cfg)
+    for version in ("one", "two"):
+        monkeypatch.setattr("crop_cache.crop_fingerprint", lambda version=version: version)
+        FaceDataset(faces, cfg, False, tmp_path)
+    assert len(list(tmp_path.glob("*.u8"))) == 2
+
+
+def test_boxes_of_a_photo_that_was_replaced_are_found_anew(tmp_path):
+    faces = pd.DataFrame([{"root": tmp_path, "photo": "a"}]).assign(
+        **dict.fromkeys(ALIGNED, np.nan))
+    for photo in (ASTRONAUT, HOPPER):
+        shutil.copy(photo, tmp_path / "a")
+        kept, _ = find_boxes(faces, tmp_path / "cache")
+        pd.testing.assert_frame_equal(kept, find_boxes(faces)[0])
+
+
+def test_another_seed_gives_another_order_other_pictures_and_other_weights(tmp_path):
+    assert list(ShuffledBatches(23, 6, 0)) != list(ShuffledBatches(23, 6, 1))
+    write_dataset(tmp_path, [20], splits=("train",))
+    pictures, numbers = [], []
+    for seed in ("0", "0", "1"):
+        cfg = load_cfg(opts=[*TINY, "DATA.CACHE", "False", "TRAIN.SEED", seed])
+        faces = read_faces(Source(tmp_path, "drawn", tmp_path), "train", cfg)
+        pictures.append(FaceDataset(faces, cfg, True).face(0).tobytes())
+        loop.fix_seeds(cfg)
+        numbers.append(torch.rand(1).item())
+    assert pictures[0] == pictures[1] != pictures[2]
+    assert numbers[0] == numbers[1] != numbers[2]

@@ -14,7 +14,9 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
+from demo_inputs import ASTRONAUT
 from matplotlib.cbook import get_sample_data
 from PIL import Image
 from skimage.data import astronaut
@@ -915,3 +917,16 @@ def test_help_needs_neither_torch_nor_pandas_nor_matplotlib(module):
     imported = {line.rsplit("|", 1)[-1].strip() for line in done.stderr.splitlines()}
     assert "argparse" in imported
     assert not {"torch", "pandas", "matplotlib", "cv2", "scipy"} & imported
+
+
+def test_smallest_face_of_an_alignment_is_that_of_its_flags(tmp_path, monkeypatch):
+    shutil.copy(ASTRONAUT, tmp_path / "a.png")
+    (tmp_path / "my_train.csv").write_text("photo,age\na.png,40\n")
+    counts, texts = [], set()
+    for flags in ([], ["--min_face_size", "300"], ["--min_face_ratio", "0.9"]):
+        monkeypatch.setattr("sys.argv", ["face_align", "--dataset", "my", "--data_dir",
+                                         str(tmp_path), "--workers", "1", "--restart", *flags])
+        texts.add(face_align.settings_text(face_align.parse_args()))
+        face_align.main()
+        counts.append(len(pd.read_csv(tmp_path / "my_train_align.csv")))
+    assert counts == [1, 0, 0] and len(texts) == 3

@@ -3,6 +3,7 @@
 import math
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
 
@@ -18,6 +19,7 @@ from losses import (
     older_logits,
     ordinal_log_probs,
     rare_age_weights,
+    target_builder,
 )
 
 BINS = torch.arange(101)
@@ -287,3 +289,29 @@ def test_vote_spread_and_votes_become_the_label():
     assert by_votes(labels(30.0, votes=votes))[0, 31].item() == 0.75
     none = by_votes(labels(30.0, votes=torch.zeros(1, 101)))
     torch.testing.assert_close(none, unknown)
+
+
+def test_labels_are_made_as_the_config_says():
+    bins = torch.arange(101)
+    votes = torch.zeros(1, 101)
+    votes[0, [28, 32]] = 0.5
+    labels = {"age": torch.tensor([30.0]), "age_std": torch.tensor([0.5]),
+              "age_min": torch.tensor([30.0]), "age_max": torch.tensor([30.0]), "votes": votes}
+    for opts, expected in (
+            (["TRAIN.AGE_STDDEV", "5"], gaussian_target(labels["age"], bins, 5.0)),
+            (["LOSS.LABEL", "vote_std", "LOSS.STD_FLOOR", "3"],
+             gaussian_target(labels["age"], bins, 3.0)),
+            (["LOSS.LABEL", "votes"], votes)):
+        target = target_builder(load_cfg(None, opts))(labels, bins)
+        torch.testing.assert_close(target.target_dist, expected)
+
+
+def test_the_first_and_last_ages_of_a_config_are_those_of_every_loss():
+    bins = torch.arange(10, 21)
+    for name in ("kl", "kl_l1", "ce", "sord", "mean_variance"):
+        criterion = build_criterion(load_cfg(None, ["LOSS.NAME", name]), bins)
+        ages = torch.tensor([13.0])
+        labels = {"age": ages, "age_min": ages, "age_max": ages,
+                  "age_std": torch.tensor([math.nan])}
+        losses = [criterion(8 * torch.eye(11)[[k]], labels)["loss"].item() for k in range(11)]
+        assert np.argmin(losses) == 3, name

@@ -458,3 +458,9 @@ def test_a_photo_that_the_memory_does_not_hold_is_told_and_the_next_is_read(tmp_
 
     assert read_or_explain(read, "large.png").problem == "not enough memory"
     assert read_or_explain(read, "small.png") == bytearray(1)
+
+
+def test_crops_get_the_median_where_the_config_says_so(model_path):
+    by = {decode: AgeEstimator(model_path, "cpu", ["TEST.DECODE", decode]).ages_of_crops(
+        [ASTRONAUT])[0] for decode in ("mean", "median")}
+    assert by["median"].age == by["median"].median == by["mean"].median != by["mean"].age

@@ -134,3 +134,18 @@ def test_protocols_of_intervals_end_in_their_scores(tmp_path):
     assert re.fullmatch(r"distance to the interval, years: \S+ \(sd \S+ over 2 protocols\)",
                         lines[-1])
     assert "mae" not in lines[-1] and lines[-2].startswith("in the right interval, %: ")
+
+
+def test_a_protocol_is_tested_with_its_best_epoch(tmp_path):
+    folder, run = tmp_path / "data", tmp_path / "run"
+    write_dataset(folder, AGES, splits=("train",))
+    splits = ("train", "train", "valid", "test")
+    for fold in range(2):
+        write_list(folder / f"drawn_split_fold{fold}.csv", [
+            {"photo": f"drawn_{i}.png", "split": splits[(i + fold) % 4]} for i in range(8)])
+    words = ["--protocol", "fold*", *TINY, "TRAIN.EPOCHS", "1"]
+    lines = train(folder, run, *words).stdout.splitlines()
+    last = weights(run / "fold1" / "last.pth")
+    last["model"]["head.bias"][100] += 1000  # as if it had become worse since
+    torch.save(last, run / "fold1" / "last.pth")
+    assert train(folder, run, *words).stdout.splitlines()[-1] == lines[-1]

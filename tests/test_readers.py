@@ -839,3 +839,23 @@ def test_decimal_commas_of_a_spreadsheet_are_read(tmp_path, generate, separator)
     assert done.returncode == 0 and "skipped" not in done.stdout, done.stdout + done.stderr
     [row] = pd.read_csv(tmp_path / "mine_train.csv").to_dict("records")
     assert row == {"photo": "1,5.png", "age": 23.5, "age_std": 0.125, "votes": "23:0.5 24:0.25"}
+
+
+def test_imdb_locations_are_those_of_the_table_and_a_person_is_in_one_split(tmp_path):
+    (tmp_path / "imdb").mkdir()
+    count = 60
+    faces = {"dob": [730668] * count, "photo_taken": [2030] * count,
+             "full_path": np.array([f"p{i}.jpg" for i in range(count)], object),
+             "gender": [1.0] * count, "face_score": [3.0] * count,
+             "face_location": np.array([np.array([[1.0, 2, 3, 4]])] * count + [None],
+                                       object)[:count],
+             "second_face_score": [np.nan] * count, "celeb_id": [i // 4 for i in range(count)]}
+    savemat(tmp_path / "imdb" / "imdb.mat", {"imdb": faces})
+    rows = list(DATASETS["imdb"].read(tmp_path, Options()))
+    assert len(rows) == count
+    assert [rows[0][name] for name in ("face_x1", "face_y1", "face_x2", "face_y2")] == [1, 2, 3, 4]
+    splits = {}
+    for row in rows:
+        splits.setdefault(row["subject"], set()).add(row["split"])
+    assert len(splits) == 15 and all(len(found) == 1 for found in splits.values())
+    assert len({row["split"] for row in rows}) > 1

@@ -875,3 +875,9 @@ def test_a_hundred_thousand_faces_take_less_than_a_minute(tmp_path):
     start = time.perf_counter()
     report.write_report(scores.evaluate_all({"model": [check_predictions(table, "t")]}), tmp_path)
     assert time.perf_counter() - start < 60
+
+
+def test_columns_of_a_distribution_may_come_in_any_order(tmp_path):
+    (tmp_path / "t.csv").write_text("photo,age,pred_age,p10,p9,p11\na.jpg,10,10,0.25,0.625,0.125\n")
+    read = read_predictions(tmp_path / "t.csv")
+    assert read.age_bins.tolist() == [9, 10, 11] and read.probs.tolist() == [[0.625, 0.25, 0.125]]

@@ -4,7 +4,10 @@ import itertools
 import os
 import shutil
 import signal
+import time
 from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
@@ -23,8 +26,10 @@ from scripts import (
 
 import engine
 from checkpoint import load_checkpoint, save_checkpoint
+from defaults import load_cfg
 from training import loop
 from training.folder import RunFolder
+from training.run import Run
 
 
 def killed(*_):
@@ -329,3 +334,52 @@ def test_the_log_forgets_epochs_that_were_gone_back_before(folder, tmp_path):
         file.write('{"epoch": 4, "tra')  # killed in a write
     train(folder, run, "--resume", first, "TRAIN.EPOCHS", "2")
     assert [record["epoch"] for record in read_log(run)] == [1, 2]
+
+
+def test_last_is_written_when_all_other_files_of_its_epoch_are(tmp_path, monkeypatch):
+    order = []
+
+    def noted(path, target, replace=Path.replace):
+        order.append(Path(target).name)
+        return replace(path, target)
+
+    monkeypatch.setattr(Path, "replace", noted)
+    RunFolder(tmp_path).save({"cfg": "", "model": {}}, "epoch001.pth", is_best=True)
+    assert order == ["epoch001.pth", "best.pth", "last.pth"]
+
+
+def test_a_resumed_run_remembers_its_best_ca(folder, tmp_path):
+    run = tmp_path / "run"
+    train(folder, run, *TINY, "TRAIN.EPOCHS", "1")
+    last = weights(run / "last.pth")
+    torch.save(last | {"best_ca": {"ca3": 100.0, "ca5": 100.0, "ca7": 100.0},
+                       "best": last["best"] | {"value": 0.0}}, run / "last.pth")
+    before = set(run.glob("epoch*.pth"))
+    train(folder, run, "--resume", run / "last.pth", "TRAIN.EPOCHS", "2")
+    assert weights(run / "last.pth")["best_ca"] == {"ca3": 100, "ca5": 100, "ca7": 100}
+    assert set(run.glob("epoch*.pth")) == before
+
+
+def test_a_list_with_another_age_is_another_list(folder, tmp_path):
+    data, run = tmp_path / "data", tmp_path / "run"
+    shutil.copytree(folder, data)
+    train(data, run, *TINY, "TRAIN.EPOCHS", "1")
+    last = weights(run / "last.pth")
+    half = {"steps": 1, "seconds": 1.0, "lr": 0.001, "sums": {}, "index": torch.arange(4),
+            "pred_ages": torch.zeros(4)}
+    torch.save(last | {"progress": half, "best": {}}, run / "half.pth")
+    for split in ("train", "valid"):
+        path = data / f"drawn_{split}_align.csv"
+        pd.read_csv(path).replace({"age": {25: 26}}).to_csv(path, index=False)
+        if split == "train":
+            assert "training list has changed" in refusal(train(
+                data, run, "--resume", run / "half.pth", "TRAIN.EPOCHS", "2", check=False))
+    assert "the validation faces are not those of the epochs before" in train(
+        data, run, "--resume", run / "last.pth", "TRAIN.EPOCHS", "2").stdout
+
+
+def test_a_save_is_due_after_so_many_minutes(folder, tmp_path):
+    run = SimpleNamespace(cfg=load_cfg(None, ["TRAIN.SAVE_MINUTES", "2"]))
+    for seconds, is_due in ((0, False), (100, False), (130, True)):
+        run.saved_at = time.monotonic() - seconds
+        assert Run.is_save_due(run) == is_due

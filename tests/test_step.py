@@ -1,5 +1,6 @@
 """The step between two batches: learning rate, parameter groups, precision, averaged weights."""
 
+import copy
 import itertools
 import math
 import subprocess
@@ -275,3 +276,38 @@ def test_averaged_weights_forget_the_first_ones_soon_and_then_slowly():
         decay = min(0.9, (1 + step) / (10 + step))
         expected = decay * expected + (1 - decay) * step
         assert averaged.module.weight.item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_step_is_that_of_the_optimiser_on_the_mean_loss_of_its_batch():
+    cfg = load_cfg(opts=["MODEL.ARCH", "tinyage", "MODEL.IMG_SIZE", "32", "MODEL.PRETRAINED",
+                         "none", "TRAIN.OPT", "sgd", "TRAIN.LR", "0.01", "TRAIN.MOMENTUM", "0.5"])
+    bins, generator = torch.arange(101), torch.Generator().manual_seed(0)
+    model = build_model(cfg).eval()
+    alone = copy.deepcopy(model)
+    criterion, optimizer = build_criterion(cfg, bins), optim.build_optimizer(model, cfg)
+    trainer = Trainer(model, criterion, bins, optimizer,
+                      optim.build_scheduler(optimizer, 10, cfg), CPU, batch_faces=3)
+    plain = torch.optim.SGD(alone.parameters(), lr=0.01, momentum=0.5)
+    for ages in ([20.0, 70.0, 5.0], [33.0, 41.0, 90.0], [60.0, 8.0, 25.0]):
+        ages = torch.tensor(ages)
+        batch = {"pixels": torch.randint(256, (3, 3, 32, 32), dtype=torch.uint8,
+                                         generator=generator),
+                 "age": ages, "age_min": ages, "age_max": ages,
+                 "age_std": torch.full((3,), math.nan)}
+        trainer.step(batch)
+        plain.zero_grad()
+        criterion(alone(batch["pixels"]), batch)["loss"].mean().backward()
+        plain.step()
+    for mine, theirs in zip(model.parameters(), alone.parameters(), strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-6)
+
+
+def test_the_weights_of_a_training_are_averaged_with_the_decay_of_its_config(folder):
+    cfg = load_cfg(None, [*TINY, "TRAIN.EMA_DECAY", "0.05", "DATA.CACHE", "False"])
+    faces = read_faces(Source(folder, "drawn", folder), "train", cfg)
+    trainer = build.build_trainer(cfg, CPU, build.build_network(cfg, CPU),
+                                  build.build_train_loader(faces, cfg, CPU))
+    for value in (0.0, 1.0):
+        torch.nn.init.constant_(trainer.model.head.bias, value)
+        trainer.ema.update_parameters(trainer.model)
+    assert trainer.evaluated_model().head.bias[0].item() == pytest.approx(0.95)

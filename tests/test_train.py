@@ -14,14 +14,20 @@ from faces import TINY, write_dataset, write_list
 from scripts import AGES, ROOT, read_log, refusal, script, train, weights
 
 from age_network import OnnxAgeNetwork, TorchAgeNetwork
+from batches import build_eval_loader
 from checkpoint import load_checkpoint, save_checkpoint
-from dataset import to_pixels
+from dataset import FaceDataset, to_pixels
 from defaults import ARCHS, load_cfg, parse_cfg
-from lists import Source, read_sources
+from engine import EpochProgress
+from lists import Source, pair_folders, read_faces, read_sources
 from losses import gaussian_target
+from training import build
 from training.onnx_release import export_onnx, sample_crops
 from training.release import release_checkpoint
+from training.run import Job, Run
 from training.teachers import ModelTeachers, find_teachers, teacher_distributions
+
+CPU = torch.device("cpu")
 
 
 def test_eight_faces_are_learnt_by_heart(folder, tmp_path):
@@ -458,3 +464,86 @@ def test_a_broken_photo_met_in_a_worker_ends_in_one_line(folder, tmp_path):
     done = train(data, tmp_path / "run", *TINY, "DATA.CACHE", "False", "TRAIN.WORKERS", "1",
                  "TRAIN.EPOCHS", "1", check=False)
     assert "drawn_3.png: image file is truncated" in refusal(done)
+
+
+def test_each_epoch_shows_every_face_once_in_a_new_order_augmented_anew(
+        folder, tmp_path, monkeypatch):
+    seen = {True: [], False: []}  # of training and of validation: (epoch, index, pixels)
+
+    def noted(data, keys, batch=FaceDataset.batch):
+        made = batch(data, keys)
+        seen[data.train] += [(*key, pixels) for key, pixels in
+                             zip(keys, made["pixels"], strict=True)]
+        return made
+
+    monkeypatch.setattr(FaceDataset, "batch", noted)
+    train(folder, tmp_path / "run", *TINY, "TRAIN.EPOCHS", "2")
+    first, second = seen[True][:8], seen[True][8:]
+    assert [epoch for epoch, *_ in seen[True]] == [0] * 8 + [1] * 8
+    orders = [[index for _, index, _ in epoch] for epoch in (first, second)]
+    assert sorted(orders[0]) == sorted(orders[1]) == list(range(8)) and orders[0] != orders[1]
+    plain = {index: pixels for _, index, pixels in seen[False]}
+    once, again = ({index: pixels for _, index, pixels in epoch} for epoch in (first, second))
+    for index, pixels in plain.items():
+        assert not torch.equal(once[index], pixels)
+        assert not torch.equal(once[index], again[index])
+
+
+def test_a_training_weighs_rare_ages_as_its_config_says(tmp_path):
+    write_dataset(tmp_path, [20] * 9 + [80], splits=("train",))
+    factors = []
+    for power in ("0", "0.5"):
+        cfg = load_cfg(opts=[*TINY, "LOSS.NAME", "ce", "LOSS.RARE_AGE_POWER", power,
+                             "DATA.CACHE", "False"])
+        faces = read_faces(Source(tmp_path, "drawn", tmp_path), "train", cfg)
+        faces = pd.concat([faces] * 20, ignore_index=True)
+        loader = build.build_train_loader(faces, cfg, CPU)
+        trainer = build.build_trainer(cfg, CPU, build.build_network(cfg, CPU), loader)
+        factors.append(trainer.criterion(torch.zeros(200, 101), loader.dataset.labels)["loss"])
+    weights = factors[1] / factors[0]
+    assert (weights[9] / weights[0]).item() == pytest.approx(3, rel=0.1)  # nine times rarer
+    assert weights.mean().item() == pytest.approx(1, rel=1e-3)
+
+
+def test_the_best_epoch_is_chosen_as_the_model_is_used(folder, trained, tmp_path):
+    words = ["--data_dir", folder, "--cache_dir", tmp_path / "cache", "--split", "valid"]
+    maes = {}
+    for opts in ([], ["TEST.TTA", "True"], ["TEST.DECODE", "median"]):
+        run = tmp_path / "_".join(["run", *opts])
+        train(folder, run, *TINY, "MODEL.PRETRAINED", trained, "TRAIN.LR", "1e-9",
+              "TRAIN.EPOCHS", "1", *opts)
+        [record] = read_log(run)
+        told = script("test.py", *words, "--resume", run / "best.pth").stdout
+        assert float(told.rsplit(" ", 1)[1]) == pytest.approx(record["valid"]["mae"], abs=1e-3)
+        maes[tuple(opts)] = record["valid"]["mae"]
+    assert len({round(mae, 3) for mae in maes.values()}) == 3
+
+
+def test_the_figures_of_an_epoch_are_of_the_faces_that_it_predicted(folder, tmp_path):
+    cfg = load_cfg(None, TINY)
+    sources = pair_folders([folder], None, None)
+    loaders = {"train": build.build_train_loader(read_sources(sources, "train", cfg), cfg, CPU,
+                                                 tmp_path),
+               "valid": build_eval_loader(read_sources(sources, "valid", cfg), cfg, CPU, tmp_path)}
+    trainer = build.build_trainer(cfg, CPU, build.build_network(cfg, CPU), loaders["train"])
+    run = Run(Job(sources, CPU, tmp_path / "run", []), cfg, trainer, loaders)
+    ages = loaders["train"].dataset.labels["age"]
+    index = torch.tensor([5, 2, 7, 0])
+    progress = EpochProgress(steps=1, lr=0.1, sums={"loss": 8.0}, index=index,
+                             pred_ages=ages[index] + torch.tensor([1.0, -2, 3, -4]))
+    record = run.record(progress.gather(), ages.numpy(), {"loss": torch.ones(8)})
+    assert record["train"]["mae"] == pytest.approx(2.5) and record["train"]["loss"] == 2
+
+
+def test_a_teacher_of_more_ages_teaches_those_of_the_student(tmp_path):
+    write_dataset(tmp_path, [15, 18], splits=("train",))
+    faces = read_sources([Source(tmp_path, "drawn", tmp_path)], "train", load_cfg())
+    probs = np.zeros((2, 31))
+    probs[0, [15, 16, 30]], probs[1, 18] = (0.6, 0.2, 0.2), 1
+    table = faces[["photo", "age"]].assign(pred_age=faces["age"])
+    pd.concat([table, pd.DataFrame(probs, columns=[f"p{age}" for age in range(31)])],
+              axis=1).to_csv(tmp_path / "t.csv", index=False)
+    taught = teacher_distributions([tmp_path / "t.csv"], faces, range(10, 21)).numpy()
+    expected = np.zeros((2, 11))
+    expected[0, [5, 6]], expected[1, 8] = (0.75, 0.25), 1
+    np.testing.assert_allclose(taught, expected, atol=1e-6)
