@@ -2,25 +2,23 @@
 
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 from faces import draw_face, write_dataset, write_list
 from PIL import Image
+from scripts import ROOT, script
 
 from dataset import FaceDataset
 from defaults import load_cfg
 from lists import pair_folders, read_sources
 
-ROOT = Path(__file__).parent.parent
 AGES = [5, 15, 25, 35, 45, 55]
 
 
 def pack(*words):
-    return subprocess.run([sys.executable, "-m", "training.pack", *map(str, words)], cwd=ROOT,
-                          text=True, capture_output=True)
+    return script("training/pack.py", *words, check=False)
 
 
 @pytest.fixture
@@ -123,7 +121,8 @@ def test_rotations_that_an_old_list_ignored_are_told(drawn, tmp_path):
     for split in ("train", "valid"):
         path = drawn / f"drawn_{split}_align.csv"
         pd.read_csv(path).drop(columns="confidence").to_csv(path, index=False)
-    done = pack(tmp_path / "out", "--data_dir", drawn, "--size", 64)
+    done = subprocess.run([sys.executable, "-m", "training.pack", tmp_path / "out", "--data_dir",
+                           drawn, "--size", "64"], cwd=ROOT, text=True, capture_output=True)
     assert done.returncode == 0, done.stderr
     assert "warning: 1 of 6 photos (drawn_0.png) have an EXIF rotation" in done.stderr
     assert done.stderr.count("warning:") == 1

@@ -2,12 +2,15 @@
 
 import re
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from faces import TINY, write_dataset, write_list
 from scripts import AGES, interrupt_after, refusal, script, start_training, train, weights
+
+from training import loop
 
 
 def write_folds(folder, splits):
@@ -47,6 +50,15 @@ def test_protocols_end_in_the_mean_and_spread_of_their_scores(trained):
     told = re.fullmatch(r"test mae: (\S+) \(sd (\S+) over 2 protocols\)", lines[-1])
     assert float(told[1]) == pytest.approx(np.mean(maes), abs=0.0015)
     assert float(told[2]) == pytest.approx(np.std(maes, ddof=1), abs=0.0015)
+
+
+def test_the_spread_over_protocols_is_that_of_a_sample(trained, monkeypatch):
+    folder, run, _ = trained
+    maes = iter([4.0, 7.0])
+    monkeypatch.setattr(loop, "predict_split", lambda *_, **__: SimpleNamespace(
+        scores=lambda: {"mae": next(maes)}))
+    lines = train(folder, run, *WORDS).stdout.splitlines()
+    assert lines[-1] == "test mae: 5.500 (sd 2.121 over 2 protocols)"
 
 
 def test_a_command_that_is_done_only_tests_again(trained):
