@@ -153,10 +153,10 @@ def write_framed(folder, split, framing, has_confidence=False):
     photos = [load_photo(path) for path in (ASTRONAUT, HOPPER)]
     photos += [photo.rotate(20, expand=True) for photo in photos]
     photos.append(Image.fromarray(draw_face(30)))  # in which the detector finds nothing
-    rows = []
+    rows, detector = [], FaceDetector()
     for number, photo in enumerate(photos):
         photo.save(folder / f"{split}{number}.png")
-        [found] = FaceDetector().align([photo])
+        [found] = detector.align([photo])
         roll_deg, bbox = 0, (9, 9, 60, 60)
         if found:
             roll_deg, bbox = found[0].roll_deg, found[0].aligned_bbox
