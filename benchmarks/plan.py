@@ -282,9 +282,9 @@ def read_tables(path=ROWS, opts=()):
                              f"one of its rows {', '.join(table.rows)}")
         for name, row in table.rows.items():
             for key, value, is_right in (
-                    ("seeds", row.seeds, isinstance(row.seeds, int) and row.seeds > 0),
+                    ("seeds", row.seeds, isinstance(row.seeds, int)),
                     ("published", row.published, isinstance(row.published, int | float))):
-                if value is not None and not is_right:
+                if value is not None and not (is_right and value > 0):
                     raise ValueError(f"'{path}': {key} of the row '{name}' of '{table.name}' must "
                                      f"be a {'whole ' * (key == 'seeds')}number above 0, got "
                                      f"'{value}'")
