@@ -289,8 +289,12 @@ def finding(table, group, lines, results):
     if not told:
         return None
     is_missing = any(table.missing(group, row, results) for row in table.rows)
-    return f"{table.groups[group].title}, against {table.rows[table.baseline].title}: {told}" \
+    sentence = f"{table.groups[group].title}, against {table.rows[table.baseline].title}: {told}" \
         + (" (so far; runs are missing)." if is_missing else ".")
+    if any(line.runs and not line.is_searched for line in lines):
+        sentence += (" The learning rates marked \"?\" below are still searched: until they are "
+                     "found, no row can be judged.")
+    return sentence
 
 
 def counted_faces(lines, results):

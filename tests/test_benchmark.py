@@ -223,7 +223,7 @@ def test_the_page_states_scores_and_paired_differences(tmp_path):
     assert lines["kl"].wins == (3, 3)
     assert "From ImageNet weights, against `ce` (cross-entropy): a smaller MAE: `kl` (DLDL); " \
            "a larger MAE: `or_cnn` (OR-CNN); no difference shown: `sord` (SORD) (so far; " \
-           "runs are missing)." in text
+           "runs are missing). The learning rates marked \"?\" below are still searched" in text
     assert f"| `kl` (DLDL) | **\N{MINUS SIGN}{-kl['value']:.2f}** (" in text
     assert f"| `sord` (SORD) | {sord['value']:+.2f} (".replace("-", "\N{MINUS SIGN}") in text
     first = results[lines["kl"].runs[0]]["test"]["mae"]
@@ -274,7 +274,7 @@ def test_a_run_that_diverged_is_named_and_not_missing(tmp_path):
     page.write_page(tables, results, tmp_path / "page.md")
     text = (tmp_path / "page.md").read_text(encoding="utf-8")
     assert "Missing" not in text and f"left out: {lost}." in text
-    assert "against ce: a smaller MAE in fewer than three runs: kl.\n" in text
+    assert "against ce: a smaller MAE in fewer than three runs: kl.\n" in text  # and no more
     assert "| kl |" in text and "1 of 2" in text
 
 
