@@ -116,7 +116,7 @@ def stop_unless_damaged(error, path, folder):
     Args:
         error: OSError or MemoryError of load_photo or upright_size.
         path: file of the photo, for the message.
-        folder: of all photos.
+        folder: that holds all photos.
     Raises:
         OSError: names the photo and the way out.
     """
