@@ -112,10 +112,8 @@ def before_and_after(row, data_dir, margin_ratio):
     path = Path(data_dir, clean_path(row["photo"]))
     try:
         photo = load_photo(path)
-    except FileNotFoundError:
-        raise
     except OSError as error:
-        raise OSError(f"'{path}': {error}") from error
+        raise OSError(f"'{path}': {error.strerror or error}") from error
     deg, *box = (float(row[name]) for name in ("deg", *BOX))
     if problem := crop_problem(box, photo.size, deg, margin_ratio):
         raise ValueError(f"'{path}': {problem}")

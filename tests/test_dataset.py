@@ -439,7 +439,7 @@ def test_losses_of_detail_keep_the_picture_but_not_its_fine_grain(key):
     ramp = np.linspace(60, 190, 64)[:, None, None] * np.ones((64, 64, 3)) + (0, 20, 40)
     grain = np.random.default_rng(0).normal(0, 12, ramp.shape)
     canvas = (ramp + grain).clip(0, 255).astype(np.uint8)
-    cfg = cfg_of(*ONLY_FLIPS, "AUG.FLIP", "0", key, "1")
+    cfg = cfg_of(*NOTHING, key, "1")
     faces = np.stack([augment(canvas, 64, np.random.default_rng(i), cfg.AUG) for i in range(20)])
     assert faces.mean(axis=(0, 1, 2)) == pytest.approx(canvas.mean(axis=(0, 1)), abs=2)
     assert np.abs(faces.mean(axis=0) - ramp).mean() < 0.8 * np.abs(canvas - ramp).mean()

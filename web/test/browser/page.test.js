@@ -253,6 +253,9 @@ describe("the page", { skip }, () => {
     const words = [path.join(ROOT, "web", "build.js"), "--networks", folder, "--out", built];
     await writeFile(path.join(folder, "model.onnx"), changed);
     await assert.rejects(promisify(execFile)(process.execPath, words), /model.onnx' is damaged: /);
+    const other = withChecksum(Buffer.concat([shipped, entry("decode", "mode")]));
+    await writeFile(path.join(folder, "model.onnx"), other);
+    await assert.rejects(promisify(execFile)(process.execPath, words), /metadata 'decode' 'mode'/);
     await writeFile(path.join(folder, "model.onnx"), withChecksum(changed));
     await promisify(execFile)(process.execPath, words);
     const { page } = await openPage(browser, pathToFileURL(built).href);
